@@ -1,0 +1,48 @@
+"""Time windows of aggregations, and how durations are written in feature names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return days, hours, minutes and seconds, non-zero parts only; the sign is dropped.
+
+    >>> format_duration(timedelta(hours=36)), format_duration(timedelta(days=7)), format_duration(timedelta(0))
+    ('1d12h', '7d', '0s')
+    """
+    seconds = int(abs(duration).total_seconds())
+    text = ""
+    for unit, size in _UNITS:
+        count, seconds = divmod(seconds, size)
+        if count:
+            text += f"{count}{unit}"
+    return text or "0s"
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWindow:
+    """The span an aggregation looks back over, `[edge - window_size + offset, edge + offset)`.
+
+    Args:
+        window_size: Length; a positive multiple of the view's aggregation interval.
+        offset: Zero or negative; moves the whole window into the past.
+
+    Source: Manually Trigger Materialization, example of a feature view (`TimeWindow(window_size=...)`).
+    """
+
+    window_size: timedelta
+    offset: timedelta = timedelta(0)
+
+    @property
+    def reach(self) -> timedelta:
+        """How far before the right edge the window begins."""
+        return self.window_size - self.offset
+
+    @property
+    def offset_suffix(self) -> str:
+        """What the offset adds to a feature's name."""
+        return f"_offset_{format_duration(self.offset)}" if self.offset else ""
