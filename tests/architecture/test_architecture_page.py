@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.architecture.python_files import PACKAGE, ROOT
+
+PAGE = ROOT / "ARCHITECTURE.md"
+FOLDER = re.compile(r"(?<![\w./-])((?:\w+/)+)(?=[\s`|)]|$)", re.MULTILINE)
+
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="there is no ARCHITECTURE.md yet")
+
+
+def test_every_folder_named_in_the_architecture_page_exists() -> None:
+    missing = [
+        folder
+        for folder in sorted(set(FOLDER.findall(PAGE.read_text(encoding="utf-8"))))
+        if not (ROOT / folder).is_dir() and not (PACKAGE / folder).is_dir() and not (ROOT / "tests" / folder).is_dir()
+    ]
+    assert not missing
+
+
+def test_every_folder_of_the_package_is_on_the_architecture_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert [folder for folder in sorted(folders) if f"{folder}/" not in text] == []
