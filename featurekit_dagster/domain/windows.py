@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,6 +22,27 @@ def format_duration(duration: timedelta) -> str:
         if count:
             text += f"{count}{unit}"
     return text or "0s"
+
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration written as days, hours, minutes and seconds, in that order, each at most once.
+
+    >>> parse_duration("1d12h")
+    datetime.timedelta(days=1, seconds=43200)
+
+    Raises:
+        ValueError: The text is empty or of another form.
+    """
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        raise ValueError(f"duration {text!r} is not like '1d2h3m4s'")
+    return sum(
+        (timedelta(seconds=int(n or 0) * size) for n, (_, size) in zip(match.groups(), _UNITS, strict=True)),
+        timedelta(0),
+    )
 
 
 @dataclass(frozen=True, slots=True)

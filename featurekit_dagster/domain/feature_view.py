@@ -1,0 +1,236 @@
+"""Feature views: the declaration of one set of features, as a value.
+
+`batch_feature_view` (in `declarations`) gathers what the user wrote, `view_rules` checks it and finds every fault at once, and
+`FeatureView` is what all other parts of the project read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+
+from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, partial_columns
+from featurekit_dagster.domain.entity import Entity
+from featurekit_dagster.domain.schema import Field
+from featurekit_dagster.domain.sources import BatchSource, SourceRange
+from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.intervals import floor_time
+
+ANCHOR_TIME = "_anchor_time"
+_ZERO = timedelta(0)
+
+
+class BatchTriggerType(Enum):
+    """Who starts batch jobs: the schedule, or only people and other systems.
+
+    Source: Manually Trigger Materialization, Disabling scheduled batch jobs for a Feature View.
+    """
+
+    SCHEDULED = "SCHEDULED"
+    MANUAL = "MANUAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """One aggregate feature, with the type of its column taken from the view's schema.
+
+    Args:
+        column: A column of the transformation's output; a `Field` brings its own type.
+        function: Name of the function, such as `"sum"`.
+        time_window: The span to look back over; a bare timedelta means `TimeWindow`.
+        name: Replaces the whole generated feature name.
+
+    Source: Manually Trigger Materialization, example of a feature view.
+    """
+
+    column: str | Field
+    function: str
+    time_window: TimeWindow | timedelta
+    name: str | None = None
+
+
+def Aggregate(  # noqa: N802 - the spelling of the seeds' later versions
+    *, input_column: Field, function: str, time_window: TimeWindow | timedelta, name: str | None = None
+) -> Aggregation:
+    """Return an aggregate feature in the spelling of later versions."""
+    return Aggregation(input_column, function, time_window, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaConfig:
+    """How the offline table is laid out.
+
+    Args:
+        time_partition_size: Width of one hive partition of the table; one day by default.
+    """
+
+    time_partition_size: timedelta = timedelta(days=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureView:
+    """A checked declaration: every field is resolved, typed and consistent.
+
+    Args:
+        name: Unique in the workspace; also the asset key.
+        function: The transformation.
+        mode: `pandas`, `polars` or `sql`.
+        inputs: Parameter name to the source span it is handed, in the function's order.
+        context_parameter: The parameter that receives the `MaterializationContext`, if any.
+        entities: What the features describe.
+        join_keys: Typed key columns, in the order of the entities.
+        timestamp_field: Name of the event time column.
+        columns: Every column the transformation must return, typed: join keys, timestamp, inputs of features.
+        attributes: Plain features; empty for aggregate views.
+        aggregates: Aggregate features; empty otherwise.
+        aggregation_interval: Tile size of aggregate views, else None.
+        batch_schedule: Width of one batch interval.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    mode: str
+    inputs: Mapping[str, SourceRange]
+    context_parameter: str | None
+    entities: tuple[Entity, ...]
+    join_keys: tuple[Field, ...]
+    timestamp_field: str
+    columns: tuple[Field, ...]
+    attributes: tuple[Field, ...]
+    aggregates: tuple[AggregateFeature, ...]
+    aggregation_interval: timedelta | None
+    batch_schedule: timedelta
+    ttl: timedelta | None = None
+    feature_start_time: datetime | None = None
+    online: bool = False
+    offline: bool = False
+    batch_trigger: BatchTriggerType = BatchTriggerType.SCHEDULED
+    manual_trigger_backfill_end_time: datetime | None = None
+    max_backfill_interval: timedelta | None = None
+    incremental_backfills: bool = False
+    online_serving_index: tuple[str, ...] = ()
+    offline_store: DeltaConfig = DeltaConfig()
+    description: str | None = None
+    owner: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    defined_in: str | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __getitem__(self, names: Sequence[str]) -> FeatureReference:
+        """Return a reference to some of the features, for a feature service."""
+        return FeatureReference(view=self, selected=tuple(names))
+
+    def with_name(self, namespace: str) -> FeatureReference:
+        """Return a reference whose features carry `namespace` instead of the view's name."""
+        return FeatureReference(view=self, namespace=namespace)
+
+    def with_join_key_map(self, join_key_map: Mapping[str, str]) -> FeatureReference:
+        """Return a reference whose join keys are read from other spine columns (`{view key: spine column}`)."""
+        return FeatureReference(view=self, join_key_map=dict(join_key_map))
+
+    @property
+    def is_aggregate(self) -> bool:
+        """Whether features are aggregates over windows."""
+        return bool(self.aggregates)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the output features, in order of declaration."""
+        return tuple(feature.name for feature in self.aggregates or self.attributes)
+
+    @property
+    def features(self) -> tuple[Field, ...]:
+        """The output features with their types."""
+        return tuple(Field(f.name, f.dtype) for f in self.aggregates) or self.attributes
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """Names of the join keys."""
+        return tuple(key.name for key in self.join_keys)
+
+    @property
+    def partials(self) -> tuple[PartialColumn, ...]:
+        """Partial columns of a stored tile; empty for views without aggregates."""
+        return partial_columns(self.aggregates)
+
+    @property
+    def sources(self) -> tuple[BatchSource, ...]:
+        """The sources, each once."""
+        return tuple(dict.fromkeys(used.source for used in self.inputs.values()))
+
+    @property
+    def data_delay(self) -> timedelta:
+        """Largest data delay of the sources."""
+        return max((source.data_delay for source in self.sources), default=_ZERO)
+
+    @property
+    def reach(self) -> timedelta:
+        """How far before a right edge the widest window begins; zero without aggregates."""
+        return max((feature.window.reach for feature in self.aggregates), default=_ZERO)
+
+    @property
+    def materialization_start(self) -> datetime | None:
+        """Start of the first batch interval to materialize, on the schedule's grid: feature start minus the widest window."""
+        if self.feature_start_time is None:
+            return None
+        return floor_time(self.feature_start_time - self.reach, self.batch_schedule)
+
+    @property
+    def stored_time_column(self) -> str:
+        """The time column of the offline table: tile start, or the row's own timestamp."""
+        return ANCHOR_TIME if self.is_aggregate else self.timestamp_field
+
+    @property
+    def wildcard_join_key(self) -> str | None:
+        """The join key that the online serving index leaves out, or None."""
+        left_out = [name for name in self.key_names if name not in self.online_serving_index]
+        return left_out[0] if left_out else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureReference:
+    """A view as a feature service uses it: some of its features, under a name, with its keys read from named columns.
+
+    Args:
+        view: The feature view.
+        selected: Features to use; all of them when empty.
+        namespace: Replaces the view's name in front of the features.
+        join_key_map: View key to spine column; keys that are not named keep their own name.
+    """
+
+    view: FeatureView
+    selected: tuple[str, ...] = ()
+    namespace: str | None = None
+    join_key_map: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, names: Sequence[str]) -> FeatureReference:
+        """Return the same reference with only these features."""
+        return replace(self, selected=tuple(names))
+
+    def with_name(self, namespace: str) -> FeatureReference:
+        """Return the same reference under another name."""
+        return replace(self, namespace=namespace)
+
+    def with_join_key_map(self, join_key_map: Mapping[str, str]) -> FeatureReference:
+        """Return the same reference with its join keys read from other spine columns (`{view key: spine column}`)."""
+        return replace(self, join_key_map=dict(join_key_map))
+
+    @property
+    def label(self) -> str:
+        """What stands in front of the features."""
+        return self.namespace or self.view.name
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features it brings, in order."""
+        return self.selected or self.view.feature_names
+
+    @property
+    def spine_keys(self) -> tuple[str, ...]:
+        """The spine columns that hold the view's join keys, in the view's order."""
+        return tuple(self.join_key_map.get(name, name) for name in self.view.key_names)
