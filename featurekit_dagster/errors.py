@@ -155,3 +155,52 @@ class NotMaterialized(FeatureKitError):
             f"{view}: {needs} {shown}{more}, which is not materialized offline; materialize it, "
             f"pass allow_gaps=True to get NULL for the rows concerned, or from_source=True to compute them"
         )
+
+
+class JoinKeyMismatch(TectonValidationError):
+    """A join key cannot be a key of the view; the message never shows the value.
+
+    Args:
+        view: The feature view.
+        what: What was given, by column and type.
+        rule: What the view takes.
+    """
+
+    def __init__(self, *, view: str, what: str, rule: str) -> None:
+        self.view, self.what, self.rule = view, what, rule
+        super().__init__(f"{view}: {what}; the view {rule}")
+
+
+class KeyTooLong(StoreError):
+    """A join key is too long for a view that is read by a part of its keys."""
+
+    def __init__(self, *, view: str, given_bytes: int, max_bytes: int) -> None:
+        self.view, self.given_bytes, self.max_bytes = view, given_bytes, max_bytes
+        super().__init__(
+            f"{view}: a join key of {given_bytes} encoded bytes cannot be stored; views whose online_serving_index leaves "
+            f"out a join key take at most {max_bytes}; shorten the key or list all join keys in online_serving_index"
+        )
+
+
+class OnlineRecordsMismatch(StoreError):
+    """Records for the online store do not fit its layout.
+
+    Args:
+        view: The feature view.
+        faults: One clause per fault; never a value.
+    """
+
+    def __init__(self, *, view: str, faults: Sequence[str]) -> None:
+        self.view, self.faults = view, tuple(faults)
+        super().__init__(f"{view}: records do not fit the online layout: " + "; ".join(faults))
+
+
+class OnlineLayoutMismatch(StoreError):
+    """The online store holds records of the view that were written with other columns, keys or tile size."""
+
+    def __init__(self, *, view: str, generation: int) -> None:
+        self.view, self.generation = view, generation
+        super().__init__(
+            f"{view}: the online store holds generation {generation} with other join keys, columns or tile size than "
+            f"declared now; clear it and materialize the view online again"
+        )

@@ -1,0 +1,245 @@
+"""Join keys as bytes whose order is the order of the keys.
+
+Each column is encoded so that it says itself where it ends; so a key's bytes are a prefix of nobody else's, and all keys that
+share their first columns lie side by side. NULL is a value and sorts first. Used by `lmdb.py`; values are in `packing.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import struct
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurekit_dagster.domain.schema import Bool, Bytes, DataType, Field, Int32, Int64, String, Timestamp
+from featurekit_dagster.errors import JoinKeyMismatch, KeyTooLong
+from featurekit_dagster.intervals import from_us, to_us
+from featurekit_dagster.stores.online import Key, OnlineLayout
+
+MAX_KEY_BYTES = 400
+"""Longest encoded key that is stored as it is; the store's own limit leaves room for generation and chunk."""
+
+CHUNK_BYTES = 8
+
+_SIGN = 1 << 63
+_PACK_U64 = struct.Struct(">Q").pack
+_UNPACK_U64 = struct.Struct(">Q").unpack_from
+_NULL_INT = bytes(9)
+_NULL_BOOL = b"\x00\x00"
+_NULL_TEXT = b"\x00"
+# A zero byte inside a text is followed by 0xff, the end of the text by 0x01: no text is a prefix of another, and the
+# shorter of two sorts first.
+_ZERO, _ESCAPED_ZERO, _END = b"\x00", b"\x00\xff", b"\x00\x01"
+_HASHED = b"\x02"
+
+_WIDTHS = {Int32: 9, Int64: 9, Timestamp: 9, Bool: 2}
+
+
+def chunk_suffix(chunk: int) -> bytes:
+    """Return the last 8 bytes of a stored key: the chunk number, negative ones first."""
+    return _PACK_U64(chunk + _SIGN)
+
+
+def chunk_of(stored_key: bytes) -> int:
+    """Return the chunk number of a stored key of a tiled view."""
+    chunk: int = _UNPACK_U64(stored_key, len(stored_key) - CHUNK_BYTES)[0] - _SIGN
+    return chunk
+
+
+def _encode_int(value: Any) -> bytes:
+    if value is None:
+        return _NULL_INT
+    if isinstance(value, bool):
+        raise TypeError
+    return b"\x01" + _PACK_U64(operator.index(value) + _SIGN)
+
+
+def _encode_timestamp(value: Any) -> bytes:
+    if value is None:
+        return _NULL_INT
+    if not isinstance(value, datetime):
+        raise TypeError
+    return b"\x01" + _PACK_U64(to_us(value) + _SIGN)
+
+
+def _encode_bool(value: Any) -> bytes:
+    if value is None:
+        return _NULL_BOOL
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError
+    return b"\x01\x01" if value else b"\x01\x00"
+
+
+def _encode_text(value: Any) -> bytes:
+    if value is None:
+        return _NULL_TEXT
+    if not isinstance(value, str):
+        raise TypeError
+    return b"\x01" + value.encode().replace(_ZERO, _ESCAPED_ZERO) + _END
+
+
+def _encode_bytes(value: Any) -> bytes:
+    if value is None:
+        return _NULL_TEXT
+    if not isinstance(value, bytes):
+        raise TypeError
+    return b"\x01" + value.replace(_ZERO, _ESCAPED_ZERO) + _END
+
+
+_ENCODERS: dict[DataType, Callable[[Any], bytes]] = {
+    Int32: _encode_int,
+    Int64: _encode_int,
+    Timestamp: _encode_timestamp,
+    Bool: _encode_bool,
+    String: _encode_text,
+    Bytes: _encode_bytes,
+}
+
+
+def _decode_value(dtype: DataType, raw: bytes, at: int) -> tuple[Any, int]:
+    """Return one column's value and where the next column begins."""
+    width = _WIDTHS.get(dtype)
+    if width is not None:
+        if not raw[at]:
+            return None, at + width
+        if dtype == Bool:
+            return raw[at + 1] == 1, at + width
+        number = _UNPACK_U64(raw, at + 1)[0] - _SIGN
+        return (from_us(number) if dtype == Timestamp else number), at + width
+    if not raw[at]:
+        return None, at + 1
+    end = at + 1
+    while raw[(end := raw.index(_ZERO, end)) + 1] != _END[1]:
+        end += 2
+    text = raw[at + 1 : end].replace(_ESCAPED_ZERO, _ZERO)
+    return (text.decode() if dtype == String else text), end + len(_END)
+
+
+def _encode_fixed_column(dtype: DataType, column: pa.Array) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return an integer, timestamp or bool column as one row of bytes per value."""
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    rows = np.zeros((len(column), _WIDTHS[dtype]), np.uint8)
+    rows[:, 0] = valid
+    if dtype == Bool:
+        rows[:, 1] = column.fill_null(False).to_numpy(zero_copy_only=False)
+        return rows
+    number = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    number = (number.view(np.uint64) ^ np.uint64(_SIGN)).astype(">u8")
+    rows[:, 1:] = number.view(np.uint8).reshape(-1, 8)
+    rows[~valid, 1:] = 0
+    return rows
+
+
+def _split_rows(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> list[bytes]:
+    width, raw = rows.shape[1], rows.tobytes()
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
+
+
+class KeyCodec:
+    """Encodes the join keys of one layout, one at a time or by column.
+
+    Args:
+        layout: Layout of the stored generation; its number begins every stored key.
+    """
+
+    def __init__(self, layout: OnlineLayout) -> None:
+        self._layout = layout
+        self._fields = layout.key_fields
+        self._prefix = struct.pack(">H", layout.generation)
+        self._encoders = tuple(_ENCODERS[field.dtype] for field in self._fields)
+
+    @property
+    def generation_prefix(self) -> bytes:
+        """What every stored key of the generation begins with."""
+        return self._prefix
+
+    def encode(self, key: Key) -> bytes:
+        """Return the stored form of a key, without a chunk number.
+
+        Raises:
+            JoinKeyMismatch: A value has the wrong type, or there are too few or too many.
+            KeyTooLong: The key of a wildcard view has more than 400 encoded bytes.
+        """
+        if len(key) != len(self._encoders):
+            raise self._wrong_count(len(key), len(self._encoders))
+        try:
+            encoded = b"".join([encode(value) for encode, value in zip(self._encoders, key, strict=True)])
+        except (TypeError, ValueError, struct.error):
+            encoded = None
+        if encoded is None:
+            raise self._mismatch(key)
+        if len(encoded) > MAX_KEY_BYTES:
+            return self._hashed(encoded)
+        return self._prefix + encoded
+
+    def encode_prefix(self, prefix: Key) -> bytes:
+        """Return what the stored forms of all keys that begin with `prefix` begin with.
+
+        Raises:
+            JoinKeyMismatch: A value has the wrong type, or there are more values than join keys.
+        """
+        if len(prefix) > len(self._encoders):
+            raise self._wrong_count(len(prefix), len(self._encoders))
+        try:
+            encoded = b"".join([encode(value) for encode, value in zip(self._encoders, prefix, strict=False)])
+        except (TypeError, ValueError, struct.error):
+            encoded = None
+        if encoded is None:
+            raise self._mismatch(prefix)
+        return self._prefix + encoded
+
+    def decode(self, stored: bytes) -> Key:
+        """Return the key of a stored form that is not hashed; a chunk number after it is ignored."""
+        at, values = len(self._prefix), []
+        for field in self._fields:
+            value, at = _decode_value(field.dtype, stored, at)
+            values.append(value)
+        return tuple(values)
+
+    def encode_columns(self, columns: Sequence[pa.Array]) -> list[bytes]:
+        """Return the stored form of every row of the key columns, without chunk numbers; order of the rows.
+
+        Raises:
+            KeyTooLong: As for `encode`.
+        """
+        pieces: list[list[bytes]] = []
+        for field, column in zip(self._fields, columns, strict=True):
+            if field.dtype in _WIDTHS:
+                pieces.append(_split_rows(_encode_fixed_column(field.dtype, column)))
+            else:
+                texts = column.cast(pa.large_binary()).to_pylist()
+                pieces.append(list(map(_encode_bytes, texts)))
+        prefix = self._prefix
+        if len(pieces) == 1:
+            encoded = pieces[0]
+        else:
+            encoded = list(map(b"".join, zip(*pieces, strict=True)))
+        return [prefix + key if len(key) <= MAX_KEY_BYTES else self._hashed(key) for key in encoded]
+
+    def _hashed(self, encoded: bytes) -> bytes:
+        if self._layout.is_wildcard:
+            raise KeyTooLong(view=self._layout.view, given_bytes=len(encoded), max_bytes=MAX_KEY_BYTES)
+        return self._prefix + _HASHED + hashlib.sha256(encoded).digest()
+
+    def _wrong_count(self, given: int, expected: int) -> JoinKeyMismatch:
+        names = [field.name for field in self._fields]
+        return JoinKeyMismatch(view=self._layout.view, what=f"a key of {given} values", rule=f"takes {expected}: {names}")
+
+    def _mismatch(self, key: Key) -> JoinKeyMismatch:
+        """Return the error of the first value that cannot be encoded; it names column and type, never the value."""
+        fault: Field = self._fields[0]
+        given = "nothing"
+        for field, encode, value in zip(self._fields, self._encoders, key, strict=False):
+            try:
+                encode(value)
+            except (TypeError, ValueError, struct.error):
+                fault, given = field, type(value).__name__
+                break
+        return JoinKeyMismatch(
+            view=self._layout.view, what=f"join key {fault.name} got a {given}", rule=f"takes a value of type {fault.dtype}"
+        )

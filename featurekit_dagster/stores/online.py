@@ -1,0 +1,208 @@
+"""What an online store is: its layout, its contract, and which of two records of one moment wins.
+
+Serving reads through `OnlineStore` and never names an implementation; materialization writes through it. Next to `lmdb.py`
+(the embedded implementation) and `packing.py` (what a stored value looks like).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from featurekit_dagster.domain.schema import Field
+from featurekit_dagster.intervals import Interval, IntervalSet
+
+ANCHOR_TIME = "_anchor_time"
+"""Time column of tile records: the tile's start."""
+
+TIMESTAMP = "_timestamp"
+"""Time column of latest-value records: the row's own timestamp."""
+
+TILES_PER_CHUNK = 64
+"""Tiles of one stored value; chunk `n` begins `64 * n` tiles after the Unix epoch."""
+
+Key = tuple[Hashable, ...]
+"""The values of `OnlineLayout.key_fields`, in that order; NULL is None, timestamps are datetimes."""
+
+PackedTiles = list[tuple[int, bytes]]
+"""One key's stored values as (chunk number, packed tiles), ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineLayout:
+    """How one generation of a feature view is stored online.
+
+    Args:
+        workspace: Name of the workspace.
+        view: Name of the feature view.
+        generation: Stored generation, from 1.
+        key_fields: Join keys, those of `online_serving_index` first.
+        index_length: How many leading `key_fields` a read must give; less than all of them for a wildcard view.
+        tile_us: Tile size in microseconds, or None for a latest-value view (one record per key).
+        value_fields: Partial columns of a tile, or the features of a row.
+    """
+
+    workspace: str
+    view: str
+    generation: int = 1
+    key_fields: tuple[Field, ...]
+    index_length: int
+    tile_us: int | None
+    value_fields: tuple[Field, ...]
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether a read may leave out the last join keys."""
+        return self.index_length < len(self.key_fields)
+
+    @property
+    def time_column(self) -> str:
+        """Name of the time column of the records: `_anchor_time` for tiles, else `_timestamp`."""
+        return TIMESTAMP if self.tile_us is None else ANCHOR_TIME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineWrite:
+    """What one write did.
+
+    Args:
+        rows_written: Tiles or rows that are now stored.
+        rows_skipped: Given tiles or rows that lost against a newer one, of this write or stored before.
+    """
+
+    rows_written: int
+    rows_skipped: int
+
+
+def wins(new: tuple[int, int], old: tuple[int, int]) -> bool:
+    """Tell whether a new record replaces an old one of the same key (and tile).
+
+    Each is (timestamp in microseconds, 1 for batch or 0 for stream). The newer timestamp wins; at equal timestamps batch
+    beats stream; at equal timestamp and source the new one wins, so that a repeated write is harmless.
+
+    >>> wins((5, 0), (4, 1)), wins((5, 0), (5, 1)), wins((5, 1), (5, 1))
+    (True, False, True)
+
+    Source: Materialization, how rows are written online ("newer timestamp"); batch before stream as in the stream pages.
+    """
+    return new >= old
+
+
+class OnlineSnapshot(Protocol):
+    """One consistent view of a stored generation: its coverage and its records agree.
+
+    Valid inside its `with` block and in the thread that opened it.
+    """
+
+    @property
+    def coverage(self) -> IntervalSet:
+        """What has been written online, as of this snapshot."""
+        ...
+
+    @property
+    def coverage_us(self) -> tuple[tuple[int, int], ...]:
+        """The same as ascending, disjoint `[start, end)` pairs in microseconds."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The lease epoch of the newest write; 0 before the first."""
+        ...
+
+    def packed_tiles(self, key: Key, since_us: int, until_us: int) -> PackedTiles:
+        """Return the stored chunks of a key that may hold tiles starting in `[since_us, until_us)`; a superset of them."""
+        ...
+
+    def packed_tiles_many(self, keys: Sequence[Key], since_us: int, until_us: int) -> list[PackedTiles]:
+        """Return `packed_tiles` of each key, in order."""
+        ...
+
+    def packed_tiles_prefix(self, prefix: Key, since_us: int, until_us: int) -> dict[Key, PackedTiles]:
+        """Return `packed_tiles` of every stored key that begins with `prefix`, by whole key in key order."""
+        ...
+
+    def read(
+        self, keys: Sequence[Key], since_us: int | None = None, until_us: int | None = None
+    ) -> list[list[tuple[Any, ...]]]:
+        """Return the records of each key, in order.
+
+        Tiles are `(start_us, *values)`, ascending, those with `since_us <= start_us < until_us`. A latest-value view has
+        `[(timestamp_us, *values)]`, whatever the bounds, or `[]`.
+        """
+        ...
+
+    def read_prefix(
+        self, prefix: Key, since_us: int | None = None, until_us: int | None = None
+    ) -> dict[Key, list[tuple[Any, ...]]]:
+        """Return the records of every stored key that begins with `prefix`, by whole key in key order."""
+        ...
+
+
+class OnlineStore(Protocol):
+    """Where models read features from: the newest tiles or the newest row of every key."""
+
+    def write(
+        self,
+        layout: OnlineLayout,
+        records: pa.Table,
+        *,
+        covered: IntervalSet,
+        epoch: int,
+        replace: Interval | None = None,
+    ) -> OnlineWrite:
+        """Upsert batch records and then set the coverage marker.
+
+        For every key its records change at once: a concurrent read sees all of them or none. The marker is written last,
+        so an interrupted write leaves the interval uncovered and can be repeated.
+
+        Args:
+            layout: Layout of the generation; it must be the one of earlier writes.
+            records: Columns `key_fields`, the time column and `value_fields`, in any order of columns and rows. Tiles begin
+                on the grid of the tile size. Of rows with the same key (and tile) the newest wins, and of equal ones the
+                later in the table.
+            covered: The whole online coverage after this write.
+            epoch: Lease epoch of the writer, stored beside the marker.
+            replace: For tiles only: first forget every tile that starts in this interval, of the keys in `records`.
+
+        Raises:
+            OnlineRecordsMismatch: A column is missing, has another type, or a time is NULL or off the tile grid.
+            OnlineLayoutMismatch: The generation was written with another layout.
+            KeyTooLong: A wildcard view got a key of more than 400 encoded bytes.
+        """
+        ...
+
+    def snapshot(self, layout: OnlineLayout) -> AbstractContextManager[OnlineSnapshot]:
+        """Return a context that gives coverage and records of one moment."""
+        ...
+
+    def read(
+        self,
+        layout: OnlineLayout,
+        keys: Sequence[Key],
+        since_us: int | None = None,
+        until_us: int | None = None,
+    ) -> list[list[tuple[Any, ...]]]:
+        """Return the records of each key as `OnlineSnapshot.read` does."""
+        ...
+
+    def read_prefix(
+        self, layout: OnlineLayout, prefix: Key, since_us: int | None = None, until_us: int | None = None
+    ) -> dict[Key, list[tuple[Any, ...]]]:
+        """Return the records of all keys with a prefix as `OnlineSnapshot.read_prefix` does."""
+        ...
+
+    def coverage(self, layout: OnlineLayout) -> IntervalSet:
+        """Return what has been written online."""
+        ...
+
+    def clear(self, layout: OnlineLayout) -> None:
+        """Forget all records and the coverage marker of the layout's generation."""
+        ...
+
+    def close(self) -> None:
+        """Release files and memory; the store opens them again when it is next used."""
+        ...
