@@ -204,3 +204,183 @@ class OnlineLayoutMismatch(StoreError):
             f"{view}: the online store holds generation {generation} with other join keys, columns or tile size than "
             f"declared now; clear it and materialize the view online again"
         )
+
+
+class UnsupportedKeyType(TectonValidationError):
+    """A join key column has a type that cannot be a key.
+
+    Args:
+        column: Name of the key column.
+        given: Its type, or the two types where the sides disagree.
+    """
+
+    def __init__(self, *, column: str, given: str) -> None:
+        self.column, self.given = column, given
+        super().__init__(
+            f"join key {column!r} is {given}; keys are strings, integers, bytes, booleans or timestamps, "
+            "of the same kind on both sides; convert the column"
+        )
+
+
+class AggregationOverflow(TransformError):
+    """A sum of integers does not fit the feature's type.
+
+    Args:
+        feature: The feature.
+        dtype: Its type.
+        count: Number of windows concerned.
+    """
+
+    def __init__(self, *, feature: str, dtype: str, count: int) -> None:
+        self.feature, self.dtype, self.count = feature, dtype, count
+        windows = "1 window" if count == 1 else f"{count:,} windows"
+        super().__init__(
+            f"{feature}: the sum over {windows} does not fit {dtype}; sums keep the type of their column, "
+            "so return the column in a wider type (Int64 or Float64)"
+        )
+
+
+class JobStateError(FeatureKitError):
+    """A job cannot go from the state it is in to the one asked for.
+
+    Args:
+        job_id: The job.
+        state: The state it is in.
+        wanted: The state that was asked for.
+        reason: Why it is in its state, where the ledger knows.
+    """
+
+    def __init__(self, *, job_id: str, state: str, wanted: str, reason: str | None = None) -> None:
+        self.job_id, self.state, self.wanted, self.reason = job_id, state, wanted, reason
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"job {job_id} is {state}{because} and cannot become {wanted}; only a running job can; start a new job"
+        )
+
+
+class TableMissing(StoreError):
+    """A feature view has no offline table yet."""
+
+    def __init__(self, *, view: str, location: str) -> None:
+        self.view, self.location = view, location
+        super().__init__(f"{view}: there is no offline table at {location}; materialize the view offline first")
+
+
+class UnusableLakePath(Unsupported):
+    """The path of the lake has characters that the table format's library cannot open.
+
+    Args:
+        path: The path that was given.
+        characters: Those of its characters that are not accepted.
+    """
+
+    def __init__(self, *, path: str, characters: str) -> None:
+        self.path, self.characters = path, characters
+        shown = " ".join(repr(character) for character in characters)
+        super().__init__(f"the lake path {path!r} contains {shown}, which Delta tables cannot be kept under; choose another")
+
+
+class RowsOutsideInterval(StoreError):
+    """Rows that a job wants to write are not of its interval.
+
+    Args:
+        view: The feature view.
+        interval: The interval that the job replaces.
+        column: The time column that was looked at.
+        outside: Number of rows before or after the interval.
+        missing: Number of rows without a time.
+    """
+
+    def __init__(self, *, view: str, interval: Interval, column: str, outside: int, missing: int) -> None:
+        self.view, self.interval, self.column, self.outside, self.missing = view, interval, column, outside, missing
+        super().__init__(
+            f"{view}: {outside:,} rows lie outside {interval} and {missing:,} have no {column}; a job writes only "
+            f"rows of its interval; cut the output to it and drop rows without a time"
+        )
+
+
+class StoredSchemaMismatch(StoreError):
+    """Rows do not fit the columns that a store keeps.
+
+    Args:
+        view: The feature view.
+        faults: One clause per column.
+    """
+
+    def __init__(self, *, view: str, faults: Sequence[str]) -> None:
+        self.view, self.faults = view, tuple(faults)
+        super().__init__(f"{view}: the rows do not fit the offline table: " + "; ".join(self.faults))
+
+
+class CommitConflict(StoreError):
+    """Other writers committed first each time a write was tried."""
+
+    retryable = True
+
+    def __init__(self, *, view: str, interval: Interval, tries: int) -> None:
+        self.view, self.interval, self.tries = view, interval, tries
+        super().__init__(
+            f"{view}: {interval} was not written, because other writers changed the table during each of {tries} tries; "
+            "run the job again when they are done"
+        )
+
+
+class LeaseHeld(StoreError):
+    """Somebody who is alive holds the lease.
+
+    Args:
+        name: The lease.
+        holder: Who holds it.
+        until: When it ends unless it is renewed (short UTC text).
+    """
+
+    retryable = True
+
+    def __init__(self, *, name: str, holder: str, until: str) -> None:
+        self.name, self.holder, self.until = name, holder, until
+        super().__init__(f"{name} is held by {holder} until {until} at least; one may work there at a time; wait for it")
+
+
+class LeaseLost(StoreError):
+    """A lease was taken over, so its former holder may write no more.
+
+    Args:
+        name: The lease.
+        epoch: The epoch of the lease that is gone.
+        current: The epoch that the lease has now.
+    """
+
+    def __init__(self, *, name: str, epoch: int, current: int) -> None:
+        self.name, self.epoch, self.current = name, epoch, current
+        super().__init__(
+            f"{name}: the lease of epoch {epoch} is gone, the current epoch is {current}; nothing more may be written "
+            "under it; run the job again"
+        )
+
+
+class LedgerOnOtherHost(Unsupported):
+    """A SQLite ledger was opened by a second host."""
+
+    def __init__(self, *, location: str) -> None:
+        self.location = location
+        super().__init__(
+            f"the ledger at {location} belongs to another host, and a SQLite ledger serves one; use a home of this "
+            "host's own, or keep the ledger that several hosts share in PostgreSQL"
+        )
+
+
+class LedgerVersionMismatch(StoreError):
+    """A ledger was written by another version of the package.
+
+    Args:
+        location: Where the ledger is.
+        found: The schema version found there.
+        wanted: The schema version of this package.
+    """
+
+    def __init__(self, *, location: str, found: str, wanted: str) -> None:
+        self.location, self.found, self.wanted = location, found, wanted
+        super().__init__(
+            f"the ledger at {location} has schema version {found}, this package needs {wanted}; "
+            "use the version of the package that wrote it, or another home"
+        )
