@@ -241,14 +241,7 @@ class AggregationOverflow(TransformError):
 
 
 class JobStateError(FeatureKitError):
-    """A job cannot go from the state it is in to the one asked for.
-
-    Args:
-        job_id: The job.
-        state: The state it is in.
-        wanted: The state that was asked for.
-        reason: Why it is in its state, where the ledger knows.
-    """
+    """A job cannot go from the state it is in to the one that was asked for."""
 
     def __init__(self, *, job_id: str, state: str, wanted: str, reason: str | None = None) -> None:
         self.job_id, self.state, self.wanted, self.reason = job_id, state, wanted, reason
@@ -267,17 +260,12 @@ class TableMissing(StoreError):
 
 
 class UnusableLakePath(Unsupported):
-    """The path of the lake has characters that the table format's library cannot open.
-
-    Args:
-        path: The path that was given.
-        characters: Those of its characters that are not accepted.
-    """
+    """The path of the lake has characters that the table format's library cannot open."""
 
     def __init__(self, *, path: str, characters: str) -> None:
         self.path, self.characters = path, characters
         shown = " ".join(repr(character) for character in characters)
-        super().__init__(f"the lake path {path!r} contains {shown}, which Delta tables cannot be kept under; choose another")
+        super().__init__(f"the lake path {path!r} contains {shown}; no Delta table can be kept there; choose another")
 
 
 class RowsOutsideInterval(StoreError):
@@ -300,12 +288,7 @@ class RowsOutsideInterval(StoreError):
 
 
 class StoredSchemaMismatch(StoreError):
-    """Rows do not fit the columns that a store keeps.
-
-    Args:
-        view: The feature view.
-        faults: One clause per column.
-    """
+    """Rows do not fit the columns that a store keeps; `faults` has one clause per column."""
 
     def __init__(self, *, view: str, faults: Sequence[str]) -> None:
         self.view, self.faults = view, tuple(faults)
@@ -320,35 +303,23 @@ class CommitConflict(StoreError):
     def __init__(self, *, view: str, interval: Interval, tries: int) -> None:
         self.view, self.interval, self.tries = view, interval, tries
         super().__init__(
-            f"{view}: {interval} was not written, because other writers changed the table during each of {tries} tries; "
+            f"{view}: {interval} was not written: other writers changed the table during each of {tries} tries; "
             "run the job again when they are done"
         )
 
 
 class LeaseHeld(StoreError):
-    """Somebody who is alive holds the lease.
-
-    Args:
-        name: The lease.
-        holder: Who holds it.
-        until: When it ends unless it is renewed (short UTC text).
-    """
+    """Somebody who is alive holds the lease, until `until` unless it is renewed."""
 
     retryable = True
 
     def __init__(self, *, name: str, holder: str, until: str) -> None:
         self.name, self.holder, self.until = name, holder, until
-        super().__init__(f"{name} is held by {holder} until {until} at least; one may work there at a time; wait for it")
+        super().__init__(f"{name} is held by {holder} until {until}, and has one holder at a time; wait for it")
 
 
 class LeaseLost(StoreError):
-    """A lease was taken over, so its former holder may write no more.
-
-    Args:
-        name: The lease.
-        epoch: The epoch of the lease that is gone.
-        current: The epoch that the lease has now.
-    """
+    """A lease was taken over, so the holder of its former epoch may write no more."""
 
     def __init__(self, *, name: str, epoch: int, current: int) -> None:
         self.name, self.epoch, self.current = name, epoch, current
@@ -370,13 +341,7 @@ class LedgerOnOtherHost(Unsupported):
 
 
 class LedgerVersionMismatch(StoreError):
-    """A ledger was written by another version of the package.
-
-    Args:
-        location: Where the ledger is.
-        found: The schema version found there.
-        wanted: The schema version of this package.
-    """
+    """A ledger was written by a version of the package with another schema."""
 
     def __init__(self, *, location: str, found: str, wanted: str) -> None:
         self.location, self.found, self.wanted = location, found, wanted
