@@ -349,3 +349,18 @@ class LedgerVersionMismatch(StoreError):
             f"the ledger at {location} has schema version {found}, this package needs {wanted}; "
             "use the version of the package that wrote it, or another home"
         )
+
+
+class SourceError(FeatureKitError):
+    """A source cannot be read.
+
+    Args:
+        source: Name of the source.
+        reason: What the reader said, without row values.
+    """
+
+    retryable = True
+
+    def __init__(self, *, source: str, reason: str) -> None:
+        self.source, self.reason = source, reason
+        super().__init__(f"source {source!r} cannot be read: {reason}")

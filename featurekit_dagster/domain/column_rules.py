@@ -36,6 +36,7 @@ def resolve_columns(draft: Draft) -> None:
         f"feature {n!r} has the name of a join key or the timestamp; rename it" for n in names if n in taken
     ]
     inputs = [f.column for f in aggregates] if aggregates else attributes
+    inputs = [*inputs, *(c for c in draft.given["schema"] or () if isinstance(c, Field))]
     columns = {c.name: c for c in [*keys, Field(timestamp, Timestamp), *inputs]}
     draft.faults += [f"column {n!r} is a name the store uses itself; rename it" for n in columns if n in RESERVED]
     draft.resolved |= {

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval, duration_us, floor_time, to_us
 
-Us = TypeVar("Us")
 
-
-def floor_us(us: Us, width: int) -> Us:
+def floor_us(us: Any, width: int) -> Any:
     """Return the largest multiple of `width` not after `us`; right for times before 1970 too."""
-    return us - us % width  # type: ignore[operator, no-any-return]
+    return us - us % width
 
 
-def ceil_us(us: Us, width: int) -> Us:
+def ceil_us(us: Any, width: int) -> Any:
     """Return the smallest multiple of `width` not before `us`."""
-    return us + -us % width  # type: ignore[operator, no-any-return]
+    return us + -us % width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +52,21 @@ class Timing:
             start_us=None if view.feature_start_time is None else to_us(view.feature_start_time),
         )
 
-    def effective(self, us: Us) -> Us:
+    def effective(self, us: Any) -> Any:
         """Return when a row with this timestamp becomes visible: `floor(ts, schedule) + schedule + delay`.
 
         A row exactly on an edge belongs to the interval it opens, so it becomes visible one schedule later.
         """
-        return floor_us(us, self.schedule_us) + (self.schedule_us + self.delay_us)  # type: ignore[operator, no-any-return]
+        return floor_us(us, self.schedule_us) + (self.schedule_us + self.delay_us)
 
-    def edge(self, us: Us) -> Us:
+    def edge(self, us: Any) -> Any:
         """Return the end of the last batch interval that is finished at this time: `floor(t - delay, schedule)`.
 
         It is the right edge of aggregate windows; a row without aggregates is visible when its timestamp is before it.
         """
-        return floor_us(us - self.delay_us, self.schedule_us)  # type: ignore[operator, no-any-return]
+        return floor_us(us - self.delay_us, self.schedule_us)
 
-    def expires(self, us: Us) -> Us:
+    def expires(self, us: Any) -> Any:
         """Return the first instant at which a row with this timestamp is no longer served: `effective(ts + ttl)`.
 
         Raises:
@@ -76,7 +74,7 @@ class Timing:
         """
         if self.ttl_us is None:
             raise ValueError("a view without ttl never expires")
-        return self.effective(us + self.ttl_us)  # type: ignore[operator, no-any-return]
+        return self.effective(us + self.ttl_us)
 
 
 def ready_time(view: FeatureView, interval: Interval) -> datetime:

@@ -1,0 +1,138 @@
+"""Whether a transformation's output is what was declared; values are never changed, only widened where nothing can be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.schema import DataType
+from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, arrow_type
+from featurekit_dagster.engine.duck import quoted
+from featurekit_dagster.errors import OutputSchemaMismatch
+
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+_SQL_TYPES = {
+    "String": "VARCHAR",
+    "Int32": "INTEGER",
+    "Int64": "BIGINT",
+    "Float32": "FLOAT",
+    "Float64": "DOUBLE",
+    "Bool": "BOOLEAN",
+    "Bytes": "BLOB",
+    "Timestamp": "TIMESTAMPTZ",
+}
+
+
+def column_faults(view: FeatureView, names: Sequence[str]) -> list[str]:
+    """Return what is missing from the output and what is there too much."""
+    declared = [column.name for column in view.columns]
+    faults = [f"column {n!r} is missing (there are {', '.join(names) or 'none'})" for n in declared if n not in names]
+    faults += [f"column {n!r} is not declared; leave it out or add it to schema" for n in names if n not in declared]
+    return faults
+
+
+def conform_table(view: FeatureView, table: pa.Table) -> pa.Table:
+    """Return the declared columns in order, with the declared types.
+
+    Integers may change width and become floats, and floats become integers, where every value stays the same (pandas
+    turns integers with missing values into floats). Timestamps come in any unit and zone; naive ones are UTC.
+
+    Raises:
+        OutputSchemaMismatch: A column is missing, too much, or has values that its declared type cannot hold.
+    """
+    faults = column_faults(view, table.column_names)
+    columns = []
+    for field in view.columns:
+        if field.name in table.column_names:
+            try:
+                columns.append(_conformed(table[field.name], field.dtype))
+            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+                got = table.schema.field(field.name).type
+                faults.append(f"column {field.name!r} is {got}, declared {field.dtype}, and its values do not all fit")
+            except TypeError:
+                got = table.schema.field(field.name).type
+                faults.append(f"column {field.name!r} is {got}, declared {field.dtype}; convert it in the transformation")
+    if faults:
+        raise OutputSchemaMismatch(view=view.name, faults=faults)
+    return pa.table(columns, schema=arrow_schema(view.columns))
+
+
+def _conformed(column: pa.ChunkedArray, dtype: DataType) -> pa.ChunkedArray:
+    wanted, given = arrow_type(dtype), column.type
+    if pa.types.is_dictionary(given):
+        column, given = column.cast(given.value_type), given.value_type
+    if given == wanted:
+        return column
+    if pa.types.is_null(given):
+        return pa.chunked_array([pa.nulls(len(column), wanted)], type=wanted)
+    if pa.types.is_timestamp(given) and wanted == TIMESTAMP:
+        return column.cast(TIMESTAMP)
+    numbers = (pa.types.is_integer(given) or pa.types.is_floating(given)) and dtype.is_numeric
+    narrows = given == pa.float64() and wanted == pa.float32()
+    if (numbers and not narrows) or _same_kind(given, wanted):
+        return column.cast(wanted, safe=True)
+    raise TypeError
+
+
+def _same_kind(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Tell whether two types differ only in how they are laid out."""
+    for test in (
+        (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+        (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+        (pa.types.is_struct,),
+        (pa.types.is_map,),
+    ):
+        if any(t(given) for t in test) and any(t(wanted) for t in test):
+            return True
+    return False
+
+
+def conform_query(view: FeatureView, query: str, types: Mapping[str, str]) -> str:
+    """Return the query with the declared columns in order and of the declared types.
+
+    Args:
+        view: The feature view.
+        query: What the transformation returned.
+        types: Its columns and their DuckDB types.
+
+    Raises:
+        OutputSchemaMismatch: A column is missing, too much, or of a type that is not the declared one.
+    """
+    faults = column_faults(view, list(types))
+    for field in view.columns:
+        given = types.get(field.name)
+        if given is not None and not _fits(given, field.dtype):
+            faults.append(
+                f"column {field.name!r} is {given}, declared {field.dtype}; write CAST({field.name} AS {_sql_type(field.dtype)})"
+            )
+    if faults:
+        raise OutputSchemaMismatch(view=view.name, faults=faults)
+    columns = ", ".join(f"{quoted(f.name)}::{_sql_type(f.dtype)} AS {quoted(f.name)}" for f in view.columns)
+    return f"SELECT {columns} FROM ({query})"
+
+
+def _fits(given: str, dtype: DataType) -> bool:
+    """Tell whether a DuckDB type may be cast to a declared one without losing anything silently (overflow raises)."""
+    if dtype.is_integer:
+        return given in _INTEGERS
+    if dtype.is_float:
+        return given in (*_INTEGERS[:3], "FLOAT") or (dtype.name == "Float64" and given in ("DOUBLE", "BIGINT"))
+    if dtype.name == "Timestamp":
+        return given.startswith("TIMESTAMP")
+    if dtype.is_nested:
+        return given.endswith("]") or given.startswith(("STRUCT", "MAP"))
+    return given in (_sql_type(dtype), '"NULL"')
+
+
+def _sql_type(dtype: DataType) -> str:
+    """Return the DuckDB type of a declared type."""
+    if dtype.name == "Array":
+        return f"{_sql_type(dtype.children[0])}[]"
+    if dtype.name == "Map":
+        return f"MAP({_sql_type(dtype.children[0])}, {_sql_type(dtype.children[1])})"
+    if dtype.name == "Struct":
+        return f"STRUCT({', '.join(f'{quoted(m.name)} {_sql_type(m.dtype)}' for m in dtype.fields)})"
+    return _SQL_TYPES[dtype.name]

@@ -1,0 +1,147 @@
+"""Running a transformation: sources in, declared columns out, cut to the interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from featurekit_dagster.domain.context import MaterializationContext
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.engine.arrow import TIMESTAMP, to_arrow
+from featurekit_dagster.engine.conform import conform_query, conform_table
+from featurekit_dagster.engine.duck import naive_literal, quoted
+from featurekit_dagster.engine.scan import register_inputs
+from featurekit_dagster.errors import TransformError
+from featurekit_dagster.intervals import Interval
+
+RESULT = "transformed"
+_NO_TIMESTAMP = "featurekit: a row has no timestamp"
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """The conformed rows of one interval, as a relation that is computed when it is read.
+
+    Args:
+        con: The DuckDB connection that holds it.
+        view: The feature view.
+        relation: Its name there. Columns are `view.columns` in order, timestamps TIMESTAMPTZ.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    view: FeatureView
+    relation: str
+
+    def query(self, sql: str) -> pa.Table:
+        """Return the answer of a query over the relation, timestamps in UTC microseconds.
+
+        Raises:
+            TransformError: A row has no timestamp, or a value overflows its declared type.
+        """
+        try:
+            return with_utc_timestamps(self.con.sql(sql).to_arrow_table())
+        except duckdb.Error as error:
+            if _NO_TIMESTAMP in str(error):
+                reason = f"a row of the output has no {self.view.timestamp_field}; leave such rows out or fill it"
+            else:
+                reason = f"the query failed while it ran ({type(error).__name__}); a value may not fit its type"
+            # DuckDB quotes the offending value, so its text must not travel on
+            raise TransformError(f"{self.view.name}: {reason}") from None
+
+    def table(self) -> pa.Table:
+        """Return the rows in the order in which the transformation gave them."""
+        return self.query(f"FROM {self.relation}")
+
+
+def with_utc_timestamps(table: pa.Table) -> pa.Table:
+    """Return the table with every timestamp column labelled UTC, in microseconds."""
+    for position, column in enumerate(table.schema):
+        if pa.types.is_timestamp(column.type) and column.type != TIMESTAMP:
+            table = table.set_column(position, column.name, table.column(position).cast(TIMESTAMP))
+    return table
+
+
+def transform(
+    con: duckdb.DuckDBPyConnection,
+    view: FeatureView,
+    interval: Interval,
+    mocks: Mapping[str, Any] | None = None,
+) -> Transformed:
+    """Run a view's transformation for one interval and keep its rows with `start <= timestamp < end`.
+
+    Args:
+        con: Connection to work in; it holds the result.
+        view: The feature view.
+        interval: `[start, end)`, which the context carries and filtered sources are cut to.
+        mocks: Parameter to a frame that is used instead of its source.
+
+    Raises:
+        SourceError: A source cannot be read.
+        OutputSchemaMismatch: The output's columns or types are not the declared ones.
+        TransformError: The function failed, or a row has no timestamp.
+    """
+    names = register_inputs(con, view.inputs, interval, mocks)
+    context = MaterializationContext.for_interval(interval, view.batch_schedule)
+    extra = {view.context_parameter: context} if view.context_parameter else {}
+    if view.mode == "sql":
+        query = _checked_sql(con, view, _called(view, {p: quoted(n) for p, n in names.items()} | extra))
+        con.execute(f"CREATE OR REPLACE TEMP VIEW {RESULT}_all AS {query}")
+    else:
+        frames = {p: _frame(con, n, view.mode) for p, n in names.items()}
+        table = to_arrow(_called(view, frames | extra))
+        con.register(f"{RESULT}_all", conform_table(view, table))
+    return _cut(con, view, interval)
+
+
+def _called(view: FeatureView, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return view.function(**arguments)
+    except Exception as error:
+        # the user's text may quote rows, so only its type travels into the message; the cause keeps the rest
+        raise TransformError(f"{view.name}: the transformation raised {type(error).__name__}") from error
+
+
+def _checked_sql(con: duckdb.DuckDBPyConnection, view: FeatureView, query: Any) -> str:
+    if not isinstance(query, str):
+        raise TransformError(f"{view.name}: mode 'sql' returns the text of a query, not a {type(query).__name__}")
+    try:
+        described = con.sql(f"SELECT * FROM ({query}) LIMIT 0")
+    except duckdb.Error as error:
+        raise TransformError(f"{view.name}: the query is refused: {str(error).splitlines()[0]}") from error
+    types = dict(zip(described.columns, map(str, described.types), strict=True))
+    return conform_query(view, query, types)
+
+
+def _frame(con: duckdb.DuckDBPyConnection, name: str, mode: str) -> Any:
+    table = con.sql(f"FROM {quoted(name)}").to_arrow_table()
+    if mode == "polars":
+        import polars as pl  # noqa: PLC0415 - only this mode needs it
+
+        return pl.from_arrow(table)
+    return to_pandas(table)
+
+
+def to_pandas(table: pa.Table) -> Any:
+    """Return a pandas frame; integers and booleans with NULLs become nullable types, so that no value changes."""
+    import pandas as pd  # noqa: PLC0415 - only this mode needs it
+
+    frame = table.to_pandas()
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+    for column in table.schema:
+        if column.type in nullable and table[column.name].null_count:
+            frame[column.name] = table[column.name].to_pandas(types_mapper=nullable.get)
+    return frame
+
+
+def _cut(con: duckdb.DuckDBPyConnection, view: FeatureView, interval: Interval) -> Transformed:
+    timestamp = quoted(view.timestamp_field)
+    start, end = (f"{naive_literal(t)}::TIMESTAMPTZ" for t in (interval.start, interval.end))
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW {RESULT} AS SELECT * FROM {RESULT}_all WHERE CASE WHEN {timestamp} IS NULL "
+        f"THEN error('{_NO_TIMESTAMP}') ELSE {timestamp} >= {start} AND {timestamp} < {end} END"
+    )
+    return Transformed(con, view, RESULT)
