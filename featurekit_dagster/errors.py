@@ -109,7 +109,9 @@ class IntervalNotComplete(PlanError):
 
     def __init__(self, *, view: str, given: str, last: str) -> None:
         self.view, self.given, self.last = view, given, last
-        super().__init__(f"{view}: end {given} is after the last complete interval, which ends {last}; end there or wait")
+        super().__init__(
+            f"{view}: end {given} is after the last complete interval, which ends {last}; end there or wait"
+        )
 
 
 class TransformError(FeatureKitError):

@@ -141,10 +141,7 @@ def format_time(time: datetime) -> str:
     ('2024-01-01T00:00Z', '2024-01-01T00:00:05Z')
     """
     time = as_utc(time)
-    if time.microsecond:
-        spec = "microseconds"
-    else:
-        spec = "seconds" if time.second else "minutes"
+    spec = "microseconds" if time.microsecond else "seconds" if time.second else "minutes"
     return time.replace(tzinfo=None).isoformat(timespec=spec) + "Z"
 
 

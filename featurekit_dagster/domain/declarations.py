@@ -48,19 +48,21 @@ def batch_feature_view(
 ) -> Callable[[Callable[..., Any]], FeatureView]:
     """Declare a batch feature view; decorates its transformation.
 
-    The function takes one parameter per source, in order, and may take one more that receives the `MaterializationContext`: the one
-    whose default value is `materialization_context()`, or the one named by `context_parameter_name`. Its rows are cut to
-    `[start, end)` of the interval by their timestamp.
+    The function takes one parameter per source, in order, and may take one more that receives the
+    `MaterializationContext`: the one whose default value is `materialization_context()`, or the one named by
+    `context_parameter_name`. Its rows are cut to `[start, end)` of the interval by their timestamp.
 
     Args:
-        mode: `"pandas"`, `"polars"`, or `"sql"` (the function returns a DuckDB query; its parameters are relation names).
+        mode: `"pandas"`, `"polars"`, or `"sql"` (the function returns a DuckDB query; its parameters are relation
+            names).
         sources: A plain `BatchSource` is handed over whole; `FilteredSource(...)` and `select_range(...)` cut it.
         entities: What the features describe; their join keys must be columns of the output.
         schema: Typed columns of the output: join keys, timestamp and feature columns.
-        features: Instead of `schema` and `aggregations`: only `Attribute`s, or only `Aggregate`s; join keys are then typed
-            by their entities.
+        features: Instead of `schema` and `aggregations`: only `Attribute`s, or only `Aggregate`s; join keys are then
+            typed by their entities.
         aggregations: Aggregate features over columns of the schema; they need `aggregation_interval`.
-        timestamp_field: Event time column; may be left out when the schema has exactly one Timestamp that is no join key.
+        timestamp_field: Event time column; may be left out when the schema has exactly one Timestamp that is no join
+            key.
         name: The view's name; the function's by default.
         aggregation_interval: Tile size of aggregates; divides `batch_schedule`.
         batch_schedule: Width of one interval, aligned to the Unix epoch; `aggregation_interval` by default.

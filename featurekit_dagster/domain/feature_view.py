@@ -1,7 +1,7 @@
 """Feature views: the declaration of one set of features, as a value.
 
-`batch_feature_view` (in `declarations`) gathers what the user wrote, `view_rules` checks it and finds every fault at once, and
-`FeatureView` is what all other parts of the project read.
+`batch_feature_view` (in `declarations`) gathers what the user wrote, `view_rules` checks it and finds every fault at
+once, and `FeatureView` is what all other parts of the project read.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class FeatureView:
 
     @property
     def materialization_start(self) -> datetime | None:
-        """Start of the first batch interval to materialize, on the schedule's grid: feature start minus the widest window."""
+        """Start of the first interval to materialize, on the schedule's grid: feature start minus the widest window."""
         if self.feature_start_time is None:
             return None
         return floor_time(self.feature_start_time - self.reach, self.batch_schedule)

@@ -29,7 +29,8 @@ def check_schedule(draft: Draft) -> None:
     longest = draft.get("max_backfill_interval")
     if longest is not None and longest % schedule:
         draft.faults.append(
-            f"max_backfill_interval {format_duration(longest)} is not a multiple of batch_schedule {format_duration(schedule)}"
+            f"max_backfill_interval {format_duration(longest)} is not a multiple of batch_schedule "
+            f"{format_duration(schedule)}; give a multiple of it"
         )
     _check_manual_backfill(draft, schedule)
 

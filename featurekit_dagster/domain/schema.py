@@ -1,6 +1,7 @@
 """Column types and fields of declarations.
 
-Standard library only: how a type looks in Arrow, DuckDB or an online record is decided where rows are computed or stored.
+Standard library only: how a type looks in Arrow, DuckDB or an online record is decided where rows are computed or
+stored.
 """
 
 from __future__ import annotations

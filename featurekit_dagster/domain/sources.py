@@ -118,7 +118,7 @@ class SqlConfig:
 
 @dataclass(frozen=True, slots=True)
 class FilterContext:
-    """The span that a function-backed source has to return: `[start_time, end_time)`, naive UTC, None where unbounded."""
+    """The span `[start_time, end_time)` that a function-backed source has to return: naive UTC, None where unbounded."""
 
     start_time: datetime | None
     end_time: datetime | None
@@ -170,8 +170,8 @@ def HiveSource(*args: object, **kwargs: object) -> BatchConfig:  # noqa: N802 - 
     raise DeclarationError(
         subject="HiveSource",
         faults=[
-            "there is no Hive metastore here; read the table's files with FileConfig(uri, file_format), a Delta table with "
-            "DeltaTableConfig(uri), or a database with SqlConfig(url, query)"
+            "there is no Hive metastore here; read the table's files with FileConfig(uri, file_format), a Delta table "
+            "with DeltaTableConfig(uri), or a database with SqlConfig(url, query)"
         ],
     )
 
@@ -278,8 +278,8 @@ class BatchSource:
             faults.append("name is empty; give the source a name")
         if not isinstance(self.batch_config, FileConfig | DeltaTableConfig | SqlConfig | FunctionConfig):
             faults.append(
-                f"batch_config is a {type(self.batch_config).__name__}; it is a FileConfig, a DeltaTableConfig, a SqlConfig "
-                "or a function decorated with pandas_batch_config"
+                f"batch_config is a {type(self.batch_config).__name__}; it is a FileConfig, a DeltaTableConfig, a "
+                "SqlConfig or a function decorated with pandas_batch_config"
             )
         _raise(f"source {self.name!r}", faults)
 

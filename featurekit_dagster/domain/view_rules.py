@@ -1,6 +1,7 @@
 """The rules of a feature view: every fault is found, then raised at once.
 
-Each rule reads what the user gave, adds its faults to one list and returns what it resolved. Nothing here has side effects.
+Each rule reads what the user gave, adds its faults to one list and returns what it resolved. Nothing here has side
+effects.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ def _resolve_inputs(draft: Draft, function: Callable[..., Any]) -> None:
     named = draft.given["context_parameter_name"]
     if named is not None and named not in parameters:
         draft.faults.append(
-            f"context_parameter_name {named!r} is not a parameter of {function.__name__}; it has {', '.join(parameters)}"
+            f"context_parameter_name {named!r} is not a parameter of {function.__name__}; "
+            f"it has {', '.join(parameters) or 'none'}"
         )
     contexts = list(dict.fromkeys([*marked, *([named] if named in parameters else [])]))
     if len(contexts) > 1:
@@ -147,8 +149,8 @@ def _resolve_inputs(draft: Draft, function: Callable[..., Any]) -> None:
         draft.faults.append("sources is empty; a feature view reads at least one BatchSource")
     elif len(names) != len(used):
         draft.faults.append(
-            f"{function.__name__} takes {len(names)} parameters besides the context ({', '.join(names) or 'none'}), but "
-            f"{len(used)} sources are given; make them equal"
+            f"{function.__name__} takes {len(names)} parameters besides the context ({', '.join(names) or 'none'}), "
+            f"but {len(used)} sources are given; make them equal"
         )
     inputs = {n: s for n, s in zip(names, used, strict=False) if s is not None}
     draft.faults += [fault for s in inputs.values() if (fault := filtering_fault(s))]
@@ -161,8 +163,8 @@ def _as_range(draft: Draft, source: Any) -> SourceRange | None:
     if isinstance(source, SourceRange):
         return source
     draft.faults.append(
-        f"a {type(source).__name__} is given as a source; a batch feature view reads BatchSource, FilteredSource(...) or "
-        "source.select_range(...)"
+        f"a {type(source).__name__} is given as a source; a batch feature view reads BatchSource, FilteredSource(...) "
+        "or source.select_range(...)"
     )
     return None
 

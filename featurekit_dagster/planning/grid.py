@@ -83,7 +83,7 @@ def ready_time(view: FeatureView, interval: Interval) -> datetime:
 
 
 def last_ready_end(view: FeatureView, now: datetime) -> datetime:
-    """Return the end of the newest interval that a schedule may materialize: `floor(now - data_delay, batch_schedule)`."""
+    """Return the end of the newest interval that a schedule may run: `floor(now - data_delay, batch_schedule)`."""
     return floor_time(now - view.data_delay, view.batch_schedule)
 
 

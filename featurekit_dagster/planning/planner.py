@@ -67,8 +67,8 @@ def split_tasks(
 ) -> tuple[Task, ...]:
     """Return the tasks of one contiguous range.
 
-    One for the whole range; `ceil(range / max_backfill_interval)` of them, cut from the start, when that is given; one per
-    interval with `incremental_backfills`.
+    One for the whole range; `ceil(range / max_backfill_interval)` of them, cut from the start, when that is given; one
+    per interval with `incremental_backfills`.
 
     Source: Custom ETL Features with Incremental Backfills (120 days, 120 queries).
     """
