@@ -1,7 +1,7 @@
 """Every error that the project raises on purpose.
 
-Each class takes its facts as keyword arguments, keeps them as attributes and writes its own message: what was given, what the
-rule is, what to do. `retryable` says whether trying the same again can help; only orchestration reads it.
+Each class takes its facts as keyword arguments, keeps them as attributes and writes its own message: what was given,
+what the rule is, what to do. `retryable` says whether trying the same again can help; only orchestration reads it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class BeforeFeatureStart(PlanError):
     def __init__(self, *, view: str, given: str, first: str) -> None:
         self.view, self.given, self.first = view, given, first
         super().__init__(
-            f"{view}: start {given} is before the materialization start {first}; begin there, or move feature_start_time"
+            f"{view}: start {given} is before the materialization start {first}; begin there, "
+            "or move feature_start_time"
         )
 
 
@@ -179,8 +180,8 @@ class KeyTooLong(StoreError):
     def __init__(self, *, view: str, given_bytes: int, max_bytes: int) -> None:
         self.view, self.given_bytes, self.max_bytes = view, given_bytes, max_bytes
         super().__init__(
-            f"{view}: a join key of {given_bytes} encoded bytes cannot be stored; views whose online_serving_index leaves "
-            f"out a join key take at most {max_bytes}; shorten the key or list all join keys in online_serving_index"
+            f"{view}: a join key of {given_bytes} encoded bytes cannot be stored; views whose online_serving_index "
+            f"leaves out a join key take at most {max_bytes}; shorten the key or list all join keys in it"
         )
 
 
@@ -366,3 +367,20 @@ class SourceError(FeatureKitError):
     def __init__(self, *, source: str, reason: str) -> None:
         self.source, self.reason = source, reason
         super().__init__(f"source {source!r} cannot be read: {reason}")
+
+
+class MaterializationFailed(FeatureKitError):
+    """One or more jobs of a run failed; the others are done.
+
+    Args:
+        view: The feature view.
+        failures: The interval of each failed job, and its error.
+    """
+
+    def __init__(self, *, view: str, failures: Sequence[tuple[Interval, FeatureKitError]]) -> None:
+        self.view, self.failures = view, tuple(failures)
+        self.retryable = any(error.retryable for _, error in self.failures)
+        count = "1 job" if len(self.failures) == 1 else f"{len(self.failures)} jobs"
+        lines = [f"  - {interval}: {error}" for interval, error in self.failures[:10]]
+        more = [f"  - and {len(self.failures) - 10} more"] if len(self.failures) > 10 else []  # noqa: PLR2004
+        super().__init__("\n".join([f"{view}: {count} failed", *lines, *more]))

@@ -118,7 +118,7 @@ class SqlConfig:
 
 @dataclass(frozen=True, slots=True)
 class FilterContext:
-    """The span `[start_time, end_time)` that a function-backed source has to return: naive UTC, None where unbounded."""
+    """The span `[start_time, end_time)` that a function-backed source returns: naive UTC, None where unbounded."""
 
     start_time: datetime | None
     end_time: datetime | None
