@@ -369,6 +369,11 @@ class SourceError(FeatureKitError):
         super().__init__(f"source {source!r} cannot be read: {reason}")
 
 
+def safe_reason(error: BaseException) -> str:
+    """Return what may be logged about an error: a message of ours, else only its kind, since others may quote values."""
+    return str(error) if isinstance(error, FeatureKitError) else f"{type(error).__name__} (its text stays with the caller)"
+
+
 class MaterializationFailed(FeatureKitError):
     """One or more jobs of a run failed; the others are done.
 
@@ -377,10 +382,10 @@ class MaterializationFailed(FeatureKitError):
         failures: The interval of each failed job, and its error.
     """
 
-    def __init__(self, *, view: str, failures: Sequence[tuple[Interval, FeatureKitError]]) -> None:
+    def __init__(self, *, view: str, failures: Sequence[tuple[Interval, Exception]]) -> None:
         self.view, self.failures = view, tuple(failures)
-        self.retryable = any(error.retryable for _, error in self.failures)
+        self.retryable = any(getattr(error, "retryable", True) for _, error in self.failures)
         count = "1 job" if len(self.failures) == 1 else f"{len(self.failures)} jobs"
-        lines = [f"  - {interval}: {error}" for interval, error in self.failures[:10]]
-        more = [f"  - and {len(self.failures) - 10} more"] if len(self.failures) > 10 else []  # noqa: PLR2004
+        lines = [f"  - {interval}: {safe_reason(error)}" for interval, error in self.failures[:10]]
+        more = [f"  - and {len(self.failures) - 10} more"] if len(self.failures) > 10 else []
         super().__init__("\n".join([f"{view}: {count} failed", *lines, *more]))

@@ -1,0 +1,200 @@
+"""The one recipe: claim, compute, write offline, write online, record. Readable top to bottom.
+
+Each step can be repeated, and the record comes last, so a crash anywhere means "do it again".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.engine.arrow import TIMESTAMP
+from featurekit_dagster.engine.local import compute_stored, stored_schema
+from featurekit_dagster.errors import MaterializationFailed, safe_reason
+from featurekit_dagster.intervals import Interval, from_us, to_us
+from featurekit_dagster.planning.grid import Timing, floor_us
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
+from featurekit_dagster.stores.ledger import JobRecord, Lease
+from featurekit_dagster.stores.online import TIMESTAMP as ONLINE_TIMESTAMP
+from featurekit_dagster.stores.online import OnlineWrite
+from featurekit_dagster.stores.offline import OfflineWrite
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE = "claimed", "computed", "written_offline", "written_online"
+OnStep = Callable[[str, Task], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobReport:
+    """What one successful job did; counts only, never values.
+
+    Args:
+        job: The ledger's record.
+        rows: Rows or tiles of the interval.
+        rows_by_start: Start of each batch interval that has rows, to their number.
+        null_counts: Stored column to its number of NULLs.
+        offline: What the offline write did; None when the job did not write there.
+        online: What the online write did; None when the job did not write there.
+    """
+
+    job: JobRecord
+    rows: int
+    rows_by_start: Mapping[datetime, int] = field(default_factory=dict)
+    null_counts: Mapping[str, int] = field(default_factory=dict)
+    offline: OfflineWrite | None = None
+    online: OnlineWrite | None = None
+
+
+def _ignore(step: str, task: Task) -> None:
+    """Do nothing at a step."""
+
+
+def run_tasks(
+    view: FeatureView,
+    tasks: Iterable[Task],
+    stores: WorkspaceStores,
+    *,
+    trigger: str,
+    run_id: str | None = None,
+    on_step: OnStep = _ignore,
+) -> Iterator[JobReport]:
+    """Run the jobs of one contiguous range, one after another, and yield a report as each commits.
+
+    A job that fails leaves the finished ones finished, and the later ones are still tried.
+
+    Args:
+        view: The feature view.
+        tasks: What to do, in order.
+        stores: Where rows and record are kept.
+        trigger: Who asked: `schedule`, `backfill`, `manual`, `dagster_ui`.
+        run_id: The Dagster run that carries the jobs.
+        on_step: Called with the name of each finished step.
+
+    Raises:
+        MaterializationFailed: At least one job failed; raised after the last one was tried.
+        LeaseHeld: Another process is writing the view.
+    """
+    failures: list[tuple[Interval, Exception]] = []
+    with stores.ledger.lease(f"batch:{stores.workspace}/{view.name}", holder=run_id or "in process") as lease:
+        for task in tasks:
+            try:
+                yield _run_job(view, task, stores, lease, trigger=trigger, run_id=run_id, on_step=on_step)
+            except Exception as error:  # noqa: BLE001 - kept, and raised once the later jobs were tried
+                failures.append((task.interval, error))
+    if failures:
+        raise MaterializationFailed(view=view.name, failures=failures) from failures[0][1]
+
+
+def _run_job(
+    view: FeatureView,
+    task: Task,
+    stores: WorkspaceStores,
+    lease: Lease,
+    *,
+    trigger: str,
+    run_id: str | None,
+    on_step: OnStep,
+) -> JobReport:
+    job = stores.ledger.claim(
+        workspace=stores.workspace,
+        view=view.name,
+        interval=task.interval,
+        online=task.online,
+        offline=task.offline,
+        overwrite=task.overwrite,
+        trigger=trigger,
+        run_id=run_id,
+    )
+    on_step(CLAIMED, task)
+    try:
+        rows = _rows_to_write(view, task, stores)
+        on_step(COMPUTED, task)
+        offline = _write_offline(view, task, stores, rows, job, lease) if task.offline else None
+        on_step(WRITTEN_OFFLINE, task)
+        online = _write_online(view, task, stores, rows, lease) if task.online else None
+        on_step(WRITTEN_ONLINE, task)
+    except Exception as error:
+        # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
+        stores.ledger.fail(job.id, reason=safe_reason(error))
+        raise
+    stats = {"rows": rows.num_rows}
+    if offline is not None:
+        stats |= {"rows_offline": offline.rows_written, "rows_replaced": offline.rows_replaced}
+    if online is not None:
+        stats |= {"rows_online": online.rows_written}
+    stores.ledger.succeed(job.id, stats=stats)
+    return _report(view, stores.ledger.job(job.id), rows, offline, online)
+
+
+def _rows_to_write(view: FeatureView, task: Task, stores: WorkspaceStores) -> pa.Table:
+    """Return the interval's rows: from the offline store when only the online store lacks them, else computed."""
+    if not task.offline and not task.overwrite and stores.coverage(view, OFFLINE).covers(task.interval):
+        return stores.offline.read_table(
+            view.name, schema=stored_schema(view), time_column=view.stored_time_column, interval=task.interval
+        )
+    return compute_stored(view, task.interval)
+
+
+def _write_offline(
+    view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, job: JobRecord, lease: Lease
+) -> OfflineWrite:
+    return stores.offline.replace_interval(
+        view.name,
+        rows,
+        task.interval,
+        time_column=view.stored_time_column,
+        sort_by=(*view.key_names, view.stored_time_column),
+        job_id=job.id,
+        epoch=lease.epoch,
+        coverage=stores.coverage(view, OFFLINE).union([task.interval]),
+        time_partition_size=view.offline_store.time_partition_size,
+        schema=stored_schema(view),
+    )
+
+
+def _write_online(
+    view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, lease: Lease
+) -> OnlineWrite:
+    """Upsert the interval's rows; expired ones and those before the feature start are left out.
+
+    Source: Manually Trigger Materialization, Overwriting previously materialized data (ttl).
+    """
+    covered = stores.coverage(view, ONLINE).union([task.interval])
+    if not view.is_aggregate:
+        rows = rows.filter(_is_served(view, rows, stores.clock()))
+        names = [ONLINE_TIMESTAMP if n == view.timestamp_field else n for n in rows.column_names]
+        rows = rows.rename_columns(names)
+    replace = task.interval if view.is_aggregate else None
+    return stores.online.write(
+        stores.online_layout(view), rows, covered=covered, epoch=lease.epoch, replace=replace
+    )
+
+
+def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:
+    times, timing = _microseconds(rows[view.timestamp_field]), Timing.of(view)
+    served = np.ones(len(times), dtype=bool) if timing.start_us is None else times >= timing.start_us
+    if timing.ttl_us is not None:
+        served &= timing.expires(times) > to_us(now)
+    return pa.array(served)
+
+
+def _microseconds(times: pa.ChunkedArray) -> np.ndarray:
+    return pc.cast(times.cast(TIMESTAMP), pa.int64()).to_numpy()
+
+
+def _report(
+    view: FeatureView, job: JobRecord, rows: pa.Table, offline: OfflineWrite | None, online: OnlineWrite | None
+) -> JobReport:
+    schedule_us = view.batch_schedule // timedelta(microseconds=1)
+    starts, counts = np.unique(floor_us(_microseconds(rows[view.stored_time_column]), schedule_us), return_counts=True)
+    by_start = {from_us(int(s)): int(c) for s, c in zip(starts, counts, strict=True)}
+    nulls = {name: rows[name].null_count for name in rows.column_names}
+    return JobReport(
+        job=job, rows=rows.num_rows, rows_by_start=by_start, null_counts=nulls, offline=offline, online=online
+    )

@@ -1,0 +1,204 @@
+"""Workspaces: declarations bound to a lake, and the handles by which people use them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from featurekit_dagster.domain.repo import Repository
+from featurekit_dagster.errors import NotFoundError, TectonValidationError
+from featurekit_dagster.intervals import as_utc
+from featurekit_dagster.planning.planner import check_interval, plan_view, split_tasks
+from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan, ViewPlan
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from featurekit_dagster.handles import FeatureServiceHandle, FeatureViewHandle
+    from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+Declarations = Iterable[Any] | ModuleType
+
+
+def utc_now() -> datetime:
+    """Return the present time."""
+    return datetime.now(UTC)
+
+
+class Workspace:
+    """Declarations bound to a lake.
+
+    Args:
+        name: Name of the workspace; also the code location's in messages.
+        declarations: Feature views, services, sources and entities, or modules that hold them.
+        home: Local directory for the ledger and the online store. Default: `$FEATUREKIT_HOME`, else `.featurekit/` beside
+            the file that creates the workspace.
+        lake: Root of the offline tables, a path or any URI that delta-rs takes. Default: `$FEATUREKIT_LAKE`, else `home/lake`.
+        clock: Returns "now" for planning, scheduling, ttl and online reads; a datetime stands still. Default: the real time.
+
+    Raises:
+        DeclarationError: The declarations contradict each other.
+
+    Source: ours; `get_feature_view`, `get_feature_service` and `list_feature_views` as on the SDK page.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        declarations: Declarations,
+        home: str | Path | None = None,
+        lake: str | Path | None = None,
+        clock: Callable[[], datetime] | datetime | None = None,
+    ) -> None:
+        caller = inspect.stack()[1].filename
+        self.name = name
+        self.repo = Repository.gather(declarations)
+        self.home = Path(home or os.environ.get("FEATUREKIT_HOME") or Path(caller).resolve().parent / ".featurekit")
+        self.lake = str(lake or os.environ.get("FEATUREKIT_LAKE") or self.home / "lake")
+        self.fixed_now = as_utc(clock) if isinstance(clock, datetime) else None
+        self._clock = clock if callable(clock) else utc_now
+
+    def __repr__(self) -> str:
+        return f"Workspace({self.name!r}, {len(self.repo.views)} feature views, {len(self.repo.services)} feature services)"
+
+    def now(self) -> datetime:
+        """Return the workspace's time, aware UTC."""
+        return self.fixed_now or as_utc(self._clock())
+
+    @cached_property
+    def stores(self) -> WorkspaceStores:
+        """The workspace's ledger, offline and online store."""
+        from featurekit_dagster.stores.workspace_stores import WorkspaceStores  # noqa: PLC0415 - planning does without
+
+        return WorkspaceStores(workspace=self.name, home=self.home, lake=self.lake, clock=self.now)
+
+    def definitions(self) -> dg.Definitions:
+        """Return the Dagster definitions of all views.
+
+        Raises:
+            DeclarationError: A `batch_schedule` that cron cannot put on the epoch grid.
+        """
+        from featurekit_dagster.orchestration.build import build_definitions  # noqa: PLC0415 - Dagster is loaded on demand
+
+        return build_definitions(self)
+
+    def list_feature_views(self) -> list[str]:
+        """Return the names of all feature views, in order of declaration."""
+        return [view.name for view in self.repo.views]
+
+    def get_feature_view(self, name: str) -> FeatureViewHandle:
+        """Return a feature view by name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        from featurekit_dagster.handles import FeatureViewHandle  # noqa: PLC0415 - planning does without
+
+        return FeatureViewHandle(self, self.repo.view(name))
+
+    def get_feature_service(self, name: str) -> FeatureServiceHandle:
+        """Return a feature service by name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        from featurekit_dagster.handles import FeatureServiceHandle  # noqa: PLC0415 - planning does without
+
+        return FeatureServiceHandle(self, self.repo.service(name))
+
+    def snapshot(self) -> LedgerSnapshot:
+        """Return what the ledger knows now; nothing where none exists yet."""
+        if not (self.home / "ledger.db").exists():
+            return LedgerSnapshot()
+        return self.stores.ledger.snapshot(self.name)
+
+    def plan(self, views: Iterable[str] | None = None) -> tuple[ViewPlan, ...]:
+        """Return what has to be done so that views are materialized up to now; changes nothing.
+
+        Args:
+            views: Names of feature views; all of them by default.
+
+        Raises:
+            NotFoundError: A name is not known.
+        """
+        chosen = self.repo.views if views is None else [self.repo.view(name) for name in views]
+        snapshot, now = self.snapshot(), self.now()
+        return tuple(plan_view(view, snapshot, now) for view in chosen)
+
+    def plan_interval(self, view_name: str, start_time: datetime, end_time: datetime, *, overwrite: bool) -> RunPlan:
+        """Return the run for an interval that a person asks for, in every store that the view writes.
+
+        Args:
+            view_name: The feature view.
+            start_time: First instant inside, on the grid of `batch_schedule`; naive is UTC.
+            end_time: First instant after, on the grid; at most the end of the last complete interval.
+            overwrite: Whether what is there may be replaced.
+
+        Raises:
+            NotFoundError: The view is not known.
+            PlanError: The interval is refused.
+        """
+        view = self.repo.view(view_name)
+        interval = check_interval(view, start_time, end_time, self.now())
+        tasks = split_tasks(view, interval, online=view.online, offline=view.offline, overwrite=overwrite)
+        return RunPlan(view=view.name, interval=interval, tasks=tasks)
+
+
+def get_workspace(name: str | None = None) -> Workspace:
+    """Return a workspace of this project.
+
+    `FEATUREKIT_WORKSPACE` ("module:attr") decides when it is set and `name` is not given or matches; otherwise the table
+    `[tool.featurekit.workspaces]` of the nearest pyproject.toml above the working directory.
+
+    Args:
+        name: A key of the table; may be left out when there is only one.
+
+    Raises:
+        NotFoundError: There is no such workspace.
+        TectonValidationError: What the table names is no workspace.
+
+    Source: Manually Trigger Materialization (`tecton.get_workspace("dev")`).
+    """
+    targets, root = _declared_workspaces()
+    override = os.environ.get("FEATUREKIT_WORKSPACE")
+    if override and ":" in override and name is None:
+        return _load(override, root)
+    wanted = name or (next(iter(targets)) if len(targets) == 1 else None)
+    if wanted not in targets:
+        raise NotFoundError(kind="workspace", name=str(name), known=list(targets))
+    return _load(targets[wanted], root)
+
+
+def _declared_workspaces() -> tuple[dict[str, str], Path]:
+    for folder in _upwards(Path.cwd()):
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+            targets = tool.get("featurekit", {}).get("workspaces")
+            if targets:
+                return dict(targets), folder
+    return {}, Path.cwd()
+
+
+def _upwards(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from folder.parents
+
+
+def _load(target: str, root: Path) -> Workspace:
+    module, _, attribute = target.partition(":")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    workspace = getattr(importlib.import_module(module), attribute or "workspace", None)
+    if not isinstance(workspace, Workspace):
+        raise TectonValidationError(f"{target!r} is no Workspace; name one as 'module:attribute'")
+    return workspace

@@ -1,0 +1,69 @@
+"""The stores of one workspace, opened when they are first used, and how its views are laid out in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.schema import Field
+from featurekit_dagster.intervals import IntervalSet, duration_us
+from featurekit_dagster.stores.delta import DeltaOfflineStore
+from featurekit_dagster.stores.ledger import Ledger
+from featurekit_dagster.stores.lmdb import LmdbOnlineStore
+from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
+
+
+@dataclass(frozen=True)
+class WorkspaceStores:
+    """Where one workspace keeps its rows and its record.
+
+    Args:
+        workspace: Name of the workspace.
+        home: Local directory with `ledger.db` and `online/`.
+        lake: Root of the offline tables: a local path or any URI that delta-rs takes.
+        clock: Returns "now".
+    """
+
+    workspace: str
+    home: Path
+    lake: str
+    clock: Callable[[], datetime] = field(repr=False)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The record of jobs and coverage."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        return Ledger(self.home / "ledger.db", clock=self.clock)
+
+    @cached_property
+    def offline(self) -> DeltaOfflineStore:
+        """The history of all feature values."""
+        return DeltaOfflineStore(self.lake)
+
+    @cached_property
+    def online(self) -> OnlineStore:
+        """What models read from while they serve."""
+        return LmdbOnlineStore(self.home / "online")
+
+    def coverage(self, view: FeatureView, store: str) -> IntervalSet:
+        """Return what the ledger knows to be materialized of a view in `online` or `offline`."""
+        return self.ledger.coverage(self.workspace, view.name, store)
+
+    def online_layout(self, view: FeatureView) -> OnlineLayout:
+        """Return how a view is stored online: serving index first, then the other join keys."""
+        by_name = {key.name: key for key in view.join_keys}
+        index = view.online_serving_index
+        others = [name for name in view.key_names if name not in index]
+        tile: timedelta | None = view.aggregation_interval
+        return OnlineLayout(
+            workspace=self.workspace,
+            view=view.name,
+            key_fields=tuple(by_name[name] for name in (*index, *others)),
+            index_length=len(index),
+            tile_us=None if tile is None else duration_us(tile),
+            value_fields=tuple(Field(p.name, p.dtype) for p in view.partials) or view.attributes,
+        )
