@@ -1,0 +1,355 @@
+"""The offline store on Delta Lake, and the only module that touches the Delta library.
+
+One table per view and generation, partitioned by `time_partition` (UTC date of the floored time), files sorted,
+timestamps in UTC microseconds, no deletion vectors. Every commit's metadata carries job, epoch and the whole coverage.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import duckdb
+import pyarrow as pa
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import CommitFailedError, DeltaError
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, UnusableLakePath
+from featurekit_dagster.intervals import Interval, IntervalSet, duration_us, format_time
+from featurekit_dagster.stores.offline import OfflineWrite
+from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
+from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, quote, rows_of
+
+_OURS = "featurekit."
+_COVERAGE = f"{_OURS}coverage"
+_PARTITION_SIZE = f"{_OURS}time_partition_size_us"
+_REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]")
+_FIRST_COMMITS_READ = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replacement:
+    """One interval to be replaced, ready to be committed as often as it takes."""
+
+    view: str
+    location: str
+    rows: pa.Table
+    interval: Interval
+    time_column: str
+    time_partition_size: timedelta
+    metadata: Mapping[str, str]
+
+    @property
+    def partitions(self) -> str:
+        """The predicate of the partitions touched."""
+        return _partitions(self.interval, self.time_partition_size)
+
+    @property
+    def predicate(self) -> str:
+        """The predicate of the rows replaced, as the Delta library reads it."""
+        column = quote(self.time_column)
+        start, end = (_delta_time(time) for time in (self.interval.start, self.interval.end))
+        return f"{self.partitions} AND {column} >= '{start}' AND {column} < '{end}'"
+
+
+class DeltaOfflineStore:
+    """Feature view history in Delta tables at `<root>/offline/<view>/g<generation>/`.
+
+    Args:
+        root: A local directory or any URI that the Delta library takes (`s3://bucket/lake`).
+        storage_options: Credentials and endpoint of a remote root, as the Delta library takes them.
+        direct_read: Whether DuckDB opens the Parquet files itself, which needs them on a local disk; by default it does
+            so for a local root and gets an Arrow scan for a remote one.
+        tries: How often a commit is tried while other writers come first.
+
+    Raises:
+        UnusableLakePath: A local root contains a character that no Delta table can have in its path.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        storage_options: Mapping[str, str] | None = None,
+        *,
+        direct_read: bool | None = None,
+        tries: int = 20,
+    ) -> None:
+        local = _local_path(root)
+        self._root = str(root).rstrip("/") if local is None else local
+        self._options = dict(storage_options) if storage_options else None
+        self._direct = (local is not None) if direct_read is None else direct_read
+        self._tries = tries
+        self._scans = itertools.count(1)
+
+    def location(self, view: str, generation: int = 1) -> str:
+        """Return the path or URI of a view's table."""
+        return f"{self._root}/offline/{view}/g{generation}"
+
+    def exists(self, view: str, generation: int = 1) -> bool:
+        """Tell whether the view was ever written."""
+        return DeltaTable.is_deltatable(self.location(view, generation), self._options)
+
+    def version(self, view: str, generation: int = 1) -> int:
+        """Return the version of the newest commit.
+
+        Raises:
+            TableMissing: Nothing was ever written for the view.
+        """
+        return self._open(view, generation).version()
+
+    def coverage(self, view: str, generation: int = 1) -> IntervalSet:
+        """Return the coverage kept with the newest commit of ours; nothing when there is no table."""
+        if not self.exists(view, generation):
+            return IntervalSet()
+        return parse_intervals(_newest_own_commit(self._open(view, generation)).get(_COVERAGE, ""))
+
+    def replace_interval(
+        self,
+        view: str,
+        table: pa.Table,
+        interval: Interval,
+        *,
+        schema: pa.Schema,
+        time_column: str,
+        sort_by: Sequence[str],
+        job_id: str,
+        epoch: int,
+        coverage: IntervalSet,
+        generation: int = 1,
+        time_partition_size: timedelta = timedelta(days=1),
+    ) -> OfflineWrite:
+        """Make `table` the whole content of `[start, end)` in one commit; see `OfflineStore.replace_interval`.
+
+        A partition of which only a part is replaced keeps its other rows behind the new ones in its file, so it is
+        sorted as a whole again only when it is next replaced or optimized.
+        """
+        rows = conformed(view, table, schema, time_column)
+        check_times(view, rows, interval, time_column)
+        metadata = {
+            f"{_OURS}job_id": job_id,
+            f"{_OURS}view": view,
+            f"{_OURS}generation": str(generation),
+            f"{_OURS}interval": format_intervals([interval]),
+            f"{_OURS}epoch": str(epoch),
+            _COVERAGE: format_intervals(coverage.union([interval])),
+            _PARTITION_SIZE: str(duration_us(time_partition_size)),
+        }
+        replacement = _Replacement(
+            view=view,
+            location=self.location(view, generation),
+            rows=arranged(rows, time_column, sort_by, time_partition_size),
+            interval=interval,
+            time_column=time_column,
+            time_partition_size=time_partition_size,
+            metadata=metadata,
+        )
+        return self._commit_with_retries(replacement)
+
+    def relation(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        view: str,
+        *,
+        schema: pa.Schema,
+        time_column: str,
+        interval: Interval | None = None,
+        columns: Sequence[str] | None = None,
+        generation: int = 1,
+    ) -> str:
+        """Return SQL that stands after FROM in `con` and yields the stored rows; see `OfflineStore.relation`."""
+        table = self._open(view, generation)
+        types = duckdb_types(con, schema)
+        names = schema.names if columns is None else list(columns)
+        nulls = {name: f"CAST(NULL AS {types[name]}) AS {quote(name)}" for name in names}
+        where = f" WHERE {rows_of(interval, time_column)}" if interval else ""
+        pruning = _partitions(interval, _partition_size(_newest_own_commit(table))) if interval else None
+        if not self._direct:
+            stored = {field.name for field in table.schema().fields}
+            cells = ", ".join(quote(name) if name in stored else nulls[name] for name in names)
+            return f"(SELECT {cells} FROM {self._registered(con, table, pruning)}{where})"
+        files = sorted(unquote(uri) for uri in table.file_uris(file_pruning_predicate=pruning))
+        if not files:
+            return f"(SELECT {', '.join(nulls.values())} WHERE false)"
+        read = {name: types[name] for name in dict.fromkeys([*names, time_column])}
+        return f"(SELECT {', '.join(map(quote, names))} FROM {parquet_scan(files, read)}{where})"
+
+    def _open(self, view: str, generation: int) -> DeltaTable:
+        location = self.location(view, generation)
+        if not self.exists(view, generation):
+            raise TableMissing(view=view, location=location)
+        return DeltaTable(location, storage_options=self._options)
+
+    def _registered(self, con: duckdb.DuckDBPyConnection, table: DeltaTable, pruning: str | None) -> str:
+        """Register a scan that can be read more than once, and return its quoted name."""
+        name = f"featurekit_offline_{id(self)}_{next(self._scans)}"
+        con.register(name, table.to_pyarrow_dataset(file_pruning_predicate=pruning))
+        return quote(name)
+
+    def _commit_with_retries(self, replacement: _Replacement) -> OfflineWrite:
+        retrying = Retrying(
+            retry=retry_if_exception_type(CommitFailedError),
+            wait=wait_random_exponential(multiplier=0.05, max=2),
+            stop=stop_after_attempt(self._tries),
+        )
+        try:
+            return retrying(self._commit, replacement)
+        except RetryError as error:
+            raise CommitConflict(view=replacement.view, interval=replacement.interval, tries=self._tries) from error
+
+    def _commit(self, replacement: _Replacement) -> OfflineWrite:
+        """Try one commit on the table as it is now; a conflict raises CommitFailedError and leaves it as it was."""
+        location = replacement.location
+        if not DeltaTable.is_deltatable(location, self._options):
+            return self._create(replacement)
+        table = DeltaTable(location, storage_options=self._options)
+        _check_partition_size(replacement, table)
+        read_version, before = table.version(), _file_list(table)
+        write_deltalake(
+            table,
+            replacement.rows,
+            mode="overwrite",
+            predicate=replacement.predicate,
+            schema_mode="merge" if _columns_differ(replacement, table) else None,
+            commit_properties=CommitProperties(custom_metadata=dict(replacement.metadata)),
+            writer_properties=_writer_properties(replacement.rows.schema),
+        )
+        version = table.version()
+        if version != read_version + 1:  # other writers' commits came in between
+            before = _file_list(DeltaTable(location, version=version - 1, storage_options=self._options))
+        return _measured(version, before, _file_list(table), len(replacement.rows))
+
+    def _create(self, replacement: _Replacement) -> OfflineWrite:
+        """Write the first commit; the library may not retry it, because its retry appends to the winner's rows."""
+        location = replacement.location
+        try:
+            write_deltalake(
+                location,
+                replacement.rows,
+                mode="error",
+                partition_by=[PARTITION_COLUMN],
+                storage_options=self._options,
+                commit_properties=CommitProperties(custom_metadata=dict(replacement.metadata), max_commit_retries=0),
+                writer_properties=_writer_properties(replacement.rows.schema),
+            )
+        except DeltaError as error:
+            # "Already exists" comes as the base class: another writer created the table since we looked.
+            if isinstance(error, CommitFailedError) or not DeltaTable.is_deltatable(location, self._options):
+                raise
+            raise CommitFailedError("another writer created the table") from error
+        created = DeltaTable(location, version=0, storage_options=self._options)
+        return _measured(0, {}, _file_list(created), len(replacement.rows))
+
+
+def format_intervals(intervals: Iterable[Interval]) -> str:
+    """Return intervals as one line of text: `start/end` in UTC, separated by commas.
+
+    >>> format_intervals([Interval(datetime(2024, 1, 1), datetime(2024, 1, 2))])
+    '2024-01-01T00:00Z/2024-01-02T00:00Z'
+    """
+    return ",".join(f"{format_time(interval.start)}/{format_time(interval.end)}" for interval in intervals)
+
+
+def parse_intervals(text: str) -> IntervalSet:
+    """Return the intervals of a text that `format_intervals` made."""
+    pairs = (pair.split("/") for pair in text.split(",") if pair)
+    return IntervalSet(Interval(datetime.fromisoformat(start), datetime.fromisoformat(end)) for start, end in pairs)
+
+
+def _local_path(root: str | Path) -> str | None:
+    """Return the absolute path of a local root, None for a remote one."""
+    text = os.fspath(root)
+    if "://" in text:
+        parts = urlsplit(text)
+        if parts.scheme != "file":
+            return None
+        text = unquote(parts.path)
+    path = os.path.abspath(text)
+    refused = "".join(sorted(set(_REFUSED_IN_PATHS.findall(path))))
+    if refused:
+        raise UnusableLakePath(path=path, characters=refused)
+    return path
+
+
+def _partitions(interval: Interval, size: timedelta) -> str:
+    first, last = partition_span(interval, size)
+    return f"{PARTITION_COLUMN} >= '{first}' AND {PARTITION_COLUMN} <= '{last}'"
+
+
+def _delta_time(time: datetime) -> str:
+    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def _writer_properties(schema: pa.Schema) -> WriterProperties:
+    """Keep value ranges of flat columns other than floats only.
+
+    Parquet ranges leave NaN out, while DuckDB sorts NaN above every number and skips files by range: a filter on a
+    float column would lose rows.
+    """
+    ranged = [
+        field.name for field in schema if not (pa.types.is_nested(field.type) or pa.types.is_floating(field.type))
+    ]
+    return WriterProperties(
+        compression="ZSTD",
+        default_column_properties=ColumnProperties(statistics_enabled="NONE"),
+        column_properties={name: ColumnProperties(statistics_enabled="PAGE") for name in ranged},
+    )
+
+
+def _columns_differ(replacement: _Replacement, table: DeltaTable) -> bool:
+    """Tell whether a column is new or gone; one that changed its type is refused."""
+    stored = {field.name: field.type for field in table.schema().fields}
+    given = {field.name: field.type for field in DeltaSchema.from_arrow(replacement.rows.schema).fields}
+    faults = [
+        f"{name} is stored as {stored[name]} and given as {kind}"
+        for name, kind in given.items()
+        if name in stored and stored[name] != kind
+    ]
+    if faults:
+        raise StoredSchemaMismatch(view=replacement.view, faults=faults)
+    return stored.keys() != given.keys()
+
+
+def _check_partition_size(replacement: _Replacement, table: DeltaTable) -> None:
+    """Refuse another partition size: rows of older commits would not be found under the new partition values."""
+    stored, given = _partition_size(_newest_own_commit(table)), replacement.time_partition_size
+    if stored != given:
+        fault = f"time_partition_size is {stored} in the table and {given} now; keep it, or rebuild the table"
+        raise StoredSchemaMismatch(view=replacement.view, faults=[fault])
+
+
+def _newest_own_commit(table: DeltaTable) -> Mapping[str, Any]:
+    """Return the newest commit's record that carries our metadata; empty when there is none."""
+    for limit in (_FIRST_COMMITS_READ, None):
+        for commit in table.history(limit):
+            if _COVERAGE in commit:
+                return commit
+    return {}
+
+
+def _partition_size(metadata: Mapping[str, Any]) -> timedelta:
+    return timedelta(microseconds=int(metadata.get(_PARTITION_SIZE, duration_us(timedelta(days=1)))))
+
+
+def _file_list(table: DeltaTable) -> dict[str, tuple[int, int]]:
+    """Return bytes and rows of each data file, from the table's log."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    columns = (actions.column(name).to_pylist() for name in ("path", "size_bytes", "num_records"))
+    return {path: (size, rows or 0) for path, size, rows in zip(*columns, strict=True)}
+
+
+def _measured(
+    version: int, before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]], rows_written: int
+) -> OfflineWrite:
+    added = sum(size for path, (size, _) in after.items() if path not in before)
+    kept = sum(rows for _, rows in after.values()) - rows_written
+    replaced = sum(rows for _, rows in before.values()) - kept
+    return OfflineWrite(version=version, rows_written=rows_written, rows_replaced=replaced, bytes=added)

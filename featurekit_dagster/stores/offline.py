@@ -1,0 +1,121 @@
+"""What an offline store must do: hold the whole history of every feature view, replaced interval by interval.
+
+The recipe writes through this protocol and the historical reads scan through it; `delta.py` is the implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import duckdb
+import pyarrow as pa
+
+from featurekit_dagster.intervals import Interval, IntervalSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineWrite:
+    """What one replacement of an interval did.
+
+    Args:
+        version: Version of the table that the commit made; grows with every commit.
+        rows_written: Rows of the interval now.
+        rows_replaced: Rows of the interval before.
+        bytes: Size of the files that the commit added, kept rows of rewritten files included.
+    """
+
+    version: int
+    rows_written: int
+    rows_replaced: int
+    bytes: int
+
+
+class OfflineStore(Protocol):
+    """The history of feature views; one table per view and generation."""
+
+    def replace_interval(
+        self,
+        view: str,
+        table: pa.Table,
+        interval: Interval,
+        *,
+        schema: pa.Schema,
+        time_column: str,
+        sort_by: Sequence[str],
+        job_id: str,
+        epoch: int,
+        coverage: IntervalSet,
+        generation: int = 1,
+        time_partition_size: timedelta = timedelta(days=1),
+    ) -> OfflineWrite:
+        """Make `table` the whole content of `[start, end)` in one commit; everything else stays as it is.
+
+        Args:
+            view: The feature view.
+            table: Rows with the columns of `schema`, any order, all with `start <= time_column < end`. No rows clear
+                the interval.
+            interval: What is replaced.
+            schema: The stored columns. Those that the table on disk does not have yet are added; older rows read NULL.
+            time_column: A column of type `timestamp[us, tz=UTC]`.
+            sort_by: Columns by which the rows of a file are ordered, usually the join keys and then the time column.
+            job_id: Kept with the commit.
+            epoch: Epoch of the lease that the writer holds, kept with the commit.
+            coverage: Everything that is covered offline with this write; kept with the commit, so that a lost record of
+                coverage can be read back.
+            generation: Generation of the view's stored layout.
+            time_partition_size: Width of the epoch grid to which times are floored for the partition column.
+
+        Raises:
+            RowsOutsideInterval: A row has no time, or one outside `interval`; nothing was written.
+            StoredSchemaMismatch: `table` lacks a column or has one of another type; nothing was written.
+            CommitConflict: Other writers came first each time; nothing was written.
+        """
+        ...
+
+    def relation(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        view: str,
+        *,
+        schema: pa.Schema,
+        time_column: str,
+        interval: Interval | None = None,
+        columns: Sequence[str] | None = None,
+        generation: int = 1,
+    ) -> str:
+        """Return SQL that stands after FROM in `con` and yields the stored rows, as of now.
+
+        Later commits do not change what the text reads.
+
+        Args:
+            con: Connection in which the text will be used; a remote table is registered there.
+            view: The feature view.
+            schema: Columns to read and their types; one that was never written reads NULL.
+            time_column: Column of event times; comes out as TIMESTAMP WITH TIME ZONE.
+            interval: Only rows with `start <= time_column < end`; None for all.
+            columns: Those of `schema` to return, in this order; None for all.
+            generation: Generation of the view's stored layout.
+
+        Raises:
+            TableMissing: Nothing was ever written for the view.
+        """
+        ...
+
+    def coverage(self, view: str, generation: int = 1) -> IntervalSet:
+        """Return the coverage kept with the newest commit of ours; nothing when there is no table."""
+        ...
+
+    def version(self, view: str, generation: int = 1) -> int:
+        """Return the version of the newest commit.
+
+        Raises:
+            TableMissing: Nothing was ever written for the view.
+        """
+        ...
+
+    def exists(self, view: str, generation: int = 1) -> bool:
+        """Tell whether the view was ever written."""
+        ...
