@@ -389,3 +389,38 @@ class MaterializationFailed(FeatureKitError):
         lines = [f"  - {interval}: {safe_reason(error)}" for interval, error in self.failures[:10]]
         more = [f"  - and {len(self.failures) - 10} more"] if len(self.failures) > 10 else []
         super().__init__("\n".join([f"{view}: {count} failed", *lines, *more]))
+
+
+class SpineError(TectonValidationError):
+    """A spine lacks a column, or a column cannot be used as it is."""
+
+
+class ReadError(TectonValidationError):
+    """A read was asked for in a way that has no answer."""
+
+
+class TileOverflow(TransformError):
+    """The sum of integers of a single tile does not fit 64 bits.
+
+    Args:
+        columns: The integer columns that are summed; one of them is too large.
+    """
+
+    def __init__(self, *, columns: Sequence[str]) -> None:
+        self.columns = tuple(columns)
+        super().__init__(
+            f"the sum of one tile of {' or '.join(self.columns)} does not fit 64 bits; return the column as Float64"
+        )
+
+
+class OnlineStoreBusy(StoreError):
+    """The online store's memory map must move and a read of the same process holds it."""
+
+    retryable = True
+
+    def __init__(self, *, path: str, readers: int) -> None:
+        self.path, self.readers = path, readers
+        super().__init__(
+            f"online store {path}: {readers} reads of this process are open while its map must move; "
+            f"end them before writing or closing"
+        )
