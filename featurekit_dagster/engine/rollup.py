@@ -1,0 +1,266 @@
+"""The roll-up kernel: tiles and probes in, one row of features per probe out.
+
+The one place where windows are combined from tiles in bulk, whoever brings the tiles. Rows are found by two searches
+per window on packed (key, tile) codes (`keys`), then combined by prefix sums (`rollup_sums`, `rollup_variance`), sparse
+tables and positions (`rollup_extremes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
+from featurekit_dagster.domain.schema import DataType, Int32
+from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.engine.arrow import arrow_type
+from featurekit_dagster.engine.keys import Int64Array, TimePacking, encode_keys, microseconds, stable_order
+from featurekit_dagster.engine.rollup_extremes import last_positions, neutral, range_extremes
+from featurekit_dagster.engine.rollup_sums import BoolArray, Ranges, count_ranges, float_sums, integer_sums
+from featurekit_dagster.engine.rollup_variance import Moments, merge_moments
+from featurekit_dagster.errors import AggregationOverflow
+from featurekit_dagster.intervals import duration_us
+
+ANCHOR_TIME = "_anchor_time"
+EDGE = "_edge"
+
+Values = npt.NDArray[Any]
+Answer = tuple[Values, BoolArray | None]
+
+
+def roll_up(
+    tiles: pa.Table, probes: pa.Table, *, keys: tuple[str, ...], tile_us: int, features: Sequence[AggregateFeature]
+) -> pa.Table:
+    """Return every feature as of every probe's right edge.
+
+    The window of a probe with edge E is the tiles with `E - size + offset <= start < E + offset`. Sums of floats are
+    within 2**-50 of the sum of absolute values; sums of integers, counts and extremes are exact.
+
+    Args:
+        tiles: Columns `keys`, `_anchor_time` (tile start, timestamp[us, UTC]) and the features' partial columns, in any
+            order. Several rows of one (key, tile) are combined; for `last` the later row counts as the later one.
+        probes: Columns `keys` and `_edge` (timestamp[us, UTC]). Where the edge is NULL, all features are NULL.
+        keys: Join keys; NULL is a key and equals NULL.
+        tile_us: Tile size in microseconds; tile starts are multiples of it since the Unix epoch.
+        features: What to compute; windows and offsets are multiples of the tile size.
+
+    Returns:
+        One row per probe, in the probes' order; one column per feature, with the feature's name and type.
+
+    Raises:
+        AggregationOverflow: A window's sum of integers does not fit the feature's type.
+        UnsupportedKeyType: A key column cannot be compared.
+    """
+    windows = tuple(dict.fromkeys(feature.window for feature in features))
+    kernel = _Kernel(_Search(tiles, probes, keys, tile_us, windows), tiles, features)
+    columns = [kernel.column(feature) for feature in features]
+    names = [feature.name for feature in features]
+    return pa.table(columns, schema=pa.schema(list(zip(names, (column.type for column in columns), strict=True))))
+
+
+class _Search:
+    """Where each window of each distinct (key, edge) lies in the tiles of the probes' keys, sorted by (key, tile).
+
+    Attributes:
+        rows: Row numbers of these tiles in their table, in (key, tile) order; None when that is all rows as they are.
+        ranges: Position ranges per window, one per distinct (key, edge).
+        target: For each probe, the distinct (key, edge) it asks for.
+        unknown: Probes without an edge, or None.
+        key_starts: Positions where a new key begins.
+    """
+
+    def __init__(
+        self, tiles: pa.Table, probes: pa.Table, keys: tuple[str, ...], tile_us: int, windows: tuple[TimeWindow, ...]
+    ) -> None:
+        codes = encode_keys(tiles, probes, keys)
+        edges, self.unknown = microseconds(probes.column(EDGE))
+        starts = microseconds(tiles.column(ANCHOR_TIME))[0] // tile_us
+        self.rows, row_codes, starts = _only_known(codes.rows, starts)
+        packing = TimePacking.fit(starts, codes.count)
+        packed = packing.pack_rows(row_codes, starts)
+        order = stable_order(packed)
+        if order is not None:
+            packed, row_codes = packed[order], row_codes[order]
+            self.rows = order if self.rows is None else self.rows[order]
+        self.size = len(packed)
+        self.key_starts = np.flatnonzero(np.concatenate(([True], row_codes[1:] != row_codes[:-1]))[: self.size])
+        probe_codes, edge_us, self.target = _distinct(codes.probes, edges, codes.count)
+        bounds: dict[int, Int64Array] = {}
+        for window in windows:
+            for moved in _bounds_us(window):
+                if moved not in bounds:
+                    first = -((-edge_us - moved) // tile_us)
+                    bounds[moved] = np.searchsorted(packed, packing.pack_edges(probe_codes, first))
+        self.ranges = {window: Ranges(*(bounds[moved] for moved in _bounds_us(window))) for window in windows}
+
+
+def _bounds_us(window: TimeWindow) -> tuple[int, int]:
+    """Return how far the window's ends lie from the edge, in microseconds."""
+    offset = duration_us(window.offset)
+    return offset - duration_us(window.window_size), offset
+
+
+def _only_known(codes: Int64Array, times: Int64Array) -> tuple[Int64Array | None, Int64Array, Int64Array]:
+    """Return the rows whose key a probe has: their numbers (None for all rows), codes and times."""
+    known = codes >= 0
+    if known.all():
+        return None, codes, times
+    rows = np.flatnonzero(known)
+    return rows, codes[rows], times[rows]
+
+
+def _distinct(codes: Int64Array, edges: Int64Array, count: int) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Return the distinct (code, edge) pairs in ascending order, and for each input pair its place among them."""
+    packed = TimePacking.fit(edges, count).pack_rows(codes, edges)
+    order = stable_order(packed)
+    if order is None:
+        order = np.arange(len(packed))
+    ordered = packed[order]
+    fresh = np.concatenate(([True], ordered[1:] != ordered[:-1]))[: len(packed)]
+    target = np.empty(len(packed), np.int64)
+    target[order] = np.cumsum(fresh) - 1
+    chosen = order[fresh]
+    return codes[chosen], edges[chosen], target
+
+
+class _Kernel:
+    """Computes features; whatever two of them share is computed once."""
+
+    def __init__(self, search: _Search, tiles: pa.Table, features: Sequence[AggregateFeature]) -> None:
+        self._search = search
+        self._tiles = tiles
+        self._windows: dict[str, tuple[TimeWindow, ...]] = {}
+        for feature in features:
+            for partial in feature.partials:
+                seen = self._windows.get(partial.name, ())
+                if feature.window not in seen:
+                    self._windows[partial.name] = (*seen, feature.window)
+        self._done: dict[tuple[str, TimeWindow], Any] = {}
+
+    def column(self, feature: AggregateFeature) -> pa.ChunkedArray:
+        """Return one feature for every probe, in the feature's type."""
+        function = canonical_function(feature.function)
+        if function == "last":
+            return self._last(feature)
+        if function == "mean":
+            values, valid = self._mean(feature)
+        elif function.startswith(("var", "stddev")):
+            values, valid = self._variance(feature, function)
+        else:
+            values, valid = self._plain(feature, feature.partials[0])
+        return self._spread(values, valid, feature.dtype)
+
+    def _plain(self, feature: AggregateFeature, partial: PartialColumn) -> Answer:
+        """Return a count, sum or extreme."""
+        values, valid = self._range(partial, feature.window)
+        if partial.kind == "count":
+            return values, None
+        if partial.kind == "sum" and feature.dtype.is_integer:
+            _check_fits(feature, values, self._shared(f"overflow {partial.name}", feature.window))
+        return values, valid
+
+    def _mean(self, feature: AggregateFeature) -> Answer:
+        total, _ = self._range(feature.partials[0], feature.window)
+        count, _ = self._range(feature.partials[1], feature.window)
+        if feature.column.dtype.is_integer:
+            overflow = self._shared(f"overflow {feature.partials[0].name}", feature.window)
+            if overflow is not None:
+                _check_fits(feature, total, overflow)
+        return total / np.maximum(count, 1), count > 0
+
+    def _variance(self, feature: AggregateFeature, function: str) -> Answer:
+        key = ("moments " + feature.column.name, feature.window)
+        if key not in self._done:
+            windows = self._windows[feature.partials[2].name]
+            count, mean, m2 = (self._load(partial)[0] for partial in feature.partials)
+            moments = Moments(count, mean, m2, self._search.key_starts)
+            found = merge_moments(moments, [self._search.ranges[window] for window in windows])
+            self._done.update({(key[0], window): pair for window, pair in zip(windows, found, strict=True)})
+        count, m2 = self._done[key]
+        fewest = 2 if function.endswith("samp") else 1
+        variance = m2 / np.maximum(count - (fewest - 1), 1)
+        return np.sqrt(variance) if function.startswith("stddev") else variance, count >= fewest
+
+    def _last(self, feature: AggregateFeature) -> pa.ChunkedArray:
+        partial = feature.partials[0]
+        column = self._tiles.column(partial.name)
+        key = ("valid " + partial.name, feature.window)
+        if key not in self._done:
+            valid = self._sorted(np.asarray(column.is_valid().to_numpy())) if column.null_count else None
+            for window in self._windows[partial.name]:
+                self._done[key[0], window] = last_positions(valid, self._search.ranges[window])
+        found = self._done[key][self._search.target]
+        missing = found < 0
+        if self._search.unknown is not None:
+            missing |= self._search.unknown
+        if self._search.rows is not None and self._search.size:
+            found = self._search.rows[found]
+        return column.combine_chunks().take(pa.array(found, mask=missing)).cast(arrow_type(feature.dtype))
+
+    def _range(self, partial: PartialColumn, window: TimeWindow) -> Answer:
+        """Return count, sum, min or max of a partial column over a window, and where there is any value."""
+        if (partial.name, window) not in self._done:
+            self._fill(partial)
+        answer: Answer = self._done[partial.name, window]
+        return answer
+
+    def _shared(self, name: str, window: TimeWindow) -> Any:  # noqa: ANN401 - a cache of several kinds
+        return self._done.get((name, window))
+
+    def _fill(self, partial: PartialColumn) -> None:
+        """Compute a partial column over all windows that any feature needs it for."""
+        windows = self._windows[partial.name]
+        ranges = [self._search.ranges[window] for window in windows]
+        values, valid = self._load(partial)
+        overflow: list[BoolArray | None] = [None] * len(ranges)
+        found: Sequence[Values]
+        if partial.kind in ("min", "max"):
+            found = range_extremes(values, ranges, largest=partial.kind == "max")
+        elif partial.dtype.is_integer:
+            found, overflow = integer_sums(values, ranges)
+        else:
+            found = float_sums(values, ranges)
+        if valid is None:
+            present = [part.high > part.low for part in ranges]
+        else:
+            present = [count > 0 for count in count_ranges(valid, ranges)]
+        for window, answer, there, wrapped in zip(windows, found, present, overflow, strict=True):
+            self._done[partial.name, window] = answer, there
+            self._done["overflow " + partial.name, window] = wrapped
+
+    def _load(self, partial: PartialColumn) -> Answer:
+        """Return a partial column of the sorted tiles, NULL as what changes nothing, and where it is not NULL."""
+        column = self._tiles.column(partial.name).cast(arrow_type(partial.dtype))
+        valid: BoolArray | None = None
+        if column.null_count:
+            valid = self._sorted(np.asarray(column.is_valid().to_numpy()))
+            kind = np.dtype(column.type.to_pandas_dtype())
+            nothing = neutral(kind, largest=partial.kind == "max") if partial.kind in ("min", "max") else 0
+            column = column.fill_null(pa.scalar(nothing, column.type))
+        return self._sorted(column.to_numpy()), valid
+
+    def _sorted(self, values: Values) -> Values:
+        return values if self._search.rows is None else values[self._search.rows]
+
+    def _spread(self, values: Values, valid: BoolArray | None, dtype: DataType) -> pa.ChunkedArray:
+        """Return the answers of the distinct (key, edge) pairs for every probe."""
+        kind = arrow_type(dtype)
+        answers = values.astype(kind.to_pandas_dtype(), copy=False)[self._search.target]
+        missing = None if valid is None else ~valid[self._search.target]
+        if self._search.unknown is not None:
+            missing = self._search.unknown if missing is None else missing | self._search.unknown
+        return pa.chunked_array([pa.array(answers, kind, mask=missing)])
+
+
+def _check_fits(feature: AggregateFeature, sums: Int64Array, overflow: BoolArray | None) -> None:
+    """Refuse sums that wrapped or that the feature's type cannot hold."""
+    count = 0 if overflow is None else int(overflow.sum())
+    if feature.dtype == Int32:
+        limits = np.iinfo(np.int32)
+        count += int(((sums < limits.min) | (sums > limits.max)).sum())
+    if count:
+        raise AggregationOverflow(feature=feature.name, dtype=str(feature.column.dtype), count=count)
