@@ -1,7 +1,7 @@
 """Join keys as bytes whose order is the order of the keys.
 
-Each column is encoded so that it says itself where it ends; so a key's bytes are a prefix of nobody else's, and all keys that
-share their first columns lie side by side. NULL is a value and sorts first. Used by `lmdb.py`; values are in `packing.py`.
+Each column's bytes say where they end; so no key is a prefix of another, and all keys that share first columns lie
+side by side. NULL is a value and sorts first. Used by `lmdb.py` and `record_runs.py`; values are in `packing.py`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ _WIDTHS = {Int32: 9, Int64: 9, Timestamp: 9, Bool: 2}
 def chunk_suffix(chunk: int) -> bytes:
     """Return the last 8 bytes of a stored key: the chunk number, negative ones first."""
     return _PACK_U64(chunk + _SIGN)
+
+
+def chunk_suffixes(chunks: np.ndarray[Any, np.dtype[np.int64]]) -> list[bytes]:
+    """Return `chunk_suffix` of every chunk number."""
+    return _split_rows(_big_endian(chunks))
 
 
 def chunk_of(stored_key: bytes) -> int:
@@ -129,10 +134,14 @@ def _encode_fixed_column(dtype: DataType, column: pa.Array) -> np.ndarray[Any, n
         rows[:, 1] = column.fill_null(False).to_numpy(zero_copy_only=False)
         return rows
     number = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    number = (number.view(np.uint64) ^ np.uint64(_SIGN)).astype(">u8")
-    rows[:, 1:] = number.view(np.uint8).reshape(-1, 8)
+    rows[:, 1:] = _big_endian(number)
     rows[~valid, 1:] = 0
     return rows
+
+
+def _big_endian(numbers: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return 8 bytes per number that sort as the numbers do."""
+    return (numbers.view(np.uint64) ^ np.uint64(_SIGN)).astype(">u8").view(np.uint8).reshape(-1, CHUNK_BYTES)
 
 
 def _split_rows(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> list[bytes]:
@@ -201,8 +210,11 @@ class KeyCodec:
             values.append(value)
         return tuple(values)
 
-    def encode_columns(self, columns: Sequence[pa.Array]) -> list[bytes]:
-        """Return the stored form of every row of the key columns, without chunk numbers; order of the rows.
+    def encode_columns(self, columns: Sequence[pa.Array]) -> tuple[list[bytes], dict[bytes, bytes]]:
+        """Return the stored form of every row of the key columns, and the whole encoded key of each that is hashed.
+
+        Args:
+            columns: One array per join key, in Arrow types of the declared ones.
 
         Raises:
             KeyTooLong: As for `encode`.
@@ -214,12 +226,16 @@ class KeyCodec:
             else:
                 texts = column.cast(pa.large_binary()).to_pylist()
                 pieces.append(list(map(_encode_bytes, texts)))
+        encoded = pieces[0] if len(pieces) == 1 else list(map(b"".join, zip(*pieces, strict=True)))
         prefix = self._prefix
-        if len(pieces) == 1:
-            encoded = pieces[0]
-        else:
-            encoded = list(map(b"".join, zip(*pieces, strict=True)))
-        return [prefix + key if len(key) <= MAX_KEY_BYTES else self._hashed(key) for key in encoded]
+        if max(map(len, encoded), default=0) <= MAX_KEY_BYTES:
+            return [prefix + key for key in encoded], {}
+        full = {self._hashed(key): key for key in encoded if len(key) > MAX_KEY_BYTES}
+        return [prefix + key if len(key) <= MAX_KEY_BYTES else self._hashed(key) for key in encoded], full
+
+    def is_hashed(self, stored: bytes) -> bool:
+        """Tell whether the stored form is a hash, so that its values begin with the whole key."""
+        return stored.startswith(_HASHED, len(self._prefix))
 
     def _hashed(self, encoded: bytes) -> bytes:
         if self._layout.is_wildcard:
@@ -227,8 +243,9 @@ class KeyCodec:
         return self._prefix + _HASHED + hashlib.sha256(encoded).digest()
 
     def _wrong_count(self, given: int, expected: int) -> JoinKeyMismatch:
-        names = [field.name for field in self._fields]
-        return JoinKeyMismatch(view=self._layout.view, what=f"a key of {given} values", rule=f"takes {expected}: {names}")
+        names = ", ".join(field.name for field in self._fields)
+        what, rule = f"a key of {given} values", f"takes {expected} ({names})"
+        return JoinKeyMismatch(view=self._layout.view, what=what, rule=rule)
 
     def _mismatch(self, key: Key) -> JoinKeyMismatch:
         """Return the error of the first value that cannot be encoded; it names column and type, never the value."""
@@ -240,6 +257,5 @@ class KeyCodec:
             except (TypeError, ValueError, struct.error):
                 fault, given = field, type(value).__name__
                 break
-        return JoinKeyMismatch(
-            view=self._layout.view, what=f"join key {fault.name} got a {given}", rule=f"takes a value of type {fault.dtype}"
-        )
+        what, rule = f"join key {fault.name} got a {given}", f"takes {fault.dtype} there"
+        return JoinKeyMismatch(view=self._layout.view, what=what, rule=rule)

@@ -1,7 +1,7 @@
 """What an online store is: its layout, its contract, and which of two records of one moment wins.
 
-Serving reads through `OnlineStore` and never names an implementation; materialization writes through it. Next to `lmdb.py`
-(the embedded implementation) and `packing.py` (what a stored value looks like).
+Serving reads through `OnlineStore` and never names an implementation; materialization writes through it. Next to
+`lmdb.py` (the embedded implementation) and `packing.py` (what a stored value looks like).
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ class OnlineWrite:
 def wins(new: tuple[int, int], old: tuple[int, int]) -> bool:
     """Tell whether a new record replaces an old one of the same key (and tile).
 
-    Each is (timestamp in microseconds, 1 for batch or 0 for stream). The newer timestamp wins; at equal timestamps batch
-    beats stream; at equal timestamp and source the new one wins, so that a repeated write is harmless.
+    Each is (timestamp in microseconds, 1 for batch or 0 for stream). The newer timestamp wins; at equal timestamps
+    batch beats stream; at equal timestamp and source the new one wins, so that a repeated write is harmless.
 
     >>> wins((5, 0), (4, 1)), wins((5, 0), (5, 1)), wins((5, 1), (5, 1))
     (True, False, True)
 
-    Source: Materialization, how rows are written online ("newer timestamp"); batch before stream as in the stream pages.
+    Source: the seeds' rule for online upserts (newer timestamp first, batch before stream).
     """
     return new >= old
 
@@ -114,7 +114,7 @@ class OnlineSnapshot(Protocol):
         ...
 
     def packed_tiles(self, key: Key, since_us: int, until_us: int) -> PackedTiles:
-        """Return the stored chunks of a key that may hold tiles starting in `[since_us, until_us)`; a superset of them."""
+        """Return a key's stored chunks that may hold tiles starting in `[since_us, until_us)`, and perhaps others."""
         ...
 
     def packed_tiles_many(self, keys: Sequence[Key], since_us: int, until_us: int) -> list[PackedTiles]:
@@ -130,8 +130,8 @@ class OnlineSnapshot(Protocol):
     ) -> list[list[tuple[Any, ...]]]:
         """Return the records of each key, in order.
 
-        Tiles are `(start_us, *values)`, ascending, those with `since_us <= start_us < until_us`. A latest-value view has
-        `[(timestamp_us, *values)]`, whatever the bounds, or `[]`.
+        Tiles are `(start_us, *values)`, ascending, those with `since_us <= start_us < until_us`. A latest-value view
+        has `[(timestamp_us, *values)]`, whatever the bounds, or `[]`.
         """
         ...
 
@@ -156,14 +156,14 @@ class OnlineStore(Protocol):
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker.
 
-        For every key its records change at once: a concurrent read sees all of them or none. The marker is written last,
-        so an interrupted write leaves the interval uncovered and can be repeated.
+        For every key its records change at once: a concurrent read sees all of them or none. The marker is written
+        last, so an interrupted write leaves the interval uncovered and can be repeated.
 
         Args:
             layout: Layout of the generation; it must be the one of earlier writes.
-            records: Columns `key_fields`, the time column and `value_fields`, in any order of columns and rows. Tiles begin
-                on the grid of the tile size. Of rows with the same key (and tile) the newest wins, and of equal ones the
-                later in the table.
+            records: Columns `key_fields`, the time column and `value_fields`, in any order of columns and rows. Tiles
+                begin on the grid of the tile size. Of rows with the same key (and tile) the newest wins, and of equal
+                ones the later in the table.
             covered: The whole online coverage after this write.
             epoch: Lease epoch of the writer, stored beside the marker.
             replace: For tiles only: first forget every tile that starts in this interval, of the keys in `records`.

@@ -1,0 +1,375 @@
+"""The embedded online store: one LMDB environment per feature view.
+
+Records lie in key order (generation, join keys, chunk number); before them generation 0 holds what is known about each
+generation: its layout and its coverage marker. `lmdb_writer.py` has the write side, `lmdb_environment.py` the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from featurekit_dagster.errors import OnlineLayoutMismatch, Unsupported
+from featurekit_dagster.intervals import Interval, IntervalSet, from_us
+from featurekit_dagster.stores.key_codec import KeyCodec, chunk_of, chunk_suffix
+from featurekit_dagster.stores.lmdb_environment import (
+    MAP_BYTES,
+    LmdbEnvironment,
+    ReadTransaction,
+    environment_at,
+    release,
+)
+from featurekit_dagster.stores.lmdb_writer import Generation, clear_generation, write_records
+from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key, OnlineLayout, OnlineWrite, PackedTiles
+from featurekit_dagster.stores.packing import ROW_LEAD, TILE_LEAD_BYTES, ValueCodec
+from featurekit_dagster.stores.record_runs import RecordRuns
+
+if TYPE_CHECKING:
+    import lmdb
+    import pyarrow as pa
+
+_FORMAT = b"featurekit online 1"
+_MARKER_HEAD = struct.Struct("<8sQ")
+_SPAN = struct.Struct("<qq")
+_FULL_KEY_BYTES = struct.Struct("<I")
+# Up to this many chunks are fetched one by one; of more, a cursor visits only those that exist.
+_CHUNKS_BY_GET = 4
+_REMEMBERED_LAYOUTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """What the coverage marker says."""
+
+    epoch: int
+    coverage: IntervalSet
+    spans: tuple[tuple[int, int], ...]
+
+
+_NOT_COVERED = _Marker(0, IntervalSet(), ())
+
+
+def _signature(layout: OnlineLayout) -> bytes:
+    """Return what must stay the same for stored records to be readable."""
+    fields = [(field.name, str(field.dtype)) for field in (*layout.key_fields, *layout.value_fields)]
+    shape = (len(layout.key_fields), layout.index_length, layout.tile_us, fields)
+    return hashlib.sha256(_FORMAT + repr(shape).encode()).digest()[:8]
+
+
+class _View:
+    """One layout in one environment, with everything compiled that reads and writes of it need."""
+
+    def __init__(self, layout: OnlineLayout, environment: LmdbEnvironment) -> None:
+        self.layout, self.environment = layout, environment
+        self.keys = KeyCodec(layout)
+        is_tiled = layout.tile_us is not None
+        self.values = ValueCodec(layout.value_fields, TILE_LEAD_BYTES if is_tiled else ROW_LEAD.size)
+        self.chunk_us = TILES_PER_CHUNK * (layout.tile_us or 1)
+        self.signature = _signature(layout)
+        meta = b"\x00\x00" + self.keys.generation_prefix
+        self.layout_key, self.marker_key = meta + b"layout", meta + b"marker"
+        self._decoded: tuple[bytes, _Marker] = (b"", _NOT_COVERED)
+
+    def generation(self) -> Generation:
+        """Return what the writer works on."""
+        return Generation(
+            layout=self.layout,
+            environment=self.environment,
+            keys=self.keys,
+            values=self.values,
+            layout_key=self.layout_key,
+            marker_key=self.marker_key,
+            signature=self.signature,
+        )
+
+    def marker(self, transaction: lmdb.Transaction[bytes]) -> _Marker:
+        """Return the coverage marker; decoded once per stored value."""
+        raw = transaction.get(self.marker_key)
+        known, marker = self._decoded
+        if raw == known:
+            return marker
+        if raw is None:
+            if transaction.get(self.layout_key, self.signature) != self.signature:
+                raise OnlineLayoutMismatch(view=self.layout.view, generation=self.layout.generation)
+            return _NOT_COVERED
+        signature, epoch = _MARKER_HEAD.unpack_from(raw)
+        if signature != self.signature:
+            raise OnlineLayoutMismatch(view=self.layout.view, generation=self.layout.generation)
+        spans = tuple(_SPAN.iter_unpack(raw[_MARKER_HEAD.size :]))
+        marker = _Marker(epoch, IntervalSet(Interval(from_us(a), from_us(b)) for a, b in spans), spans)
+        self._decoded = (raw, marker)
+        return marker
+
+    def encode_marker(self, covered: IntervalSet, epoch: int) -> bytes:
+        """Return the stored form of a coverage marker."""
+        spans = b"".join(_SPAN.pack(interval.start_us, interval.end_us) for interval in covered)
+        return _MARKER_HEAD.pack(self.signature, epoch) + spans
+
+    def split_hashed(self, value: bytes) -> tuple[bytes, bytes]:
+        """Return the whole encoded key that begins the value of a hashed key, and the value proper."""
+        (length,) = _FULL_KEY_BYTES.unpack_from(value)
+        at = _FULL_KEY_BYTES.size + length
+        return value[_FULL_KEY_BYTES.size : at], value[at:]
+
+
+class LmdbSnapshot:
+    """One read transaction on one generation (see `OnlineSnapshot`)."""
+
+    __slots__ = ("_marker", "_transaction", "_view")
+
+    def __init__(self, view: _View) -> None:
+        self._view = view
+
+    def __enter__(self) -> LmdbSnapshot:
+        transaction = self._transaction = self._view.environment.begin_read()
+        try:
+            self._marker = _NOT_COVERED if transaction is None else self._view.marker(transaction)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._transaction is not None:
+            self._view.environment.end_read(self._transaction)
+            self._transaction = None
+
+    @property
+    def coverage(self) -> IntervalSet:
+        """What has been written online, as of this snapshot."""
+        return self._marker.coverage
+
+    @property
+    def coverage_us(self) -> tuple[tuple[int, int], ...]:
+        """The same as ascending, disjoint `[start, end)` pairs in microseconds."""
+        return self._marker.spans
+
+    @property
+    def epoch(self) -> int:
+        """The lease epoch of the newest write; 0 before the first."""
+        return self._marker.epoch
+
+    def packed_tiles(self, key: Key, since_us: int, until_us: int) -> PackedTiles:
+        """Return a key's stored chunks that may hold tiles starting in `[since_us, until_us)`, and perhaps others."""
+        view, transaction = self._view, self._transaction
+        base = view.keys.encode(key)
+        if transaction is None:
+            return []
+        first, last = since_us // view.chunk_us, (until_us - 1) // view.chunk_us
+        if last - first < _CHUNKS_BY_GET:
+            get, found = transaction.get, []
+            for chunk in range(first, last + 1):
+                value = get(base + chunk_suffix(chunk))
+                if value is not None:
+                    found.append((chunk, value))
+        else:
+            found = list(self._scan_key(transaction, base, first, last))
+        if found and view.keys.is_hashed(base):
+            return [(chunk, view.split_hashed(value)[1]) for chunk, value in found]
+        return found
+
+    @staticmethod
+    def _scan_key(
+        transaction: lmdb.Transaction[bytes], base: bytes, first: int, last: int
+    ) -> Iterator[tuple[int, bytes]]:
+        cursor, end = transaction.cursor(), base + chunk_suffix(last)
+        if cursor.set_range(base + chunk_suffix(first)):
+            for stored, value in cursor:
+                if stored > end:
+                    return
+                yield chunk_of(stored), value
+
+    def packed_tiles_many(self, keys: Sequence[Key], since_us: int, until_us: int) -> list[PackedTiles]:
+        """Return `packed_tiles` of each key, in order."""
+        return [self.packed_tiles(key, since_us, until_us) for key in keys]
+
+    def packed_tiles_prefix(self, prefix: Key, since_us: int, until_us: int) -> dict[Key, PackedTiles]:
+        """Return `packed_tiles` of every stored key that begins with `prefix`, by whole key in key order."""
+        view = self._view
+        first, last = since_us // view.chunk_us, (until_us - 1) // view.chunk_us
+        found: dict[bytes, PackedTiles] = {}
+        for stored, value in self._scan_prefix(prefix):
+            chunk = chunk_of(stored)
+            if first <= chunk <= last:
+                found.setdefault(stored[: -len(chunk_suffix(0))], []).append((chunk, value))
+        return {view.keys.decode(base): tiles for base, tiles in found.items()}
+
+    def _scan_prefix(self, prefix: Key) -> Iterator[tuple[bytes, bytes]]:
+        view, transaction = self._view, self._transaction
+        if not view.layout.is_wildcard and len(prefix) < len(view.layout.key_fields):
+            raise Unsupported(
+                f"{view.layout.view}: a read by some of the join keys needs an online_serving_index that lists them"
+            )
+        begin = view.keys.encode_prefix(prefix)
+        if transaction is None:
+            return
+        cursor = transaction.cursor()
+        if cursor.set_range(begin):
+            for stored, value in cursor:
+                if not stored.startswith(begin):
+                    return
+                yield stored, value
+
+    def packed_row(self, key: Key) -> bytes | None:
+        """Return the packed record of a key of a latest-value view, or None."""
+        view, transaction = self._view, self._transaction
+        base = view.keys.encode(key)
+        value = transaction.get(base) if transaction is not None else None
+        if value is not None and view.keys.is_hashed(base):
+            return view.split_hashed(value)[1]
+        return value
+
+    def read(
+        self, keys: Sequence[Key], since_us: int | None = None, until_us: int | None = None
+    ) -> list[list[tuple[Any, ...]]]:
+        """Return the records of each key, in order (see `OnlineSnapshot.read`)."""
+        view = self._view
+        if view.layout.tile_us is None:
+            rows = map(self.packed_row, keys)
+            return [[] if row is None else [view.values.latest_row(row)] for row in rows]
+        since, until = _bounds(since_us, until_us)
+        return [self._tiles(self.packed_tiles(key, since, until), since, until) for key in keys]
+
+    def read_prefix(
+        self, prefix: Key, since_us: int | None = None, until_us: int | None = None
+    ) -> dict[Key, list[tuple[Any, ...]]]:
+        """Return the records of every stored key that begins with `prefix`, by whole key in key order."""
+        view = self._view
+        if view.layout.tile_us is None:
+            decode, row = view.keys.decode, view.values.latest_row
+            return {decode(stored): [row(value)] for stored, value in self._scan_prefix(prefix)}
+        since, until = _bounds(since_us, until_us)
+        packed = self.packed_tiles_prefix(prefix, since, until)
+        found = {key: self._tiles(tiles, since, until) for key, tiles in packed.items()}
+        return {key: tiles for key, tiles in found.items() if tiles}
+
+    def _tiles(self, packed: PackedTiles, since_us: int, until_us: int) -> list[tuple[Any, ...]]:
+        """Return the tiles of packed chunks that start in `[since_us, until_us)`."""
+        tile_us = self._view.layout.tile_us or 1
+        rows = self._view.values.tile_rows
+        return [
+            (number * tile_us, *values)
+            for chunk, value in packed
+            for number, *values in rows(value, chunk * TILES_PER_CHUNK)
+            if since_us <= number * tile_us < until_us
+        ]
+
+
+def _bounds(since_us: int | None, until_us: int | None) -> tuple[int, int]:
+    """Return bounds that are never None: all of a stored chunk number's range."""
+    return -(1 << 62) if since_us is None else since_us, 1 << 62 if until_us is None else until_us
+
+
+class LmdbOnlineStore:
+    """Online store in local files, shared by the processes of one host (see `OnlineStore`).
+
+    Args:
+        root: Directory; a view lies in `<root>/<workspace>/<view>/`.
+        map_bytes: Map size to begin with; it doubles when it is full.
+    """
+
+    def __init__(self, root: str | Path, *, map_bytes: int = MAP_BYTES) -> None:
+        self._root = Path(root)
+        self._map_bytes = map_bytes
+        self._lock = threading.RLock()
+        self._environments: dict[Path, LmdbEnvironment] = {}
+        self._views: dict[OnlineLayout, _View] = {}
+        # A layout takes microseconds to hash; the one that a caller keeps is found by identity, kept alive by its view.
+        self._views_by_identity: dict[int, _View] = {}
+
+    def _view(self, layout: OnlineLayout) -> _View:
+        view = self._views_by_identity.get(id(layout))
+        if view is not None and view.layout is layout:
+            return view
+        with self._lock:
+            view = self._views.get(layout)
+            if view is None:
+                path = self._root / _folder(layout.workspace) / _folder(layout.view)
+                environment = self._environments.get(path)
+                if environment is None:
+                    environment = self._environments[path] = environment_at(path, self._map_bytes)
+                view = self._views[layout] = _View(layout, environment)
+            if len(self._views_by_identity) >= _REMEMBERED_LAYOUTS:
+                self._views_by_identity.clear()
+            self._views_by_identity[id(view.layout)] = view
+            return view
+
+    def write(
+        self,
+        layout: OnlineLayout,
+        records: pa.Table,
+        *,
+        covered: IntervalSet,
+        epoch: int,
+        replace: Interval | None = None,
+    ) -> OnlineWrite:
+        """Upsert batch records and then set the coverage marker (see `OnlineStore.write`)."""
+        if replace is not None and layout.tile_us is None:
+            raise ValueError(f"{layout.view}: only tiles can be replaced by interval; rows are upserted")
+        view = self._view(layout)
+        runs = RecordRuns(layout, records, view.keys, view.values)
+        refused = write_records(view.generation(), runs, replace)
+        marker = view.encode_marker(covered, epoch)
+        view.environment.transact(lambda transaction: transaction.put(view.marker_key, marker))
+        view.environment.sync()
+        written = runs.rows - refused
+        return OnlineWrite(rows_written=written, rows_skipped=runs.given_rows - written)
+
+    def snapshot(self, layout: OnlineLayout) -> LmdbSnapshot:
+        """Return a context that gives coverage and records of one moment."""
+        return LmdbSnapshot(self._view(layout))
+
+    def read(
+        self,
+        layout: OnlineLayout,
+        keys: Sequence[Key],
+        since_us: int | None = None,
+        until_us: int | None = None,
+    ) -> list[list[tuple[Any, ...]]]:
+        """Return the records of each key as `OnlineSnapshot.read` does."""
+        with self.snapshot(layout) as snapshot:
+            return snapshot.read(keys, since_us, until_us)
+
+    def read_prefix(
+        self, layout: OnlineLayout, prefix: Key, since_us: int | None = None, until_us: int | None = None
+    ) -> dict[Key, list[tuple[Any, ...]]]:
+        """Return the records of all keys with a prefix as `OnlineSnapshot.read_prefix` does."""
+        with self.snapshot(layout) as snapshot:
+            return snapshot.read_prefix(prefix, since_us, until_us)
+
+    def coverage(self, layout: OnlineLayout) -> IntervalSet:
+        """Return what has been written online."""
+        with self.snapshot(layout) as snapshot:
+            return snapshot.coverage
+
+    def clear(self, layout: OnlineLayout) -> None:
+        """Forget all records and the coverage marker of the layout's generation."""
+        view = self._view(layout)
+        with ReadTransaction(view.environment) as transaction:
+            if transaction is None:
+                return
+        clear_generation(view.generation())
+
+    def close(self) -> None:
+        """Release files and memory; the store opens them again when it is next used."""
+        with self._lock:
+            self._views.clear()
+            self._views_by_identity.clear()
+            environments, self._environments = list(self._environments.values()), {}
+        for environment in environments:
+            release(environment)
+
+
+def _folder(name: str) -> str:
+    """Return a name as one safe path component."""
+    quoted = quote(name, safe=" ")
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted

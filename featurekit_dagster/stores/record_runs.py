@@ -1,0 +1,250 @@
+"""Online records in store order: an Arrow table becomes stored keys and packed values, some rows at a time.
+
+Everything here works on whole columns and writes nothing. `key_codec.py` and `packing.py` say how bytes look, `lmdb.py`
+writes what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_dagster.errors import OnlineRecordsMismatch
+from featurekit_dagster.stores.key_codec import KeyCodec, chunk_suffixes
+from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
+from featurekit_dagster.stores.packing import BATCH, ROW_LEAD, ValueCodec, arrow_type
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+_ROWS_PER_SLAB = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSlab:
+    """Consecutive stored records of whole keys.
+
+    Args:
+        keys: Stored key of each record, with chunk number; ascending.
+        values: Packed value of each record.
+        key_starts: First record of each join key, ascending from 0.
+        base_keys: Stored key of each join key, without chunk number.
+    """
+
+    keys: list[bytes]
+    values: list[bytes]
+    key_starts: list[int]
+    base_keys: list[bytes]
+
+
+class RecordRuns:
+    """The records of one write, sorted by stored key and time.
+
+    Args:
+        layout: Layout of the stored generation.
+        records: Key columns, time column and value columns, in any order of columns and rows.
+        keys: Codec of the layout's keys.
+        values: Codec of the layout's values.
+
+    Raises:
+        OnlineRecordsMismatch: A column is missing or of another type, or a time is NULL or off the tile grid.
+        KeyTooLong: A wildcard view got a key of more than 400 encoded bytes.
+    """
+
+    def __init__(self, layout: OnlineLayout, records: pa.Table, keys: KeyCodec, values: ValueCodec) -> None:
+        self._layout, self._key_codec, self._value_codec = layout, keys, values
+        self._keys, times, self._columns = _conform(layout, records)
+        self._tile_us = layout.tile_us
+        self._times = times if self._tile_us is None else times // self._tile_us
+        self.given_rows = len(times)
+        self._starts = np.flatnonzero(_key_changes(self._keys, len(times)))
+        self._in_input_order = self._encode_runs()
+        if not self._in_input_order:
+            self._sort()
+        self._drop_superseded()
+
+    @property
+    def rows(self) -> int:
+        """Rows that are left: one per key and tile, or one per key."""
+        return len(self._times)
+
+    @property
+    def full_keys(self) -> dict[bytes, bytes]:
+        """Whole encoded key of every stored key that is hashed."""
+        return self._full_keys
+
+    def _encode_runs(self) -> bool:
+        """Encode one key per run of equal keys; tell whether runs and the times in each are in store order already."""
+        starts = self._starts
+        if len(starts) > 1 and len(starts) * 2 > self.given_rows and not self._looks_sorted():
+            return False
+        picked = [column.take(pa.array(starts)) for column in self._keys]
+        self._base_keys, self._full_keys = self._key_codec.encode_columns(picked)
+        if any(map(_not_ascending, self._base_keys, self._base_keys[1:])):
+            return False
+        backward = self._times[1:] < self._times[:-1]
+        backward[starts[1:] - 1] = False
+        return not bool(backward.any())
+
+    def _looks_sorted(self) -> bool:
+        """Tell from a sample whether encoding every run is likely to pay; a wrong answer costs time only."""
+        sample = self._starts[:2000]
+        encoded, _ = self._key_codec.encode_columns([column.take(pa.array(sample)) for column in self._keys])
+        return not any(map(_not_ascending, encoded, encoded[1:]))
+
+    def _sort(self) -> None:
+        """Bring the rows into the order of stored key and time; equal ones keep their input order."""
+        codes, first_rows = _dense_codes(self._keys)
+        encoded, self._full_keys = self._key_codec.encode_columns([c.take(pa.array(first_rows)) for c in self._keys])
+        order = sorted(range(len(encoded)), key=encoded.__getitem__)
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        ranks = rank[codes]
+        rows = _stable_order(ranks, self._times)
+        ranks = ranks[rows]
+        self._times = self._times[rows]
+        self._starts = np.flatnonzero(np.diff(ranks, prepend=-1))
+        self._base_keys = [encoded[at] for at in order]
+        taken = pa.array(rows)
+        self._columns = [column.take(taken) for column in self._columns]
+
+    def _drop_superseded(self) -> None:
+        """Keep the last row of each key and tile, or of each key."""
+        rows = len(self._times)
+        if not rows:
+            return
+        keep = np.empty(rows, bool)
+        keep[-1] = True
+        keep[:-1] = False if self._tile_us is None else self._times[1:] != self._times[:-1]
+        keep[self._starts[1:] - 1] = True
+        if keep.all():
+            return
+        before = np.cumsum(keep) - keep
+        self._starts = before[self._starts]
+        self._times = self._times[keep]
+        mask = pa.array(keep)
+        self._columns = [column.filter(mask) for column in self._columns]
+
+    def slabs(self) -> Iterator[RecordSlab]:
+        """Yield the packed records in store order, whole keys each."""
+        bounds = np.append(self._starts, len(self._times))
+        first = 0
+        while first < len(self._starts):
+            last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _ROWS_PER_SLAB, "right")) - 1)
+            yield self._pack(first, last)
+            first = last
+
+    def _pack(self, first: int, last: int) -> RecordSlab:
+        """Pack the keys `first` to `last - 1`."""
+        begin = int(self._starts[first])
+        end = int(self._starts[last]) if last < len(self._starts) else len(self._times)
+        times = self._times[begin:end]
+        key_starts = self._starts[first:last] - begin
+        columns = [column.slice(begin, end - begin) for column in self._columns]
+        base_keys = self._base_keys[first:last]
+        if self._tile_us is None:
+            values = self._value_codec.pack_runs(_row_lead(times), columns, np.arange(len(times)))
+            return RecordSlab(base_keys, values, list(range(len(base_keys))), base_keys)
+        chunks = times // TILES_PER_CHUNK
+        changes = np.diff(chunks, prepend=chunks[0] - 1) != 0
+        changes[key_starts] = True
+        starts = np.flatnonzero(changes)
+        lead = ((times % TILES_PER_CHUNK) * 2 + BATCH).astype(np.uint8).reshape(-1, 1)
+        values = self._value_codec.pack_runs(lead, columns, starts)
+        owners = np.searchsorted(key_starts, starts, "right") - 1
+        suffixes = chunk_suffixes(chunks[starts])
+        keys = [base_keys[owner] + suffix for owner, suffix in zip(owners.tolist(), suffixes, strict=True)]
+        return RecordSlab(keys, values, np.searchsorted(starts, key_starts).tolist(), base_keys)
+
+
+def _not_ascending(left: bytes, right: bytes) -> bool:
+    return left >= right
+
+
+def _row_lead(times: IntArray) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    lead = np.empty(len(times), np.dtype([("time", "<i8"), ("tag", "u1")]))
+    lead["time"], lead["tag"] = times, BATCH
+    return lead.view(np.uint8).reshape(-1, ROW_LEAD.size)
+
+
+def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], IntArray, list[pa.Array]]:
+    """Return key columns, times in microseconds and value columns, contiguous and of the layout's types."""
+    wanted = {field.name: arrow_type(field.dtype) for field in (*layout.key_fields, *layout.value_fields)}
+    wanted[layout.time_column] = pa.timestamp("us", "UTC")
+    faults, columns = [], {}
+    for name, dtype in wanted.items():
+        if name not in records.column_names:
+            faults.append(f"column {name} is missing, there are {', '.join(records.column_names)}")
+            continue
+        try:
+            columns[name] = _contiguous(records[name], dtype)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            faults.append(f"column {name} is {records[name].type}, which cannot become {dtype} without loss")
+    time = columns.get(layout.time_column)
+    if time is not None and time.null_count:
+        faults.append(f"column {layout.time_column} has {time.null_count} NULLs")
+    elif time is not None and layout.tile_us is not None:
+        off_grid = int(np.count_nonzero(_microseconds(time) % layout.tile_us))
+        if off_grid:
+            faults.append(f"{off_grid} values of {layout.time_column} are not on the grid of {layout.tile_us} us")
+    if faults:
+        raise OnlineRecordsMismatch(view=layout.view, faults=faults)
+    keys = [columns[field.name] for field in layout.key_fields]
+    return keys, _microseconds(columns[layout.time_column]), [columns[field.name] for field in layout.value_fields]
+
+
+def _contiguous(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
+    if column.type != dtype:
+        column = column.cast(dtype)
+    return column.combine_chunks()
+
+
+def _microseconds(time: pa.Array) -> IntArray:
+    us: IntArray = time.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return us
+
+
+def _key_changes(keys: list[pa.Array], rows: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Tell for each row whether its key differs from the one before; NULL equals NULL."""
+    changes = np.zeros(rows, bool)
+    if rows:
+        changes[0] = True
+    for column in keys:
+        left, right = column.slice(0, max(rows - 1, 0)), column.slice(1)
+        changes[1:] |= pc.fill_null(pc.not_equal(left, right), False).to_numpy(zero_copy_only=False)
+        if column.null_count:
+            is_null = column.is_null().to_numpy(zero_copy_only=False)
+            changes[1:] |= is_null[1:] != is_null[:-1]
+    return changes
+
+
+def _dense_codes(keys: list[pa.Array]) -> tuple[IntArray, IntArray]:
+    """Return a number per row, equal for equal keys and counted from 0, and one row of each number."""
+    codes: IntArray | None = None
+    for column in keys:
+        encoded = column.dictionary_encode(null_encoding="encode")
+        own = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        if codes is None:
+            codes = own
+        else:
+            # Both factors are below the row count, so the product fits; dense again at once, so it stays so.
+            joined = pa.array(codes * len(encoded.dictionary) + own)
+            codes = joined.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    if codes is None:
+        raise ValueError("a layout has at least one join key")
+    first_rows = np.empty(int(codes.max(initial=-1)) + 1, np.int64)
+    first_rows[codes] = np.arange(len(codes))
+    return codes, first_rows
+
+
+def _stable_order(ranks: IntArray, times: IntArray) -> IntArray:
+    """Return the row order by rank and time; equal ones in input order."""
+    low = int(times.min(initial=0))
+    span = int(times.max(initial=0)) - low + 1
+    if (int(ranks.max(initial=0)) + 1) * span < 1 << 63:
+        return np.argsort(ranks * span + (times - low), kind="stable")
+    return np.lexsort((times, ranks))
