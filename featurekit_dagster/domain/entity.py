@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from featurekit_dagster.domain.schema import JOIN_KEY_TYPES, Field
+from featurekit_dagster.domain.schema import JOIN_KEY_TYPES, DataType, Field
+from featurekit_dagster.domain.wording import described, text_fault
 from featurekit_dagster.errors import DeclarationError
 
 
@@ -31,15 +32,19 @@ class Entity:
     owner: str | None = None
 
     def __post_init__(self) -> None:
-        faults = [] if self.name else ["name is empty; give the entity a name"]
-        keys = [self.join_keys] if isinstance(self.join_keys, str | Field) else list(self.join_keys)
+        given = self.join_keys
+        keys = list(given) if isinstance(given, list | tuple) else [given]
+        faults = [fault for fault in [text_fault("name", self.name)] if fault]
         if not keys:
             faults.append("join_keys is empty; name the columns that identify one")
-        names = [key.name if isinstance(key, Field) else key for key in keys]
-        faults += [f"join key {n!r} is given twice" for n in dict.fromkeys(names) if names.count(n) > 1]
         for key in keys:
-            if isinstance(key, Field) and (fault := join_key_fault(key)):
-                faults.append(fault)
+            faults += _key_faults(key)
+        names = [key.name if isinstance(key, Field) else key for key in keys]
+        faults += [
+            f"join key {name!r} is given twice; keep one"
+            for position, name in enumerate(names)
+            if names.index(name) < position and name not in names[position + 1 :]
+        ]
         if faults:
             raise DeclarationError(subject=f"entity {self.name!r}", faults=faults)
         object.__setattr__(self, "join_keys", tuple(keys))
@@ -53,8 +58,18 @@ class Entity:
         return tuple(key.name if isinstance(key, Field) else key for key in self.join_keys)
 
 
+def _key_faults(key: object) -> list[str]:
+    if not isinstance(key, str | Field):
+        return [f"join key is {described(key)}; give a name or Field(name, type)"]
+    faults = [text_fault("name of a join key", key.name if isinstance(key, Field) else key)]
+    faults += [join_key_fault(key)] if isinstance(key, Field) else []
+    return [fault for fault in faults if fault]
+
+
 def join_key_fault(key: Field) -> str | None:
     """Return why a column cannot be a join key, or None."""
+    if not isinstance(key.dtype, DataType):
+        return f"join key {key.name!r} has type {described(key.dtype)}; use {', '.join(map(str, JOIN_KEY_TYPES))}"
     if key.dtype in JOIN_KEY_TYPES:
         return None
     why = "floats are not compared exactly" if key.dtype.is_float else "it has no single comparable value"

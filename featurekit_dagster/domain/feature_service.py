@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
+from featurekit_dagster.domain.wording import described, text_fault
 from featurekit_dagster.errors import DeclarationError
 
 
@@ -16,7 +17,7 @@ class FeatureService:
     Args:
         name: Unique in the workspace.
         features: Views, `view[["feature"]]`, `.with_name(namespace)` or `.with_join_key_map({view key: spine column})`.
-        online_serving_enabled: Whether online reads are allowed; every view must then be online.
+        online_serving_enabled: Whether online reads are allowed; such a read needs every view to be online.
         description: What the service is for.
         owner: Who maintains it.
         tags: Key-value pairs for people.
@@ -33,18 +34,17 @@ class FeatureService:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        faults = [] if self.name else ["name is empty; give the service a name"]
+        features = list(self.features) if isinstance(self.features, list | tuple) else [self.features]
+        faults = [fault for fault in [text_fault("name", self.name)] if fault]
         references: list[FeatureReference] = []
-        for given in self.features:
+        for given in features:
             if isinstance(given, FeatureView):
                 references.append(FeatureReference(view=given))
             elif isinstance(given, FeatureReference):
                 references.append(given)
             else:
-                faults.append(
-                    f"a {type(given).__name__} is given as a feature; give a feature view or a reference to one"
-                )
-        if not self.features:
+                faults.append(f"{described(given)} is given as a feature; give a feature view or a reference to one")
+        if not features:
             faults.append("features is empty; give at least one feature view")
         for reference in references:
             faults += _reference_faults(reference)
@@ -76,6 +76,11 @@ def _reference_faults(reference: FeatureReference) -> list[str]:
         f"{view.name} has no feature {name!r}; it has {', '.join(view.feature_names)}"
         for name in reference.selected
         if name not in view.feature_names
+    ]
+    faults += [
+        f"feature {name!r} of {view.name} is selected {reference.selected.count(name)} times; once is enough"
+        for name in dict.fromkeys(reference.selected)
+        if reference.selected.count(name) > 1
     ]
     faults += [
         f"{view.name} has no join key {name!r} to map; it has {', '.join(view.key_names)}"

@@ -17,6 +17,7 @@ from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.intervals import floor_time
 
 ANCHOR_TIME = "_anchor_time"
@@ -123,7 +124,7 @@ class FeatureView:
 
     def __getitem__(self, names: Sequence[str]) -> FeatureReference:
         """Return a reference to some of the features, for a feature service."""
-        return FeatureReference(view=self, selected=tuple(names))
+        return FeatureReference(view=self)[names]
 
     def with_name(self, namespace: str) -> FeatureReference:
         """Return a reference whose features carry `namespace` instead of the view's name."""
@@ -209,8 +210,18 @@ class FeatureReference:
     join_key_map: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, names: Sequence[str]) -> FeatureReference:
-        """Return the same reference with only these features."""
-        return replace(self, selected=tuple(names))
+        """Return the same reference with only these features, one or several; their service checks the names.
+
+        Raises:
+            DeclarationError: It is no list of names, or an empty one.
+        """
+        selected = [names] if isinstance(names, str) else names
+        if not isinstance(selected, list | tuple) or not selected or not all(isinstance(n, str) for n in selected):
+            raise DeclarationError(
+                subject=f"feature view {self.view.name!r}",
+                faults=['features are selected by a list of their names, such as view[["a_feature"]]'],
+            )
+        return replace(self, selected=tuple(selected))
 
     def with_name(self, namespace: str) -> FeatureReference:
         """Return the same reference under another name."""

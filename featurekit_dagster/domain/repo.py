@@ -11,6 +11,7 @@ from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.feature_service import FeatureService
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import BatchSource
+from featurekit_dagster.domain.wording import described
 from featurekit_dagster.errors import DeclarationError, NotFoundError
 
 _KINDS = {FeatureView: "feature view", FeatureService: "feature service", BatchSource: "source", Entity: "entity"}
@@ -34,14 +35,13 @@ class Repository:
         """
         faults: list[str] = []
         found: dict[int, Any] = {}
-        given_list: Iterable[Any] = [declarations] if isinstance(declarations, ModuleType) else declarations
-        for given in given_list:
+        for given in _several(declarations):
             if isinstance(given, ModuleType):
                 found |= {id(value): value for value in vars(given).values() if isinstance(value, tuple(_KINDS))}
             elif isinstance(given, tuple(_KINDS)):
                 found[id(given)] = given
             else:
-                faults.append(f"a {type(given).__name__} is no declaration; give modules, feature views or services")
+                faults.append(f"{described(given)} is no declaration; give modules, feature views or services")
         for service in [value for value in found.values() if isinstance(value, FeatureService)]:
             found |= {id(reference.view): reference.view for reference in service.references}
         for view in [value for value in found.values() if isinstance(value, FeatureView)]:
@@ -77,6 +77,11 @@ class Repository:
             if service.name == name:
                 return service
         raise NotFoundError(kind="feature service", name=name, known=[s.name for s in self.services])
+
+
+def _several(declarations: Any) -> Iterable[Any]:
+    is_list = isinstance(declarations, Iterable) and not isinstance(declarations, str)
+    return declarations if is_list else [declarations]
 
 
 def _name_faults(declared: Iterable[Any]) -> list[str]:

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
+from featurekit_dagster.domain.source_rules import delay_faults, raise_faults, required_text_faults, time_faults
+from featurekit_dagster.domain.wording import described, text_fault
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.intervals import Interval, as_utc, format_time
 
@@ -62,12 +64,16 @@ class FileConfig:
     data_delay: timedelta = _NO_DELAY
 
     def __post_init__(self) -> None:
-        faults = _delay_faults(self.data_delay)
+        faults = required_text_faults("uri", self.uri, "the path of a file, a folder or a glob")
+        faults += time_faults(self.timestamp_field, self.data_delay)
         if self.file_format not in FILE_FORMATS:
             faults.append(f"file_format {self.file_format!r} is not known; it is one of {', '.join(FILE_FORMATS)}")
-        if not self.uri:
-            faults.append("uri is empty; give the path of a file, a folder or a glob")
-        _raise(f"FileConfig {self.uri!r}", faults)
+        columns = self.datetime_partition_columns
+        for column in columns if isinstance(columns, list | tuple) else [columns]:
+            if not isinstance(column, DatetimePartitionColumn):
+                what = f"{described(column)} is in datetime_partition_columns"
+                faults.append(f"{what}; give DatetimePartitionColumn(name, datepart)")
+        raise_faults(f"FileConfig {self.uri!r}", faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +91,9 @@ class DeltaTableConfig:
     data_delay: timedelta = _NO_DELAY
 
     def __post_init__(self) -> None:
-        faults = _delay_faults(self.data_delay)
-        if not self.uri:
-            faults.append("uri is empty; give the path of the Delta table")
-        _raise(f"DeltaTableConfig {self.uri!r}", faults)
+        faults = required_text_faults("uri", self.uri, "the path of the Delta table")
+        faults += time_faults(self.timestamp_field, self.data_delay)
+        raise_faults(f"DeltaTableConfig {self.uri!r}", faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +113,9 @@ class SqlConfig:
     data_delay: timedelta = _NO_DELAY
 
     def __post_init__(self) -> None:
-        faults = _delay_faults(self.data_delay)
-        if not self.url:
-            faults.append("url is empty; give a SQLAlchemy URL")
-        if not self.query.strip():
-            faults.append("query is empty; give a SELECT")
-        _raise("SqlConfig", faults)
+        faults = required_text_faults("url", self.url, "a SQLAlchemy URL")
+        faults += required_text_faults("query", self.query, "a SELECT")
+        raise_faults("SqlConfig", [*faults, *time_faults(self.timestamp_field, self.data_delay)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def pandas_batch_config(
     Raises:
         DeclarationError: `data_delay` is negative or not in whole seconds.
     """
-    _raise("pandas_batch_config", _delay_faults(data_delay))
+    raise_faults("pandas_batch_config", delay_faults(data_delay))
 
     def wrap(function: Callable[..., Any]) -> FunctionConfig:
         return FunctionConfig(function=function, supports_time_filtering=supports_time_filtering, data_delay=data_delay)
@@ -185,6 +187,8 @@ class TectonTimeConstant(Enum):
     UNBOUNDED_FUTURE = "UNBOUNDED_FUTURE"
 
     def __add__(self, offset: timedelta) -> TimeBound:
+        if not isinstance(offset, timedelta):
+            return NotImplemented
         if self.name.startswith("UNBOUNDED"):
             raise DeclarationError(
                 subject="select_range", faults=[f"{self.name} + {offset} has no meaning; use {self.name} alone"]
@@ -192,7 +196,7 @@ class TectonTimeConstant(Enum):
         return TimeBound(self, offset)
 
     def __sub__(self, offset: timedelta) -> TimeBound:
-        return self + -offset
+        return self + -offset if isinstance(offset, timedelta) else NotImplemented
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,15 +277,13 @@ class BatchSource:
     owner: str | None = None
 
     def __post_init__(self) -> None:
-        faults = []
-        if not self.name:
-            faults.append("name is empty; give the source a name")
+        faults = [fault for fault in [text_fault("name", self.name)] if fault]
         if not isinstance(self.batch_config, FileConfig | DeltaTableConfig | SqlConfig | FunctionConfig):
             faults.append(
-                f"batch_config is a {type(self.batch_config).__name__}; it is a FileConfig, a DeltaTableConfig, a "
+                f"batch_config is {described(self.batch_config)}; it is a FileConfig, a DeltaTableConfig, a "
                 "SqlConfig or a function decorated with pandas_batch_config"
             )
-        _raise(f"source {self.name!r}", faults)
+        raise_faults(f"source {self.name!r}", faults)
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -300,9 +302,14 @@ class BatchSource:
         """Return this source cut to `[start_time, end_time)`.
 
         Raises:
-            DeclarationError: Start is after end, start is UNBOUNDED_FUTURE, or end is UNBOUNDED_PAST.
+            DeclarationError: An end is no time, start is after end, start is UNBOUNDED_FUTURE, or end is
+                UNBOUNDED_PAST.
         """
-        faults = []
+        faults = [
+            f"{name} is {described(bound)}; give a datetime, or a TectonTimeConstant, moved by a timedelta or not"
+            for name, bound in (("start_time", start_time), ("end_time", end_time))
+            if not isinstance(bound, datetime | TectonTimeConstant | TimeBound)
+        ]
         if start_time is TectonTimeConstant.UNBOUNDED_FUTURE:
             faults.append("start_time is UNBOUNDED_FUTURE; nothing lies after it")
         if end_time is TectonTimeConstant.UNBOUNDED_PAST:
@@ -315,7 +322,7 @@ class BatchSource:
             faults.append(
                 f"start_time {format_time(start_time)} is after end_time {format_time(end_time)}; exchange them"
             )
-        _raise(f"select_range of source {self.name!r}", faults)
+        raise_faults(f"select_range of source {self.name!r}", faults)
         start, end = (TimeBound(b) if isinstance(b, TectonTimeConstant) else b for b in (start_time, end_time))
         return SourceRange(self, start, end)
 
@@ -334,13 +341,16 @@ def FilteredSource(  # noqa: N802 - the seeds' spelling
         start_time_offset: Zero or negative; -6 days hands seven days to a one-day job.
 
     Raises:
-        DeclarationError: `start_time_offset` is positive, or `source` is not a source.
+        DeclarationError: `start_time_offset` is positive or no timedelta, or `source` is not a source.
 
     Source: Custom ETL Features with Incremental Backfills, Filtered Source.
     """
     if not isinstance(source, BatchSource):
+        raise DeclarationError(subject="FilteredSource", faults=[f"source is {described(source)}; give a BatchSource"])
+    if not isinstance(start_time_offset, timedelta):
         raise DeclarationError(
-            subject="FilteredSource", faults=[f"source is a {type(source).__name__}; give a BatchSource"]
+            subject=f"FilteredSource of source {source.name!r}",
+            faults=[f"start_time_offset is {described(start_time_offset)}; give a timedelta of zero or less"],
         )
     if start_time_offset > _NO_DELAY:
         raise DeclarationError(
@@ -369,18 +379,3 @@ def filtering_fault(used: SourceRange) -> str | None:
             "or use it unfiltered"
         )
     return None
-
-
-def _delay_faults(delay: object) -> list[str]:
-    if not isinstance(delay, timedelta):
-        return [f"data_delay is a {type(delay).__name__}; give a timedelta"]
-    if delay < _NO_DELAY:
-        return [f"data_delay {delay} is negative; data cannot be complete before its interval ends"]
-    if delay.microseconds:
-        return [f"data_delay {delay} is not in whole seconds"]
-    return []
-
-
-def _raise(subject: str, faults: Sequence[str]) -> None:
-    if faults:
-        raise DeclarationError(subject=subject, faults=faults)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
+MAX_DURATION = timedelta(days=3_652_500)
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
@@ -34,15 +35,25 @@ def parse_duration(text: str) -> timedelta:
     datetime.timedelta(days=1, seconds=43200)
 
     Raises:
-        ValueError: The text is empty or of another form.
+        ValueError: The text is empty, of another form, or too long for a timedelta.
     """
     match = _DURATION.fullmatch(text)
     if not text or match is None:
         raise ValueError(f"duration {text!r} is not like '1d2h3m4s'")
-    return sum(
-        (timedelta(seconds=int(n or 0) * size) for n, (_, size) in zip(match.groups(), _UNITS, strict=True)),
-        timedelta(0),
-    )
+    seconds = sum(int(n or 0) * size for n, (_, size) in zip(match.groups(), _UNITS, strict=True))
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError:
+        raise ValueError(f"duration {text!r} is too long") from None
+
+
+def size_fault(name: str, value: timedelta) -> str | None:
+    """Return why a timedelta of either sign is too fine or too large, or None."""
+    if value.microseconds:
+        return f"{name} {value} is not in whole seconds; round it"
+    if abs(value) > MAX_DURATION:
+        return f"{name} {value} is over 10,000 years; give a shorter one or leave it out"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
