@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from featurekit_dagster.domain.aggregation import AggregateFeature, check_function, feature_name
+from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, AggregateFeature, check_function, feature_name
 from featurekit_dagster.domain.entity import join_key_fault
 from featurekit_dagster.domain.feature_view import Aggregation
-from featurekit_dagster.domain.schema import DataType, Field, Timestamp
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.schema import DataType, Field, Float64, Timestamp
+from featurekit_dagster.domain.windows import TimeWindow, size_fault
+from featurekit_dagster.domain.wording import described
 
 if TYPE_CHECKING:
     from featurekit_dagster.domain.view_rules import Draft
@@ -21,24 +22,21 @@ RESERVED = ("time_partition", "_anchor_time", "_timestamp", "_valid_from", "_val
 def resolve_columns(draft: Draft) -> None:
     """Resolve join keys, timestamp, columns and features; add what is wrong with them to the draft."""
     attributes, aggregations = _split_features(draft)
-    types = _declared_types(draft, attributes, aggregations)
+    schema = _schema_fields(draft)
+    types = _declared_types(draft, schema, attributes, aggregations)
     keys = _resolve_keys(draft, types)
     timestamp = _resolve_timestamp(draft, types, {key.name for key in keys})
     taken = {key.name for key in keys} | {timestamp}
-    if draft.given["schema"] is not None and not aggregations:
-        attributes = [column for column in draft.given["schema"] if column.name not in taken]
+    if schema and not aggregations and not draft.given["aggregations"]:
+        attributes = [column for column in schema if column.name not in taken]
     aggregates = _resolve_aggregates(draft, aggregations, types)
-    names = [f.name for f in aggregates or attributes]
-    if not names and not draft.given["aggregations"]:
-        draft.faults.append("there are no features; give schema, features or aggregations")
-    draft.faults += [f"feature name {n!r} is given twice; give one of them a name of its own" for n in _repeated(names)]
-    draft.faults += [
-        f"feature {n!r} has the name of a join key or the timestamp; rename it" for n in names if n in taken
-    ]
-    inputs = [f.column for f in aggregates] if aggregates else attributes
-    inputs = [*inputs, *(c for c in draft.given["schema"] or () if isinstance(c, Field))]
+    inputs = [*([f.column for f in aggregates] or attributes), *schema]
     columns = {c.name: c for c in [*keys, Field(timestamp, Timestamp), *inputs]}
-    draft.faults += [f"column {n!r} is a name the store uses itself; rename it" for n in columns if n in RESERVED]
+    names = [f.name for f in aggregates or attributes]
+    wanted = aggregations or draft.given["aggregations"] or {"schema", "features", "aggregations"} & draft.wrong
+    if not names and not wanted:
+        draft.faults.append("there are no features; give schema, features or aggregations")
+    _check_names(draft, names, [*(key.name for key in keys), timestamp], columns)
     draft.resolved |= {
         "join_keys": keys,
         "timestamp_field": timestamp,
@@ -46,19 +44,49 @@ def resolve_columns(draft: Draft) -> None:
         "attributes": () if aggregates else tuple(attributes),
         "aggregates": tuple(aggregates),
     }
+    _check_stored_names(draft, {key.name for key in keys}, aggregates)
+
+
+def _check_names(draft: Draft, names: Sequence[str], taken: Sequence[str], columns: Iterable[str]) -> None:
+    """Check that names of features and columns are told apart by the stores, which do not tell cases apart."""
+    draft.faults += [f"feature name {n!r} is given twice; give one of them a name of its own" for n in repeated(names)]
+    draft.faults += [
+        f"feature {n!r} has the name of a join key or the timestamp; rename it"
+        for n in dict.fromkeys(names)
+        if n in taken
+    ]
+    everywhere = list(dict.fromkeys([*columns, *names]))
+    draft.faults += [f"column {n!r} is a name the store uses itself; rename it" for n in everywhere if _is_reserved(n)]
+    for group in (columns, [*taken, *names]):
+        first: dict[str, str] = {}
+        for name in dict.fromkeys(group):
+            other = first.setdefault(name.lower(), name)
+            if other != name:
+                fault = f"columns {other!r} and {name!r} differ only in case; rename one"
+                draft.faults += [fault] if fault not in draft.faults else []
+
+
+def _is_reserved(name: str) -> bool:
+    return name.lower() in RESERVED
+
+
+def _check_stored_names(draft: Draft, keys: set[str], aggregates: Sequence[AggregateFeature]) -> None:
+    partials = {partial.name: partial.column for feature in aggregates for partial in feature.partials}
+    draft.faults += [
+        f"join key {n!r} has the name under which tiles of column {partials[n]!r} are stored; rename one"
+        for n in sorted(keys & partials.keys())
+    ]
 
 
 def _split_features(draft: Draft) -> tuple[list[Field], list[Aggregation]]:
     """Return plain features and aggregations, from whichever spelling was used."""
-    features, aggregations = list(draft.given["features"] or ()), list(draft.given["aggregations"] or ())
-    attributes = [f for f in features if isinstance(f, Field)]
+    features, aggregations = draft.given["features"] or [], draft.given["aggregations"] or []
+    attributes = [f for f in features if isinstance(f, Field) and _is_named(draft, f)]
     declared = [f for f in features if isinstance(f, Aggregation)]
     for other in (f for f in features if not isinstance(f, Field | Aggregation)):
-        draft.faults.append(f"a {type(other).__name__} is given as a feature; give Attribute or Aggregate")
+        draft.faults.append(f"{described(other)} is given as a feature; give Attribute or Aggregate")
     for other in (a for a in aggregations if not isinstance(a, Aggregation)):
-        draft.faults.append(
-            f"a {type(other).__name__} is given as an aggregation; give Aggregation(column=, function=, ...)"
-        )
+        draft.faults.append(f"{described(other)} is given as an aggregation; give Aggregation(column=, function=, ...)")
     if attributes and (declared or aggregations):
         draft.faults.append("features mixes Attributes with Aggregates; put them into two feature views")
     if features and (draft.given["schema"] is not None or aggregations):
@@ -66,23 +94,38 @@ def _split_features(draft: Draft) -> tuple[list[Field], list[Aggregation]]:
     return attributes, [*declared, *(a for a in aggregations if isinstance(a, Aggregation))]
 
 
+def _schema_fields(draft: Draft) -> list[Field]:
+    """Return the columns of the schema, each once."""
+    fields = []
+    for column in draft.given["schema"] or ():
+        if not isinstance(column, Field):
+            draft.faults.append(f"{described(column)} is in schema; give Field(name, type)")
+        elif _is_named(draft, column):
+            fields.append(column)
+    draft.faults += [f"column {n!r} is twice in schema; keep one" for n in repeated([f.name for f in fields])]
+    return list({column.name: column for column in fields}.values())
+
+
+def _is_named(draft: Draft, column: Field) -> bool:
+    if isinstance(column.name, str) and column.name:
+        return True
+    draft.faults.append(f"a column has the name {column.name!r}; give a text that is not empty")
+    return False
+
+
 def _declared_types(
-    draft: Draft, attributes: Sequence[Field], aggregations: Sequence[Aggregation]
+    draft: Draft, schema: Sequence[Field], attributes: Sequence[Field], aggregations: Sequence[Aggregation]
 ) -> dict[str, DataType]:
     """Return the type of every column that is declared anywhere; a contradiction is a fault."""
-    fields: list[Field] = []
-    for column in draft.given["schema"] or ():
-        if isinstance(column, Field):
-            fields.append(column)
-        else:
-            draft.faults.append(f"a {type(column).__name__} is in schema; give Field(name, type)")
-    draft.faults += [f"column {n!r} is twice in schema; keep one" for n in _repeated([f.name for f in fields])]
-    fields += [key for entity in draft.get("entities") for key in entity.join_keys if isinstance(key, Field)]
-    fields += [*attributes, *(a.column for a in aggregations if isinstance(a.column, Field))]
+    fields = [*schema, *(k for entity in draft.get("entities") for k in entity.join_keys if isinstance(k, Field))]
+    fields += attributes
+    fields += [a.column for a in aggregations if isinstance(a.column, Field) and _is_named(draft, a.column)]
     types: dict[str, DataType] = {}
     for column in fields:
         if not isinstance(column.dtype, DataType):
-            draft.faults.append(f"column {column.name!r} has type {column.dtype!r}; use a type such as String or Int64")
+            draft.faults.append(
+                f"column {column.name!r} has type {described(column.dtype)}; use a type such as String or Int64"
+            )
         elif types.setdefault(column.name, column.dtype) != column.dtype:
             draft.faults.append(
                 f"column {column.name!r} is declared {types[column.name]} and {column.dtype}; make them equal"
@@ -96,31 +139,30 @@ def _resolve_keys(draft: Draft, types: dict[str, DataType]) -> tuple[Field, ...]
         for name in entity.key_names:
             if name in keys:
                 draft.faults.append(f"join key {name!r} belongs to two entities of the view; rename one")
-            elif name not in types:
+            elif name in types:
+                keys[name] = Field(name, types[name])
+                draft.faults += [fault for fault in [join_key_fault(keys[name])] if fault]
+            elif "schema" not in draft.wrong:
                 draft.faults.append(
                     f"join key {name!r} of entity {entity.name!r} has no type; give it in schema, or write "
                     f"Entity(join_keys=[Field({name!r}, String)])"
                 )
-                continue
-            elif fault := join_key_fault(Field(name, types[name])):
-                draft.faults.append(fault)
-            keys[name] = Field(name, types[name])
     return tuple(keys.values())
 
 
 def _resolve_timestamp(draft: Draft, types: dict[str, DataType], keys: set[str]) -> str:
-    given = draft.given["timestamp_field"]
+    given: str | None = draft.given["timestamp_field"]
     if given is not None:
         if types.get(given, Timestamp) != Timestamp:
             draft.faults.append(f"timestamp_field {given!r} is declared {types[given]}; it must be Timestamp")
-        return str(given)
+        if given in keys:
+            draft.faults.append(f"timestamp_field {given!r} is a join key; name a column of its own")
+        return given
     found = [n for n, t in types.items() if t == Timestamp and n not in keys]
-    if len(found) == 1:
-        return found[0]
-    what = (
-        f"schema has {len(found)} Timestamp columns ({', '.join(found)})" if found else "schema has no Timestamp column"
-    )
-    draft.faults.append(f"timestamp_field is not given and {what}; name the event time column")
+    if len(found) != 1 and not {"timestamp_field", "schema"} & draft.wrong:
+        some = f"the columns have {len(found)} Timestamps ({', '.join(found)})"
+        what = some if found else "no column is a Timestamp"
+        draft.faults.append(f"timestamp_field is not given and {what}; name the event time column")
     return found[0] if found else "timestamp"
 
 
@@ -130,26 +172,51 @@ def _resolve_aggregates(
     interval = draft.get("aggregation_interval") or draft.get("batch_schedule") or timedelta(days=1)
     aggregates = []
     for given in aggregations:
-        window = TimeWindow(given.time_window) if isinstance(given.time_window, timedelta) else given.time_window
-        name = given.column.name if isinstance(given.column, Field) else given.column
-        what = f"aggregation {given.name or f'{given.function} of {name}'!r}"
-        if not isinstance(window, TimeWindow):
-            draft.faults.append(f"{what}: time_window is a {_kind(window)}; give a TimeWindow or a timedelta")
-        elif name not in types:
-            known = ", ".join(types) or "none"
-            draft.faults.append(f"{what}: column {name!r} has no type; declare it in schema (declared: {known})")
-        elif fault := check_function(given.function, types[name]):
-            draft.faults.append(f"{what}: {fault}")
-        else:
-            feature = given.name or feature_name(name, given.function, window, interval)
-            column = Field(name, types[name])
-            aggregates.append(AggregateFeature(name=feature, column=column, function=given.function, window=window))
+        column = given.column.name if isinstance(given.column, Field) else given.column
+        window: Any = given.time_window
+        if isinstance(window, timedelta):
+            window = TimeWindow(window)
+        what = f"aggregation {given.name or f'{given.function} of {column}'!r}"
+        faults = [*_window_faults(window), *_column_faults(column, given, types), *_name_faults(given.name)]
+        draft.faults += [f"{what}: {fault}" for fault in faults]
+        if not faults:
+            name = given.name or feature_name(column, given.function, window, interval)
+            input_column = Field(column, types[column])
+            aggregates.append(AggregateFeature(name=name, column=input_column, function=given.function, window=window))
     return aggregates
 
 
-def _kind(value: Any) -> str:
-    return type(value).__name__
+def _window_faults(window: Any) -> list[str]:
+    if not isinstance(window, TimeWindow):
+        return [f"time_window is {described(window)}; give a TimeWindow or a timedelta"]
+    faults = []
+    for name, value in (("window_size", window.window_size), ("offset", window.offset)):
+        if not isinstance(value, timedelta):
+            faults.append(f"{name} is {described(value)}; give a timedelta")
+        elif fault := size_fault(name, value):
+            faults.append(fault)
+    return faults
 
 
-def _repeated(names: Sequence[str]) -> list[str]:
+def _column_faults(column: Any, given: Aggregation, types: dict[str, DataType]) -> list[str]:
+    faults = []
+    dtype = types.get(column) if isinstance(column, str) else None
+    if not isinstance(column, str):
+        faults.append(f"column is {described(column)}; give the name of a column or a Field")
+    elif dtype is None:
+        known = ", ".join(types) or "none"
+        faults.append(f"column {column!r} has no type; declare it in schema (declared: {known})")
+    if not isinstance(given.function, str):
+        faults.append(f"function is {described(given.function)}; use one of {', '.join(FUNCTION_NAMES)}")
+    elif fault := check_function(given.function, dtype or Float64):
+        faults.append(fault)
+    return faults
+
+
+def _name_faults(name: Any) -> list[str]:
+    return [] if name is None or (isinstance(name, str) and name) else [f"name is {name!r}; give text or leave it out"]
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Return the names that are there more than once, each once."""
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]

@@ -10,47 +10,46 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 from featurekit_dagster.domain.aggregation import AggregateFeature
+from featurekit_dagster.domain.argument_rules import checked_arguments
 from featurekit_dagster.domain.column_rules import resolve_columns
 from featurekit_dagster.domain.context import UnboundContext
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.feature_view import BatchTriggerType, DeltaConfig
 from featurekit_dagster.domain.schedule_rules import check_aggregates, check_schedule
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, filtering_fault
-from featurekit_dagster.domain.windows import parse_duration
+from featurekit_dagster.domain.wording import described
 from featurekit_dagster.errors import DeclarationError
-from featurekit_dagster.intervals import as_utc
 
 MODES = ("pandas", "polars", "sql")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-MAX_DURATION = timedelta(days=3_652_500)
-_DURATIONS = ("aggregation_interval", "batch_schedule", "ttl", "max_backfill_interval")
-_REMEDIES = {
-    "max_batch_aggregation_interval": "it is called max_backfill_interval",
-    "batch_compute": "compute is local; leave it out",
-    "environment": "the process's own environment is used; leave it out",
-    "batch_compaction_enabled": "compaction of online tiles is not declared per view here; leave it out",
-    "compaction_enabled": "untiled views are not offered by this version; leave it out",
-    "aggregation_mode": "aggregates are in whole tiles; leave it out",
-    "lifetime_start_time": "lifetime windows are not offered by this version; leave it out",
-    "aggregation_secondary_key": "secondary keys are not offered by this version; leave it out",
-}
 
 
 @dataclass(slots=True)
 class Draft:
-    """What the user gave, with what the rules have resolved so far and the faults they found."""
+    """What the user gave, with what the rules have resolved so far and the faults they found.
+
+    Args:
+        given: The arguments, each of its kind, or None where it was not given or is of a wrong kind.
+        wrong: The arguments of a wrong kind; whatever needs them is not judged.
+        resolved: Fields of the view to be.
+        faults: One sentence per broken rule.
+    """
 
     given: Mapping[str, Any]
+    wrong: frozenset[str] = frozenset()
     resolved: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def get(self, name: str) -> Any:
         """Return the resolved value, else the given one."""
         return self.resolved.get(name, self.given.get(name))
+
+    def is_missing(self, name: str) -> bool:
+        """Tell whether an argument was left out; one of a wrong kind was not."""
+        return self.given[name] is None and name not in self.wrong
 
 
 def resolve(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +58,9 @@ def resolve(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     Raises:
         DeclarationError: One or more rules are broken; all of them are listed.
     """
-    draft = Draft(given)
-    draft.resolved = {"function": function, "name": given["name"] or function.__name__}
-    _check_name(draft)
-    _check_other(draft)
-    _resolve_durations(draft)
+    checked, faults, wrong = checked_arguments(given)
+    draft = Draft(checked, wrong, {"function": function}, faults)
+    _resolve_name(draft, function)
     _resolve_times(draft)
     _resolve_inputs(draft, function)
     _resolve_entities(draft)
@@ -77,84 +74,92 @@ def resolve(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     return draft.resolved
 
 
-def _check_name(draft: Draft) -> None:
-    name = draft.get("name")
-    if not NAME.fullmatch(name):
+def _resolve_name(draft: Draft, function: Callable[..., Any]) -> None:
+    name = draft.given["name"] or _name_of(function)
+    if "name" not in draft.wrong and not NAME.fullmatch(name):
         draft.faults.append(f"name {name!r} is not an identifier; use letters, digits and underscores")
-    if draft.given["mode"] not in MODES:
-        draft.faults.append(f"mode {draft.given['mode']!r} is not known; it is one of {', '.join(MODES)}")
-    draft.resolved["mode"] = draft.given["mode"]
+    mode = draft.given["mode"]
+    if not isinstance(mode, str) or mode not in MODES:
+        draft.faults.append(f"mode {mode!r} is not known; it is one of {', '.join(MODES)}")
+    draft.resolved |= {"name": name, "mode": mode}
 
 
-def _check_other(draft: Draft) -> None:
-    for name in draft.given["other"]:
-        remedy = _REMEDIES.get(name, "no such argument; leave it out or correct its spelling")
-        draft.faults.append(f"{name} is not taken: {remedy}")
-
-
-def _resolve_durations(draft: Draft) -> None:
-    for name in _DURATIONS:
-        value = draft.given[name]
-        if isinstance(value, str):
-            try:
-                value = parse_duration(value)
-            except ValueError as error:
-                draft.faults.append(f"{name}: {error}")
-                value = None
-        if value is not None and (fault := duration_fault(name, value)):
-            draft.faults.append(fault)
-            value = None
-        draft.resolved[name] = value
-
-
-def duration_fault(name: str, value: Any) -> str | None:
-    """Return why a value is no usable duration, or None."""
-    if not isinstance(value, timedelta):
-        return f"{name} is a {type(value).__name__}; give a timedelta or text such as '1d12h'"
-    if value <= timedelta(0):
-        return f"{name} {value} is not positive"
-    if value.microseconds:
-        return f"{name} {value} is not in whole seconds; round it"
-    if value > MAX_DURATION:
-        return f"{name} {value} is over 10,000 years; leave it out for no limit"
-    return None
+def _name_of(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _resolve_times(draft: Draft) -> None:
-    for name in ("feature_start_time", "manual_trigger_backfill_end_time"):
-        value = draft.given[name]
-        draft.resolved[name] = None if value is None else as_utc(value)
-    for store in ("online", "offline"):
-        draft.resolved[store] = bool(draft.given[store])
-    if draft.get("feature_start_time") is None and (draft.get("online") or draft.get("offline")):
-        stores = " and ".join(s for s in ("online", "offline") if draft.get(s))
-        draft.faults.append(f"{stores}=True without feature_start_time; give the first instant to materialize")
+    for name in ("feature_start_time", "manual_trigger_backfill_end_time", "ttl", "max_backfill_interval"):
+        draft.resolved[name] = draft.given[name]
+    for name in ("online", "offline", "incremental_backfills"):
+        draft.resolved[name] = bool(draft.given[name])
+    stores = [f"{store}=True" for store in ("online", "offline") if draft.get(store)]
+    if stores and draft.is_missing("feature_start_time"):
+        draft.faults.append(f"{' and '.join(stores)} without feature_start_time; give the first instant to materialize")
 
 
 def _resolve_inputs(draft: Draft, function: Callable[..., Any]) -> None:
-    parameters = inspect.signature(function).parameters
+    used = [_as_range(draft, source) for source in _as_tuple(draft.given["sources"])]
+    draft.faults += [fault for s in used if s is not None and (fault := filtering_fault(s))]
+    if not used:
+        draft.faults.append("sources is empty; a feature view reads at least one BatchSource")
+    draft.resolved |= {"inputs": {}, "context_parameter": None}
+    parameters = _parameters(draft, function)
+    if parameters is None:
+        return
+    context = _context_parameter(draft, function, parameters)
+    names = [n for n in parameters if n not in context]
+    if used and len(names) != len(used):
+        draft.faults.append(
+            f"{_name_of(function)} takes {_count(len(names), 'parameter')} besides the context "
+            f"({', '.join(names) or 'none'}), but {_count(len(used), 'source')} given; make them equal"
+        )
+    inputs = {n: s for n, s in zip(names, used, strict=False) if s is not None}
+    draft.resolved |= {"inputs": inputs, "context_parameter": context[0] if context else None}
+
+
+def _parameters(draft: Draft, function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of the transformation, or None where it has none that could be called by name."""
+    if not callable(function):
+        draft.faults.append(f"{described(function)} is decorated; decorate the function that is the transformation")
+        return None
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        draft.faults.append(f"the parameters of {_name_of(function)} cannot be read; decorate a function")
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    wrong = [str(p).split(":")[0].split("=")[0] for p in parameters.values() if p.kind not in by_name]
+    if wrong:
+        draft.faults.append(
+            f"parameters {', '.join(wrong)} of {_name_of(function)} cannot be given by name; "
+            "write one ordinary parameter for each source"
+        )
+        return None
+    return parameters
+
+
+def _context_parameter(
+    draft: Draft, function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
+) -> list[str]:
+    """Return the parameters that receive the context; more than one is a fault."""
     marked = [n for n, p in parameters.items() if isinstance(p.default, UnboundContext)]
     named = draft.given["context_parameter_name"]
     if named is not None and named not in parameters:
         draft.faults.append(
-            f"context_parameter_name {named!r} is not a parameter of {function.__name__}; "
+            f"context_parameter_name {named!r} is not a parameter of {_name_of(function)}; "
             f"it has {', '.join(parameters) or 'none'}"
         )
     contexts = list(dict.fromkeys([*marked, *([named] if named in parameters else [])]))
     if len(contexts) > 1:
         draft.faults.append(f"parameters {', '.join(contexts)} all receive the context; keep one")
-    names = [n for n in parameters if n not in contexts]
-    used = [_as_range(draft, source) for source in _as_tuple(draft.given["sources"])]
-    if not used:
-        draft.faults.append("sources is empty; a feature view reads at least one BatchSource")
-    elif len(names) != len(used):
-        draft.faults.append(
-            f"{function.__name__} takes {len(names)} parameters besides the context ({', '.join(names) or 'none'}), "
-            f"but {len(used)} sources are given; make them equal"
-        )
-    inputs = {n: s for n, s in zip(names, used, strict=False) if s is not None}
-    draft.faults += [fault for s in inputs.values() if (fault := filtering_fault(s))]
-    draft.resolved |= {"inputs": inputs, "context_parameter": contexts[0] if contexts else None}
+    return contexts
+
+
+def _count(number: int, what: str) -> str:
+    """Return `1 parameter`, `2 parameters`; of sources with their verb, `1 source is`."""
+    verb = (" is" if number == 1 else " are") if what == "source" else ""
+    return f"{number} {what}{'' if number == 1 else 's'}{verb}"
 
 
 def _as_range(draft: Draft, source: Any) -> SourceRange | None:
@@ -163,7 +168,7 @@ def _as_range(draft: Draft, source: Any) -> SourceRange | None:
     if isinstance(source, SourceRange):
         return source
     draft.faults.append(
-        f"a {type(source).__name__} is given as a source; a batch feature view reads BatchSource, FilteredSource(...) "
+        f"{described(source)} is given as a source; a batch feature view reads BatchSource, FilteredSource(...) "
         "or source.select_range(...)"
     )
     return None
@@ -176,7 +181,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 def _resolve_entities(draft: Draft) -> None:
     entities = _as_tuple(draft.given["entities"])
     wrong = [e for e in entities if not isinstance(e, Entity)]
-    draft.faults += [f"a {type(e).__name__} is given as an entity; give an Entity" for e in wrong]
+    draft.faults += [f"{described(e)} is given as an entity; give an Entity" for e in wrong]
     if not entities:
         draft.faults.append("entities is empty; name the entity that the features describe")
     draft.resolved["entities"] = tuple(e for e in entities if isinstance(e, Entity))
@@ -188,38 +193,45 @@ def _resolve_serving_index(draft: Draft) -> None:
     draft.resolved["online_serving_index"] = tuple(keys if index is None else index)
     if index is None:
         return
-    unknown = [name for name in index if name not in keys]
+    if not index:
+        draft.faults.append("online_serving_index is empty; name at least one join key")
+        return
+    unknown = [str(name) for name in index if name not in keys]
     if unknown:
-        draft.faults.append(f"online_serving_index names {', '.join(unknown)}, but the join keys are {', '.join(keys)}")
+        draft.faults.append(
+            f"online_serving_index names {', '.join(unknown)}, but the join keys are {', '.join(keys) or 'none'}"
+        )
+    draft.faults += [
+        f"online_serving_index names {name!r} {index.count(name)} times; once is enough"
+        for name in keys
+        if index.count(name) > 1
+    ]
     left_out = [name for name in keys if name not in index]
     if not unknown and len(left_out) > 1:
         draft.faults.append(
             f"online_serving_index leaves out {', '.join(left_out)}; at most one join key may be left out"
         )
-    if not index:
-        draft.faults.append("online_serving_index is empty; name at least one join key")
 
 
 def _resolve_rest(draft: Draft, function: Callable[..., Any]) -> None:
     given = draft.given
-    if not isinstance(given["batch_trigger"], BatchTriggerType):
-        draft.faults.append(f"batch_trigger is {given['batch_trigger']!r}; give BatchTriggerType.SCHEDULED or MANUAL")
-    store = given["offline_store"] or DeltaConfig()
-    if not isinstance(store, DeltaConfig):
-        draft.faults.append(f"offline_store is a {type(store).__name__}; give a DeltaConfig")
-    elif fault := duration_fault("time_partition_size", store.time_partition_size):
-        draft.faults.append(fault)
     draft.resolved |= {
-        "batch_trigger": given["batch_trigger"],
-        "incremental_backfills": bool(given["incremental_backfills"]),
-        "offline_store": store,
+        "batch_trigger": given["batch_trigger"] or BatchTriggerType.SCHEDULED,
+        "offline_store": given["offline_store"] or DeltaConfig(),
         "description": given["description"] or inspect.getdoc(function),
         "owner": given["owner"],
         "tags": dict(given["tags"] or {}),
-        "defined_in": inspect.getsourcefile(function),
+        "defined_in": _file_of(function),
     }
     aggregates: tuple[AggregateFeature, ...] = draft.get("aggregates")
     if aggregates and draft.resolved["incremental_backfills"]:
         draft.faults.append(
             "incremental_backfills=True with aggregates; tiles need no incremental backfill, leave it out"
         )
+
+
+def _file_of(function: Callable[..., Any]) -> str | None:
+    try:
+        return inspect.getsourcefile(function)
+    except TypeError:
+        return None
