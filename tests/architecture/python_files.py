@@ -50,6 +50,13 @@ def imported_modules(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module or ''}.{alias.name}", node.lineno) for alias in node.names)
 
 
+def imported_at_run_time(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield what `imported_modules` does, but not what is under `if TYPE_CHECKING`."""
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    hidden = {line for check in checks for statement in check.body for _, line in imported_modules(statement)}
+    yield from ((name, line) for name, line in imported_modules(tree) if line not in hidden)
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Yield every function and method, at any depth."""
     for node in ast.walk(tree):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.architecture.python_files import body_lines, functions, own_files, pa
 
 MODULE_LINES = 400
 BODY_LINES = 40
+UNFINISHED = re.compile(r"\b(?:NotImplementedError|TODO|FIXME|XXX)\b")
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
 
 
@@ -36,8 +38,7 @@ def test_nothing_in_the_package_is_left_unfinished() -> None:
         f"{file.name}:{number}: {word}"
         for file in package_files()
         for number, line in enumerate(file.text.splitlines(), 1)
-        for word in ("NotImplementedError", "TODO", "FIXME", "XXX")
-        if word in line
+        for word in UNFINISHED.findall(line)
     ]
     assert not left, "\n".join(left)
 
