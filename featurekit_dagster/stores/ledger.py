@@ -1,0 +1,349 @@
+"""The record of jobs, attempts, coverage and leases, shared by all processes of one host.
+
+Every change is one short transaction under SQLite's write lock, so two claims of the same range cannot both win.
+Planning gets a snapshot and never this object.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, Connection, insert, inspect, or_, select, update
+
+from featurekit_dagster.errors import (
+    JobStateError,
+    LedgerOnOtherHost,
+    LedgerVersionMismatch,
+    NotFoundError,
+)
+from featurekit_dagster.intervals import Interval, IntervalSet, to_us
+from featurekit_dagster.planning.tasks import LedgerSnapshot
+from featurekit_dagster.stores.ledger_claims import (
+    Place,
+    cover,
+    covered_in,
+    dead_jobs,
+    fail_dead,
+    jobs_of,
+    refusal_of,
+)
+from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
+from featurekit_dagster.stores.ledger_processes import current_process, host_id
+from featurekit_dagster.stores.ledger_records import (
+    ACTIVE_STATES,
+    FAILURE,
+    RUNNING,
+    SUCCESS,
+    JobRecord,
+    end_jobs,
+    fail_active,
+    read_coverage,
+    read_jobs,
+    written_stores,
+)
+from featurekit_dagster.stores.ledger_tables import (
+    SCHEMA_VERSION,
+    WRITE,
+    attempts,
+    coverage,
+    facts,
+    jobs,
+    metadata,
+    open_engine,
+)
+
+_KNOWN_IDS_SHOWN = 5
+
+
+def _hex_id() -> str:
+    return uuid.uuid4().hex
+
+
+class Ledger:
+    """The ledger at one place; any number of threads and processes may use it at once.
+
+    Args:
+        url: Path of the SQLite file, or its `sqlite:///` URL. It is created when missing, its directory is not.
+        clock: Returns "now", aware.
+        new_id: Returns a new unique name.
+        host: Name of this host; by default found out.
+
+    Raises:
+        LedgerOnOtherHost: Another host made the ledger.
+        LedgerVersionMismatch: The ledger has another schema version.
+        Unsupported: The URL is of a database other than SQLite.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str] = _hex_id,
+        host: str | None = None,
+    ) -> None:
+        self._location = str(url)
+        self._clock, self._new_id = clock, new_id
+        self._engine = open_engine(url)
+        self._leases = LeaseBook(self._write, clock)
+        self._prepare(host or host_id())
+
+    def close(self) -> None:
+        """Close all connections; the next use opens new ones."""
+        self._engine.dispose()
+
+    def claim(
+        self,
+        *,
+        workspace: str,
+        view: str,
+        interval: Interval,
+        online: bool,
+        offline: bool,
+        overwrite: bool = False,
+        trigger: str,
+        run_id: str | None = None,
+        generation: int = 1,
+        kind: str = "BATCH",
+    ) -> JobRecord:
+        """Take a range for writing and return its new, running job.
+
+        Jobs that overlap but whose process has ended are failed on the way.
+
+        Args:
+            workspace: Name of the workspace.
+            view: The feature view.
+            interval: The range to be written.
+            online: Whether the online store will be written.
+            offline: Whether the offline store will be written; one of the two must be.
+            overwrite: Whether covered parts may be written again; running jobs are never overlapped.
+            trigger: What asked for it: `schedule`, `backfill`, `manual`, `dagster_ui`, ...
+            run_id: The Dagster run that will do it.
+            generation: Generation of the view's stored layout.
+            kind: What kind of job it is.
+
+        Raises:
+            OverlappingMaterialization: In a store to be written, the range overlaps a running job, or, without
+                `overwrite`, what is covered.
+
+        Source: Manually Trigger Materialization, Overwriting previously materialized data; that running jobs are never
+        overlapped, and that each store counts for itself, is ours.
+        """
+        place = Place(workspace, view, generation)
+        stores = written_stores(online=online, offline=offline)
+        if not stores:
+            raise ValueError(f"{view}: a job writes online, offline or both; neither was asked for")
+        with self._write() as connection:
+            fail_dead(connection, jobs_of(place), to_us(self._clock()))
+            refusal = refusal_of(connection, place, interval, stores, overwrite=overwrite)
+            if refusal is None:
+                values = {
+                    "online": online,
+                    "offline": offline,
+                    "overwrite": overwrite,
+                    "trigger": trigger,
+                    "kind": kind,
+                }
+                return self._insert_job(connection, place, interval, values, run_id)
+        raise refusal
+
+    def succeed(self, job_id: str, *, stats: Mapping[str, int]) -> None:
+        """Record that a job has written its stores: SUCCESS and its coverage, in one transaction.
+
+        A job that succeeded already is left as it is.
+
+        Raises:
+            JobStateError: The job was ended otherwise in the meantime; its range is not covered.
+            NotFoundError: There is no such job.
+        """
+        with self._write() as connection:
+            job = self._job(connection, job_id)
+            if job.state == SUCCESS:
+                return
+            if job.state not in ACTIVE_STATES:
+                raise JobStateError(job_id=job_id, state=job.state, wanted=SUCCESS, reason=job.reason)
+            for store in job.stores:
+                cover(connection, Place(job.workspace, job.view, job.generation), store, job.interval)
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(stats=json.dumps(dict(stats))))
+            now_us = to_us(self._clock())
+            end_jobs(connection, [job_id], state=SUCCESS, attempt_state=SUCCESS, reason=None, now_us=now_us)
+
+    def fail(self, job_id: str, *, reason: str) -> None:
+        """Record that a job has failed; its range is free again, what was covered stays covered.
+
+        A job that failed already keeps its first reason.
+
+        Args:
+            job_id: The job.
+            reason: One sentence without join keys or feature values.
+
+        Raises:
+            JobStateError: The job succeeded or was cancelled.
+            NotFoundError: There is no such job.
+        """
+        with self._write() as connection:
+            job = self._job(connection, job_id)
+            if job.state == FAILURE:
+                return
+            if job.state not in ACTIVE_STATES:
+                raise JobStateError(job_id=job_id, state=job.state, wanted=FAILURE, reason=job.reason)
+            fail_active(connection, jobs.c.id == job_id, reason, to_us(self._clock()))
+
+    def abandon(self, job_ids: Sequence[str] = (), *, run_id: str | None = None, reason: str) -> tuple[str, ...]:
+        """Fail those of the given jobs, and of a run's jobs, that still count as running; return their ids."""
+        given: ColumnElement[bool] = jobs.c.id.in_(job_ids)
+        if run_id is not None:
+            given = or_(given, jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.run_id == run_id)))
+        with self._write() as connection:
+            return fail_active(connection, given, reason, to_us(self._clock()))
+
+    def abandon_dead(self, workspace: str) -> tuple[str, ...]:
+        """Fail the running jobs of a workspace whose process has ended on this host; return their ids."""
+        of_workspace = jobs.c.workspace == workspace
+        with self._engine.connect() as connection:
+            if not dead_jobs(connection, of_workspace):
+                return ()
+        with self._write() as connection:
+            return fail_dead(connection, of_workspace, to_us(self._clock()))
+
+    def coverage(self, workspace: str, view: str, store: str, generation: int = 1) -> IntervalSet:
+        """Return what of a view is materialized in `online` or `offline`."""
+        with self._engine.connect() as connection:
+            return covered_in(connection, Place(workspace, view, generation), store)
+
+    def jobs(
+        self,
+        workspace: str,
+        view: str | None = None,
+        states: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> list[JobRecord]:
+        """Return jobs of a workspace, newest first.
+
+        Args:
+            workspace: Name of the workspace.
+            view: Only jobs of this view.
+            states: Only jobs in one of these states.
+            limit: At most so many.
+        """
+        conditions = [jobs.c.workspace == workspace]
+        if view is not None:
+            conditions.append(jobs.c.view == view)
+        if states is not None:
+            conditions.append(jobs.c.state.in_(states))
+        with self._engine.connect() as connection:
+            return read_jobs(connection, *conditions, limit=limit)
+
+    def job(self, job_id: str) -> JobRecord:
+        """Return one job.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        with self._engine.connect() as connection:
+            return self._job(connection, job_id)
+
+    def snapshot(self, workspace: str) -> LedgerSnapshot:
+        """Return what is covered, claimed and failed in a workspace at one moment.
+
+        Jobs whose process has ended are failed first, so that nothing waits for them. Of a failed job counts what is
+        still missing in a store that it was to write.
+        """
+        self.abandon_dead(workspace)
+        with self._engine.connect() as connection:
+            covered = read_coverage(connection, coverage.c.workspace == workspace)
+            wanted_states = jobs.c.state.in_((*ACTIVE_STATES, FAILURE))
+            found = read_jobs(connection, jobs.c.workspace == workspace, wanted_states)
+        running: dict[str, list[Interval]] = {}
+        failed: dict[str, list[Interval]] = {}
+        for job in found:
+            if job.state == FAILURE:
+                for store in job.stores:
+                    missing = IntervalSet([job.interval]).subtract(covered.get((job.view, store), IntervalSet()))
+                    failed.setdefault(job.view, []).extend(missing)
+            else:
+                running.setdefault(job.view, []).append(job.interval)
+        return LedgerSnapshot(covered=covered, running=_merged(running), failed=_merged(failed))
+
+    def acquire(self, name: str, holder: str, ttl: timedelta = LEASE_TIME) -> Lease:
+        """Take a lease; see `LeaseBook.acquire`."""
+        return self._leases.acquire(name, holder, ttl)
+
+    def renew(self, lease: Lease) -> None:
+        """Let a lease last its time again from now; see `LeaseBook.renew`."""
+        self._leases.renew(lease)
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back; see `LeaseBook.release`."""
+        self._leases.release(lease)
+
+    def lease(
+        self, name: str, holder: str, ttl: timedelta = LEASE_TIME, wait: timedelta = timedelta(0)
+    ) -> AbstractContextManager[Lease]:
+        """Hold a lease for the body of a `with`; see `LeaseBook.held`."""
+        return self._leases.held(name, holder, ttl, wait)
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(**WRITE) as connection, connection.begin():
+            yield connection
+
+    def _prepare(self, host: str) -> None:
+        """Create what is missing, and refuse a ledger of another host or version."""
+        with self._write() as connection:
+            found = {}
+            if inspect(connection).has_table(facts.name):
+                found = dict(connection.execute(select(facts.c.name, facts.c.value)).tuples().all())
+            if found.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+                version = found["schema_version"]
+                raise LedgerVersionMismatch(location=self._location, found=version, wanted=SCHEMA_VERSION)
+            if found.get("host", host) != host:
+                raise LedgerOnOtherHost(location=self._location)
+            if not found:
+                metadata.create_all(connection)
+                values = {"schema_version": SCHEMA_VERSION, "host": host}
+                connection.execute(insert(facts), [{"name": k, "value": v} for k, v in values.items()])
+
+    def _insert_job(
+        self,
+        connection: Connection,
+        place: Place,
+        interval: Interval,
+        values: Mapping[str, object],
+        run_id: str | None,
+    ) -> JobRecord:
+        job_id, now_us = self._new_id(), to_us(self._clock())
+        started = {"state": RUNNING, "created_us": now_us, "updated_us": now_us}
+        connection.execute(
+            insert(jobs).values(
+                **values,
+                **started,
+                id=job_id,
+                workspace=place.workspace,
+                view=place.view,
+                generation=place.generation,
+                start_us=interval.start_us,
+                end_us=interval.end_us,
+                stats="{}",
+                process=str(current_process()),
+            )
+        )
+        attempt = {"id": self._new_id(), "job_id": job_id, "number": 1, "run_id": run_id}
+        connection.execute(insert(attempts).values(**attempt, **started))
+        return self._job(connection, job_id)
+
+    def _job(self, connection: Connection, job_id: str) -> JobRecord:
+        found = read_jobs(connection, jobs.c.id == job_id)
+        if not found:
+            newest = select(jobs.c.id).order_by(jobs.c.sequence.desc()).limit(_KNOWN_IDS_SHOWN)
+            raise NotFoundError(kind="job", name=job_id, known=list(connection.execute(newest).scalars()))
+        return found[0]
+
+
+def _merged(spans: Mapping[str, Sequence[Interval]]) -> dict[str, IntervalSet]:
+    return {view: IntervalSet(intervals) for view, intervals in spans.items() if intervals}

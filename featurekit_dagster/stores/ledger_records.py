@@ -1,0 +1,181 @@
+"""Jobs and attempts as values, and the statements that read and end them in the ledger's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, select, update
+
+from featurekit_dagster.intervals import Interval, IntervalSet, from_us
+from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
+
+RUNNING, SUCCESS, FAILURE, ERROR = "RUNNING", "SUCCESS", "FAILURE", "ERROR"
+ACTIVE_STATES = (RUNNING, "MANUAL_RETRY", "DRAINING", "MANUAL_CANCELLATION_REQUESTED")
+PROCESS_ENDED = "its process ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One try of a job.
+
+    Args:
+        id: Unique name.
+        number: 1 for the first try.
+        run_id: The Dagster run that carries it, if any.
+        state: PENDING, RUNNING, SUCCESS, ERROR, CANCELLING or CANCELLED.
+        created_at: When it began.
+        updated_at: When its state last changed.
+        reason: Why it ended without success.
+
+    Source: Job Types, Materialization Job States (attempts).
+    """
+
+    id: str
+    number: int
+    run_id: str | None
+    state: str
+    created_at: datetime
+    updated_at: datetime
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One claimed range of one view, with its own commits, coverage and state.
+
+    Args:
+        id: Unique name.
+        workspace: Name of the workspace.
+        view: The feature view.
+        generation: Generation of the view's stored layout.
+        kind: BATCH for a batch materialization.
+        interval: The claimed range.
+        online: Whether the online store is written.
+        offline: Whether the offline store is written.
+        overwrite: Whether what was there may be replaced.
+        trigger: What asked for it: `schedule`, `backfill`, `manual`, `dagster_ui`, ...
+        state: RUNNING, SUCCESS, FAILURE, MANUALLY_CANCELLED, ...
+        created_at: When it was claimed.
+        updated_at: When its state last changed.
+        next_attempt_at: When it is tried again; None when it is not.
+        attempts: Its tries, first to last.
+        reason: Why it ended without success.
+        stats: Counts of what was done (`rows_offline`, `rows_online`, ...).
+
+    Source: Job Types, Materialization Job States.
+    """
+
+    id: str
+    workspace: str
+    view: str
+    generation: int
+    kind: str
+    interval: Interval
+    online: bool
+    offline: bool
+    overwrite: bool
+    trigger: str
+    state: str
+    created_at: datetime
+    updated_at: datetime
+    next_attempt_at: datetime | None
+    attempts: tuple[AttemptRecord, ...]
+    reason: str | None
+    stats: Mapping[str, int]
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The stores that the job writes."""
+        return written_stores(online=self.online, offline=self.offline)
+
+
+def written_stores(*, online: bool, offline: bool) -> tuple[str, ...]:
+    """Return the names of the chosen stores."""
+    return ("offline",) * offline + ("online",) * online
+
+
+def read_jobs(connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None) -> list[JobRecord]:
+    """Return the jobs that meet all conditions, newest first, with their attempts."""
+    newest = jobs.c.sequence.desc()
+    ids: Select[Any] = select(jobs.c.id).where(*conditions).order_by(newest).limit(limit)
+    tried = connection.execute(select(attempts).where(attempts.c.job_id.in_(ids)).order_by(attempts.c.number))
+    by_job: dict[str, list[AttemptRecord]] = {}
+    for row in tried.mappings():
+        by_job.setdefault(row["job_id"], []).append(_attempt(row))
+    found = connection.execute(select(jobs).where(*conditions).order_by(newest).limit(limit))
+    return [_job(row, tuple(by_job.get(row["id"], ()))) for row in found.mappings()]
+
+
+def end_jobs(
+    connection: Connection, ids: Sequence[str], *, state: str, attempt_state: str, reason: str | None, now_us: int
+) -> None:
+    """Put jobs and their unfinished attempts into a final state."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids))
+        .values(state=state, reason=reason, updated_us=now_us, next_attempt_us=None)
+    )
+    unfinished = attempts.c.job_id.in_(ids) & attempts.c.state.in_(("PENDING", RUNNING))
+    connection.execute(update(attempts).where(unfinished).values(state=attempt_state, reason=reason, updated_us=now_us))
+
+
+def fail_active(connection: Connection, condition: ColumnElement[bool], reason: str, now_us: int) -> tuple[str, ...]:
+    """Fail the active jobs that meet a condition, so that their ranges are free; return their ids."""
+    active = jobs.c.state.in_(ACTIVE_STATES)
+    ids = tuple(connection.execute(select(jobs.c.id).where(active, condition)).scalars())
+    end_jobs(connection, ids, state=FAILURE, attempt_state=ERROR, reason=reason, now_us=now_us)
+    return ids
+
+
+def read_coverage(connection: Connection, *conditions: ColumnElement[bool]) -> dict[tuple[str, str], IntervalSet]:
+    """Return what is covered, by view and store."""
+    spans: dict[tuple[str, str], list[Interval]] = {}
+    found = connection.execute(select(coverage).where(*conditions))
+    for row in found.mappings():
+        interval = interval_of(row["start_us"], row["end_us"])
+        spans.setdefault((row["view"], row["store"]), []).append(interval)
+    return {place: IntervalSet(intervals) for place, intervals in spans.items()}
+
+
+def interval_of(start_us: int, end_us: int) -> Interval:
+    """Return `[start_us, end_us)` as an interval."""
+    return Interval(from_us(start_us), from_us(end_us))
+
+
+def _attempt(row: RowMapping) -> AttemptRecord:
+    return AttemptRecord(
+        id=row["id"],
+        number=row["number"],
+        run_id=row["run_id"],
+        state=row["state"],
+        created_at=from_us(row["created_us"]),
+        updated_at=from_us(row["updated_us"]),
+        reason=row["reason"],
+    )
+
+
+def _job(row: RowMapping, tried: tuple[AttemptRecord, ...]) -> JobRecord:
+    next_attempt_us = row["next_attempt_us"]
+    return JobRecord(
+        id=row["id"],
+        workspace=row["workspace"],
+        view=row["view"],
+        generation=row["generation"],
+        kind=row["kind"],
+        interval=interval_of(row["start_us"], row["end_us"]),
+        online=row["online"],
+        offline=row["offline"],
+        overwrite=row["overwrite"],
+        trigger=row["trigger"],
+        state=row["state"],
+        created_at=from_us(row["created_us"]),
+        updated_at=from_us(row["updated_us"]),
+        next_attempt_at=None if next_attempt_us is None else from_us(next_attempt_us),
+        attempts=tried,
+        reason=row["reason"],
+        stats=json.loads(row["stats"]),
+    )

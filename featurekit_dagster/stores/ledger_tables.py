@@ -1,0 +1,154 @@
+"""The ledger's tables, and the connection settings under which SQLite serves many threads and processes.
+
+Times are integer microseconds since the Unix epoch. A changed layout raises `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    text,
+)
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import DisconnectionError
+
+from featurekit_dagster.errors import Unsupported
+
+SCHEMA_VERSION = "1"
+WRITE = {"featurekit_write": True}
+_BUSY_TIMEOUT_MS = 30_000
+_left_open: list[Any] = []
+
+metadata = MetaData()
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", String, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("workspace", String, nullable=False),
+    Column("view", String, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("start_us", Integer, nullable=False),
+    Column("end_us", Integer, nullable=False),
+    Column("online", Boolean, nullable=False),
+    Column("offline", Boolean, nullable=False),
+    Column("overwrite", Boolean, nullable=False),
+    Column("trigger", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("created_us", Integer, nullable=False),
+    Column("updated_us", Integer, nullable=False),
+    Column("next_attempt_us", Integer),
+    Column("reason", Text),
+    Column("stats", Text, nullable=False),
+    Column("process", String, nullable=False),
+    Index("jobs_by_view", "workspace", "view", "state"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job_id", String, ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("run_id", String, index=True),
+    Column("state", String, nullable=False),
+    Column("created_us", Integer, nullable=False),
+    Column("updated_us", Integer, nullable=False),
+    Column("reason", Text),
+)
+
+coverage = Table(
+    "coverage",
+    metadata,
+    Column("workspace", String, primary_key=True),
+    Column("view", String, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("store", String, primary_key=True),
+    Column("start_us", Integer, primary_key=True),
+    Column("end_us", Integer, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("holder", String),
+    Column("process", String),
+    Column("expires_us", Integer),
+)
+
+
+def open_engine(location: str | Path) -> Engine:
+    """Return an engine on a SQLite ledger, WAL mode, safe to share between threads and across forks.
+
+    A connection with the execution options `WRITE` takes SQLite's write lock when its transaction begins, so what it
+    has read cannot change before it writes; others read one snapshot.
+
+    Args:
+        location: A file path or a `sqlite:///` URL. The file's directory must exist.
+
+    Raises:
+        Unsupported: The URL is of another database.
+    """
+    url = _sqlite_url(location)
+    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000})
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "checkout", _on_checkout)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _sqlite_url(location: str | Path) -> URL:
+    if isinstance(location, Path) or "://" not in location:
+        return URL.create("sqlite", database=str(location))
+    url = make_url(location)
+    if url.get_backend_name() != "sqlite":
+        raise Unsupported(
+            f"a ledger on {url.get_backend_name()!r} was asked for; this version keeps it in SQLite; give a file path"
+        )
+    return url
+
+
+def _on_connect(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions of its own; _on_begin does
+    record.info["pid"] = os.getpid()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {_BUSY_TIMEOUT_MS}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_checkout(connection: Any, record: Any, proxy: Any) -> None:
+    """Give a forked child connections of its own: SQLite's must not cross a fork, not even to be closed there."""
+    if record.info["pid"] != os.getpid():
+        _left_open.append(connection)
+        record.dbapi_connection = proxy.dbapi_connection = None
+        raise DisconnectionError("the connection belongs to the parent process")
+
+
+def _on_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("featurekit_write", False)
+    connection.execute(text("BEGIN IMMEDIATE" if writes else "BEGIN"))
