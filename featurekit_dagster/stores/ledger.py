@@ -6,14 +6,16 @@ Planning gets a snapshot and never this object.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, inspect, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, inspect, or_, select
+from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import (
     JobStateError,
@@ -29,7 +31,6 @@ from featurekit_dagster.stores.ledger_claims import (
     covered_in,
     dead_jobs,
     fail_dead,
-    jobs_of,
     refusal_of,
 )
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
@@ -40,8 +41,12 @@ from featurekit_dagster.stores.ledger_records import (
     RUNNING,
     SUCCESS,
     JobRecord,
+    attempt_of,
     end_jobs,
     fail_active,
+    fail_jobs,
+    interval_of,
+    job_of,
     read_coverage,
     read_jobs,
     written_stores,
@@ -58,6 +63,7 @@ from featurekit_dagster.stores.ledger_tables import (
 )
 
 _KNOWN_IDS_SHOWN = 5
+_ONE_JOB = select(jobs).where(jobs.c.id == bindparam("job"))
 
 
 def _hex_id() -> str:
@@ -138,18 +144,12 @@ class Ledger:
         stores = written_stores(online=online, offline=offline)
         if not stores:
             raise ValueError(f"{view}: a job writes online, offline or both; neither was asked for")
+        now_us = to_us(self._clock())
+        chosen = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
         with self._write() as connection:
-            fail_dead(connection, jobs_of(place), to_us(self._clock()))
-            refusal = refusal_of(connection, place, interval, stores, overwrite=overwrite)
+            refusal = refusal_of(connection, place, interval, stores, overwrite=overwrite, now_us=now_us)
             if refusal is None:
-                values = {
-                    "online": online,
-                    "offline": offline,
-                    "overwrite": overwrite,
-                    "trigger": trigger,
-                    "kind": kind,
-                }
-                return self._insert_job(connection, place, interval, values, run_id)
+                return self._insert_job(connection, place, interval, chosen, run_id, now_us)
         raise refusal
 
     def succeed(self, job_id: str, *, stats: Mapping[str, int]) -> None:
@@ -162,16 +162,16 @@ class Ledger:
             NotFoundError: There is no such job.
         """
         with self._write() as connection:
-            job = self._job(connection, job_id)
-            if job.state == SUCCESS:
+            row = self._active_row(connection, job_id, SUCCESS)
+            if row is None:
                 return
-            if job.state not in ACTIVE_STATES:
-                raise JobStateError(job_id=job_id, state=job.state, wanted=SUCCESS, reason=job.reason)
-            for store in job.stores:
-                cover(connection, Place(job.workspace, job.view, job.generation), store, job.interval)
-            connection.execute(update(jobs).where(jobs.c.id == job_id).values(stats=json.dumps(dict(stats))))
+            stores = written_stores(online=row.online, offline=row.offline)
+            interval = interval_of(row.start_us, row.end_us)
+            cover(connection, Place(row.workspace, row.view, row.generation), stores, interval)
             now_us = to_us(self._clock())
-            end_jobs(connection, [job_id], state=SUCCESS, attempt_state=SUCCESS, reason=None, now_us=now_us)
+            end_jobs(
+                connection, [job_id], state=SUCCESS, attempt_state=SUCCESS, reason=None, now_us=now_us, stats=stats
+            )
 
     def fail(self, job_id: str, *, reason: str) -> None:
         """Record that a job has failed; its range is free again, what was covered stays covered.
@@ -187,12 +187,8 @@ class Ledger:
             NotFoundError: There is no such job.
         """
         with self._write() as connection:
-            job = self._job(connection, job_id)
-            if job.state == FAILURE:
-                return
-            if job.state not in ACTIVE_STATES:
-                raise JobStateError(job_id=job_id, state=job.state, wanted=FAILURE, reason=job.reason)
-            fail_active(connection, jobs.c.id == job_id, reason, to_us(self._clock()))
+            if self._active_row(connection, job_id, FAILURE) is not None:
+                fail_jobs(connection, [job_id], reason, to_us(self._clock()))
 
     def abandon(self, job_ids: Sequence[str] = (), *, run_id: str | None = None, reason: str) -> tuple[str, ...]:
         """Fail those of the given jobs, and of a run's jobs, that still count as running; return their ids."""
@@ -204,12 +200,11 @@ class Ledger:
 
     def abandon_dead(self, workspace: str) -> tuple[str, ...]:
         """Fail the running jobs of a workspace whose process has ended on this host; return their ids."""
-        of_workspace = jobs.c.workspace == workspace
         with self._engine.connect() as connection:
-            if not dead_jobs(connection, of_workspace):
+            if not dead_jobs(connection, workspace):
                 return ()
         with self._write() as connection:
-            return fail_dead(connection, of_workspace, to_us(self._clock()))
+            return fail_dead(connection, workspace, to_us(self._clock()))
 
     def coverage(self, workspace: str, view: str, store: str, generation: int = 1) -> IntervalSet:
         """Return what of a view is materialized in `online` or `offline`."""
@@ -246,7 +241,10 @@ class Ledger:
             NotFoundError: There is no such job.
         """
         with self._engine.connect() as connection:
-            return self._job(connection, job_id)
+            found = read_jobs(connection, jobs.c.id == job_id)
+            if not found:
+                raise self._unknown(connection, job_id)
+            return found[0]
 
     def snapshot(self, workspace: str) -> LedgerSnapshot:
         """Return what is covered, claimed and failed in a workspace at one moment.
@@ -314,35 +312,41 @@ class Ledger:
         connection: Connection,
         place: Place,
         interval: Interval,
-        values: Mapping[str, object],
+        chosen: Mapping[str, object],
         run_id: str | None,
+        now_us: int,
     ) -> JobRecord:
-        job_id, now_us = self._new_id(), to_us(self._clock())
-        started = {"state": RUNNING, "created_us": now_us, "updated_us": now_us}
-        connection.execute(
-            insert(jobs).values(
-                **values,
-                **started,
-                id=job_id,
-                workspace=place.workspace,
-                view=place.view,
-                generation=place.generation,
-                start_us=interval.start_us,
-                end_us=interval.end_us,
-                stats="{}",
-                process=str(current_process()),
-            )
-        )
-        attempt = {"id": self._new_id(), "job_id": job_id, "number": 1, "run_id": run_id}
-        connection.execute(insert(attempts).values(**attempt, **started))
-        return self._job(connection, job_id)
+        started = {"state": RUNNING, "created_us": now_us, "updated_us": now_us, "reason": None}
+        job = {
+            "id": self._new_id(),
+            **asdict(place),
+            **chosen,
+            **started,
+            "start_us": interval.start_us,
+            "end_us": interval.end_us,
+            "next_attempt_us": None,
+            "stats": "{}",
+            "process": str(current_process()),
+        }
+        attempt = {"id": self._new_id(), "job_id": job["id"], "number": 1, "run_id": run_id, **started}
+        connection.execute(insert(jobs), job)
+        connection.execute(insert(attempts), attempt)
+        return job_of(job, (attempt_of(attempt),))
 
-    def _job(self, connection: Connection, job_id: str) -> JobRecord:
-        found = read_jobs(connection, jobs.c.id == job_id)
-        if not found:
-            newest = select(jobs.c.id).order_by(jobs.c.sequence.desc()).limit(_KNOWN_IDS_SHOWN)
-            raise NotFoundError(kind="job", name=job_id, known=list(connection.execute(newest).scalars()))
-        return found[0]
+    def _active_row(self, connection: Connection, job_id: str, wanted: str) -> Row[Any] | None:
+        """Return the row of a job that may still end; None when it is in the wanted state already."""
+        row = connection.execute(_ONE_JOB, {"job": job_id}).one_or_none()
+        if row is None:
+            raise self._unknown(connection, job_id)
+        if row.state in ACTIVE_STATES:
+            return row
+        if row.state == wanted:
+            return None
+        raise JobStateError(job_id=job_id, state=row.state, wanted=wanted, reason=row.reason)
+
+    def _unknown(self, connection: Connection, job_id: str) -> NotFoundError:
+        newest = select(jobs.c.id).order_by(jobs.c.sequence.desc()).limit(_KNOWN_IDS_SHOWN)
+        return NotFoundError(kind="job", name=job_id, known=list(connection.execute(newest).scalars()))
 
 
 def _merged(spans: Mapping[str, Sequence[Interval]]) -> dict[str, IntervalSet]:

@@ -5,22 +5,17 @@ Every function works inside a transaction that the ledger has opened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, insert, select
+from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity
-from featurekit_dagster.stores.ledger_records import (
-    ACTIVE_STATES,
-    PROCESS_ENDED,
-    SUCCESS,
-    fail_active,
-    read_coverage,
-    read_jobs,
-)
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, PROCESS_ENDED, SUCCESS, fail_jobs, interval_of
 from featurekit_dagster.stores.ledger_tables import coverage, jobs
 
 
@@ -33,70 +28,101 @@ class Place:
     generation: int
 
 
-def jobs_of(place: Place) -> ColumnElement[bool]:
-    """Return the condition of the jobs of a place."""
-    return and_(jobs.c.workspace == place.workspace, jobs.c.view == place.view, jobs.c.generation == place.generation)
+def _at_place(table: Table) -> ColumnElement[bool]:
+    return and_(*(table.c[name] == bindparam(name) for name in ("workspace", "view", "generation")))
+
+
+def _overlapping(table: Table) -> ColumnElement[bool]:
+    return and_(_at_place(table), table.c.start_us < bindparam("until_us"), table.c.end_us > bindparam("from_us"))
+
+
+# Built once: making a statement costs more than running it.
+_ACTIVE_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state.in_(ACTIVE_STATES))
+_SUCCEEDED_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state == SUCCESS).order_by(jobs.c.sequence.desc())
+_COVERED = select(coverage).where(_overlapping(coverage))
+_TOUCHED = select(coverage).where(
+    _at_place(coverage), coverage.c.start_us <= bindparam("until_us"), coverage.c.end_us >= bindparam("from_us")
+)
+_UNCOVER = delete(coverage).where(
+    _at_place(coverage), coverage.c.store == bindparam("of_store"), coverage.c.start_us == bindparam("from_us")
+)
+_ALL_COVERED = select(coverage).where(_at_place(coverage), coverage.c.store == bindparam("of_store"))
 
 
 def covered_in(connection: Connection, place: Place, store: str) -> IntervalSet:
     """Return what is covered of a place in one store."""
-    return read_coverage(connection, _coverage_of(place, store)).get((place.view, store), IntervalSet())
+    return _spans(connection.execute(_ALL_COVERED, {**asdict(place), "of_store": store}).all())
 
 
 def refusal_of(
-    connection: Connection, place: Place, interval: Interval, stores: Sequence[str], *, overwrite: bool
+    connection: Connection,
+    place: Place,
+    interval: Interval,
+    stores: Sequence[str],
+    *,
+    overwrite: bool,
+    now_us: int,
 ) -> OverlappingMaterialization | None:
-    """Return why a range may not be claimed for the given stores; None when it may."""
-    touching = and_(jobs_of(place), jobs.c.start_us < interval.end_us, jobs.c.end_us > interval.start_us)
+    """Return why a range may not be claimed for the given stores; None when it may.
+
+    Jobs in the way whose process has ended are failed.
+    """
+    asked = {**asdict(place), "from_us": interval.start_us, "until_us": interval.end_us}
+    active = connection.execute(_ACTIVE_JOBS, asked).all()
+    dead = _dead((row.id, row.process) for row in active)
+    fail_jobs(connection, dead, PROCESS_ENDED, now_us)
+    running = [row for row in active if row.id not in dead]
+    covered = [] if overwrite else connection.execute(_COVERED, asked).all()
     for store in stores:
-        writing = and_(touching, jobs.c[store])
-        others = read_jobs(connection, writing, jobs.c.state.in_(ACTIVE_STATES), limit=1)
-        taken = IntervalSet(job.interval for job in others)
-        running = bool(others)
-        if not running and not overwrite:
-            others = read_jobs(connection, writing, jobs.c.state == SUCCESS, limit=1)
-            taken = covered_in(connection, place, store)
-        overlap = taken.intersect([interval])
-        if overlap:
-            return OverlappingMaterialization(
-                view=place.view,
-                interval=interval,
-                store=store,
-                overlap=overlap,
-                running=running,
-                job_id=others[0].id if others else None,
-            )
+        others = [row for row in running if row._mapping[store]]
+        taken = others or [row for row in covered if row.store == store]
+        if not taken:
+            continue
+        jobs_there = others or [row for row in connection.execute(_SUCCEEDED_JOBS, asked) if row._mapping[store]]
+        return OverlappingMaterialization(
+            view=place.view,
+            interval=interval,
+            store=store,
+            overlap=_spans(taken).intersect([interval]),
+            running=bool(others),
+            job_id=jobs_there[0].id if jobs_there else None,
+        )
     return None
 
 
-def cover(connection: Connection, place: Place, store: str, interval: Interval) -> None:
-    """Add a range to a store's coverage, merged into one row with the rows that it touches."""
-    start_us, end_us = interval.start_us, interval.end_us
-    touching = and_(_coverage_of(place, store), coverage.c.start_us <= end_us, coverage.c.end_us >= start_us)
-    for row in connection.execute(select(coverage.c.start_us, coverage.c.end_us).where(touching)).all():
-        start_us, end_us = min(start_us, row.start_us), max(end_us, row.end_us)
-    connection.execute(delete(coverage).where(touching))
-    merged = {"store": store, "start_us": start_us, "end_us": end_us}
-    of_place = {"workspace": place.workspace, "view": place.view, "generation": place.generation}
-    connection.execute(insert(coverage).values(**of_place, **merged))
+def cover(connection: Connection, place: Place, stores: Sequence[str], interval: Interval) -> None:
+    """Add a range to the coverage of stores, merged in each into one row with the rows that it touches."""
+    here = asdict(place)
+    bounds = {"from_us": interval.start_us, "until_us": interval.end_us}
+    touched = [row for row in connection.execute(_TOUCHED, {**here, **bounds}) if row.store in stores]
+    merged = []
+    for store in stores:
+        own = [row for row in touched if row.store == store]
+        start_us = min([interval.start_us, *(row.start_us for row in own)])
+        end_us = max([interval.end_us, *(row.end_us for row in own)])
+        merged.append({**here, "store": store, "start_us": start_us, "end_us": end_us})
+    if touched:
+        gone = [{**here, "of_store": row.store, "from_us": row.start_us} for row in touched]
+        connection.execute(_UNCOVER, gone)
+    connection.execute(insert(coverage), merged)
 
 
-def dead_jobs(connection: Connection, condition: ColumnElement[bool]) -> list[str]:
-    """Return the ids of active jobs whose process has certainly ended."""
-    active = select(jobs.c.id, jobs.c.process).where(jobs.c.state.in_(ACTIVE_STATES), condition)
-    return [row.id for row in connection.execute(active) if ProcessIdentity.parse(row.process).is_dead]
+def fail_dead(connection: Connection, workspace: str, now_us: int) -> tuple[str, ...]:
+    """Fail the active jobs of a workspace whose process has certainly ended; return their ids."""
+    dead = dead_jobs(connection, workspace)
+    fail_jobs(connection, dead, PROCESS_ENDED, now_us)
+    return dead
 
 
-def fail_dead(connection: Connection, condition: ColumnElement[bool], now_us: int) -> tuple[str, ...]:
-    """Fail the active jobs whose process has certainly ended, so that their ranges are free; return their ids."""
-    dead = dead_jobs(connection, condition)
-    return fail_active(connection, jobs.c.id.in_(dead), PROCESS_ENDED, now_us) if dead else ()
+def dead_jobs(connection: Connection, workspace: str) -> tuple[str, ...]:
+    """Return the ids of the active jobs of a workspace whose process has certainly ended."""
+    active = select(jobs.c.id, jobs.c.process).where(jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES))
+    return _dead(connection.execute(active).tuples())
 
 
-def _coverage_of(place: Place, store: str) -> ColumnElement[bool]:
-    return and_(
-        coverage.c.workspace == place.workspace,
-        coverage.c.view == place.view,
-        coverage.c.generation == place.generation,
-        coverage.c.store == store,
-    )
+def _dead(holders: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(job_id for job_id, process in holders if ProcessIdentity.parse(process).is_dead)
+
+
+def _spans(rows: Sequence[Row[Any]]) -> IntervalSet:
+    return IntervalSet(interval_of(row.start_us, row.end_us) for row in rows)

@@ -17,6 +17,7 @@ _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _MULTICAST_BIT = 1 << 40
 _STATE_FIELD, _START_FIELD = 0, 19  # of /proc/<pid>/stat, counted after the closing parenthesis of the name
 _ENDED_STATES = ("Z", "X")
+_HIDDEN = "hidden"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class ProcessIdentity:
             return True
         if self.namespace != own.namespace:
             return False
-        return _start_of(self.pid) != self.started
+        return _start_of(self.pid) not in (self.started, _HIDDEN)
 
 
 def current_process() -> ProcessIdentity:
@@ -89,13 +90,24 @@ def _identity_of(pid: int) -> ProcessIdentity:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process of this host began; None when there is none or it has ended and waits for its parent."""
+    """Return when a process of this host began; None when there is none or it only waits for its parent to notice."""
     if not Path("/proc/self/stat").exists():
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return shown.stdout.strip() or None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return _HIDDEN if _is_hidden(pid) else None
     fields = stat[stat.rindex(")") + 1 :].split()
     return None if fields[_STATE_FIELD] in _ENDED_STATES else fields[_START_FIELD]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Tell whether a process that /proc does not show exists all the same, under another user."""
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, null, select, update
 
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
@@ -16,6 +16,24 @@ from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 RUNNING, SUCCESS, FAILURE, ERROR = "RUNNING", "SUCCESS", "FAILURE", "ERROR"
 ACTIVE_STATES = (RUNNING, "MANUAL_RETRY", "DRAINING", "MANUAL_CANCELLATION_REQUESTED")
 PROCESS_ENDED = "its process ended"
+
+# Built once: making a statement costs more than running it.
+_END_JOB = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"))
+    .values(
+        state=bindparam("ended_state"),
+        reason=bindparam("ended_reason"),
+        updated_us=bindparam("ended_us"),
+        stats=bindparam("ended_stats"),
+        next_attempt_us=null(),
+    )
+)
+_END_ATTEMPTS = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("job"), attempts.c.state.in_(("PENDING", RUNNING)))
+    .values(state=bindparam("ended_state"), reason=bindparam("ended_reason"), updated_us=bindparam("ended_us"))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,29 +123,40 @@ def read_jobs(connection: Connection, *conditions: ColumnElement[bool], limit: i
     tried = connection.execute(select(attempts).where(attempts.c.job_id.in_(ids)).order_by(attempts.c.number))
     by_job: dict[str, list[AttemptRecord]] = {}
     for row in tried.mappings():
-        by_job.setdefault(row["job_id"], []).append(_attempt(row))
+        by_job.setdefault(row["job_id"], []).append(attempt_of(row))
     found = connection.execute(select(jobs).where(*conditions).order_by(newest).limit(limit))
-    return [_job(row, tuple(by_job.get(row["id"], ()))) for row in found.mappings()]
+    return [job_of(row, tuple(by_job.get(row["id"], ()))) for row in found.mappings()]
 
 
 def end_jobs(
-    connection: Connection, ids: Sequence[str], *, state: str, attempt_state: str, reason: str | None, now_us: int
+    connection: Connection,
+    ids: Sequence[str],
+    *,
+    state: str,
+    attempt_state: str,
+    reason: str | None,
+    now_us: int,
+    stats: Mapping[str, int] | None = None,
 ) -> None:
     """Put jobs and their unfinished attempts into a final state."""
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids))
-        .values(state=state, reason=reason, updated_us=now_us, next_attempt_us=None)
-    )
-    unfinished = attempts.c.job_id.in_(ids) & attempts.c.state.in_(("PENDING", RUNNING))
-    connection.execute(update(attempts).where(unfinished).values(state=attempt_state, reason=reason, updated_us=now_us))
+    if not ids:
+        return
+    ended = {"ended_reason": reason, "ended_us": now_us}
+    of_job = {"ended_state": state, "ended_stats": json.dumps(dict(stats or {})), **ended}
+    connection.execute(_END_JOB, [{"job": job_id, **of_job} for job_id in ids])
+    connection.execute(_END_ATTEMPTS, [{"job": job_id, "ended_state": attempt_state, **ended} for job_id in ids])
+
+
+def fail_jobs(connection: Connection, ids: Sequence[str], reason: str, now_us: int) -> None:
+    """Fail jobs, so that their ranges are free."""
+    end_jobs(connection, ids, state=FAILURE, attempt_state=ERROR, reason=reason, now_us=now_us)
 
 
 def fail_active(connection: Connection, condition: ColumnElement[bool], reason: str, now_us: int) -> tuple[str, ...]:
-    """Fail the active jobs that meet a condition, so that their ranges are free; return their ids."""
+    """Fail the active jobs that meet a condition; return their ids."""
     active = jobs.c.state.in_(ACTIVE_STATES)
     ids = tuple(connection.execute(select(jobs.c.id).where(active, condition)).scalars())
-    end_jobs(connection, ids, state=FAILURE, attempt_state=ERROR, reason=reason, now_us=now_us)
+    fail_jobs(connection, ids, reason, now_us)
     return ids
 
 
@@ -146,7 +175,8 @@ def interval_of(start_us: int, end_us: int) -> Interval:
     return Interval(from_us(start_us), from_us(end_us))
 
 
-def _attempt(row: RowMapping) -> AttemptRecord:
+def attempt_of(row: Mapping[Any, Any]) -> AttemptRecord:
+    """Return an attempt from its row."""
     return AttemptRecord(
         id=row["id"],
         number=row["number"],
@@ -158,7 +188,8 @@ def _attempt(row: RowMapping) -> AttemptRecord:
     )
 
 
-def _job(row: RowMapping, tried: tuple[AttemptRecord, ...]) -> JobRecord:
+def job_of(row: Mapping[Any, Any], tried: tuple[AttemptRecord, ...]) -> JobRecord:
+    """Return a job from its row and its attempts."""
     next_attempt_us = row["next_attempt_us"]
     return JobRecord(
         id=row["id"],
