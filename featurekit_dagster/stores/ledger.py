@@ -296,7 +296,7 @@ class Ledger:
         with self._write() as connection:
             found = {}
             if inspect(connection).has_table(facts.name):
-                found = dict(connection.execute(select(facts.c.name, facts.c.value)).tuples().all())
+                found = {row.name: row.value for row in connection.execute(select(facts))}
             if found.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
                 version = found["schema_version"]
                 raise LedgerVersionMismatch(location=self._location, found=version, wanted=SCHEMA_VERSION)

@@ -117,7 +117,7 @@ def fail_dead(connection: Connection, workspace: str, now_us: int) -> tuple[str,
 def dead_jobs(connection: Connection, workspace: str) -> tuple[str, ...]:
     """Return the ids of the active jobs of a workspace whose process has certainly ended."""
     active = select(jobs.c.id, jobs.c.process).where(jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES))
-    return _dead(connection.execute(active).tuples())
+    return _dead((row.id, row.process) for row in connection.execute(active))
 
 
 def _dead(holders: Iterable[tuple[str, str]]) -> tuple[str, ...]:
