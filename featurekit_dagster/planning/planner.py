@@ -32,7 +32,7 @@ def plan_view(view: FeatureView, snapshot: LedgerSnapshot, now: datetime) -> Vie
     warnings = tuple(_warnings(view))
     if wanted is None:
         return ViewPlan(view=view.name, runs=(), wanted=None, reason=_why_nothing(view, now), warnings=warnings)
-    runs = tuple(_runs(view, wanted, snapshot))
+    runs = tuple(missing_runs(view, wanted, snapshot))
     partitions = sum((run.interval.duration // view.batch_schedule for run in runs), 0)
     reason = _reason(view, wanted, runs, snapshot)
     return ViewPlan(view=view.name, runs=runs, wanted=wanted, reason=reason, warnings=warnings, partitions=partitions)
@@ -132,8 +132,8 @@ def missing_intervals(view: FeatureView, wanted: Interval, snapshot: LedgerSnaps
     return IntervalSet([wanted]).subtract(taken)
 
 
-def _runs(view: FeatureView, wanted: Interval, snapshot: LedgerSnapshot) -> Iterator[RunPlan]:
-    """Yield one run per contiguous range in which the same stores are missing."""
+def missing_runs(view: FeatureView, wanted: Interval, snapshot: LedgerSnapshot) -> Iterator[RunPlan]:
+    """Yield one run per contiguous range of `wanted` in which the same stores are missing, in order of time."""
     offline = missing_intervals(view, wanted, snapshot, OFFLINE) if view.offline else IntervalSet()
     online = missing_intervals(view, wanted, snapshot, ONLINE) if view.online else IntervalSet()
     both = offline.intersect(online)
