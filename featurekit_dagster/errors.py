@@ -424,3 +424,13 @@ class OnlineStoreBusy(StoreError):
             f"online store {path}: {readers} reads of this process are open while its map must move; "
             f"end them before writing or closing"
         )
+
+
+class ConcurrentOnlineWrite(StoreError):
+    """Two writers filled the same online view at once."""
+
+    retryable = True
+
+    def __init__(self, *, view: str) -> None:
+        self.view = view
+        super().__init__(f"{view}: another writer put online records while this one loaded the empty view; write again")
