@@ -28,7 +28,7 @@ from featurekit_dagster.stores.lmdb_environment import (
 )
 from featurekit_dagster.stores.lmdb_writer import Generation, clear_generation, write_records
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key, OnlineLayout, OnlineWrite, PackedTiles
-from featurekit_dagster.stores.packing import ROW_LEAD, TILE_LEAD_BYTES, ValueCodec
+from featurekit_dagster.stores.packing import ValueCodec
 from featurekit_dagster.stores.record_runs import RecordRuns
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _FORMAT = b"featurekit online 1"
 _MARKER_HEAD = struct.Struct("<8sQ")
 _SPAN = struct.Struct("<qq")
-_FULL_KEY_BYTES = struct.Struct("<I")
 # Up to this many chunks are fetched one by one; of more, a cursor visits only those that exist.
 _CHUNKS_BY_GET = 4
 _REMEMBERED_LAYOUTS = 256
@@ -69,8 +68,7 @@ class _View:
     def __init__(self, layout: OnlineLayout, environment: LmdbEnvironment) -> None:
         self.layout, self.environment = layout, environment
         self.keys = KeyCodec(layout)
-        is_tiled = layout.tile_us is not None
-        self.values = ValueCodec(layout.value_fields, TILE_LEAD_BYTES if is_tiled else ROW_LEAD.size)
+        self.values = ValueCodec(layout.value_fields, is_tiled=layout.tile_us is not None)
         self.chunk_us = TILES_PER_CHUNK * (layout.tile_us or 1)
         self.signature = _signature(layout)
         meta = b"\x00\x00" + self.keys.generation_prefix
@@ -111,12 +109,6 @@ class _View:
         """Return the stored form of a coverage marker."""
         spans = b"".join(_SPAN.pack(interval.start_us, interval.end_us) for interval in covered)
         return _MARKER_HEAD.pack(self.signature, epoch) + spans
-
-    def split_hashed(self, value: bytes) -> tuple[bytes, bytes]:
-        """Return the whole encoded key that begins the value of a hashed key, and the value proper."""
-        (length,) = _FULL_KEY_BYTES.unpack_from(value)
-        at = _FULL_KEY_BYTES.size + length
-        return value[_FULL_KEY_BYTES.size : at], value[at:]
 
 
 class LmdbSnapshot:
@@ -173,8 +165,6 @@ class LmdbSnapshot:
                     found.append((chunk, value))
         else:
             found = list(self._scan_key(transaction, base, first, last))
-        if found and view.keys.is_hashed(base):
-            return [(chunk, view.split_hashed(value)[1]) for chunk, value in found]
         return found
 
     @staticmethod
@@ -223,10 +213,7 @@ class LmdbSnapshot:
         """Return the packed record of a key of a latest-value view, or None."""
         view, transaction = self._view, self._transaction
         base = view.keys.encode(key)
-        value = transaction.get(base) if transaction is not None else None
-        if value is not None and view.keys.is_hashed(base):
-            return view.split_hashed(value)[1]
-        return value
+        return transaction.get(base) if transaction is not None else None
 
     def read(
         self, keys: Sequence[Key], since_us: int | None = None, until_us: int | None = None
@@ -235,7 +222,7 @@ class LmdbSnapshot:
         view = self._view
         if view.layout.tile_us is None:
             rows = map(self.packed_row, keys)
-            return [[] if row is None else [view.values.latest_row(row)] for row in rows]
+            return [[] if row is None else view.values.rows(row) for row in rows]
         since, until = _bounds(since_us, until_us)
         return [self._tiles(self.packed_tiles(key, since, until), since, until) for key in keys]
 
@@ -245,8 +232,8 @@ class LmdbSnapshot:
         """Return the records of every stored key that begins with `prefix`, by whole key in key order."""
         view = self._view
         if view.layout.tile_us is None:
-            decode, row = view.keys.decode, view.values.latest_row
-            return {decode(stored): [row(value)] for stored, value in self._scan_prefix(prefix)}
+            decode, rows = view.keys.decode, view.values.rows
+            return {decode(stored): rows(value) for stored, value in self._scan_prefix(prefix)}
         since, until = _bounds(since_us, until_us)
         packed = self.packed_tiles_prefix(prefix, since, until)
         found = {key: self._tiles(tiles, since, until) for key, tiles in packed.items()}
@@ -255,12 +242,12 @@ class LmdbSnapshot:
     def _tiles(self, packed: PackedTiles, since_us: int, until_us: int) -> list[tuple[Any, ...]]:
         """Return the tiles of packed chunks that start in `[since_us, until_us)`."""
         tile_us = self._view.layout.tile_us or 1
-        rows = self._view.values.tile_rows
+        rows = self._view.values.rows
         return [
-            (number * tile_us, *values)
+            (start, *cells)
             for chunk, value in packed
-            for number, *values in rows(value, chunk * TILES_PER_CHUNK)
-            if since_us <= number * tile_us < until_us
+            for slot, *cells in rows(value)
+            if since_us <= (start := (chunk * TILES_PER_CHUNK + slot) * tile_us) < until_us
         ]
 
 

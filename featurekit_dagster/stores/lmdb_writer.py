@@ -9,23 +9,25 @@ from __future__ import annotations
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from featurekit_dagster.errors import OnlineLayoutMismatch
+import numpy as np
+
+from featurekit_dagster.errors import ConcurrentOnlineWrite, OnlineLayoutMismatch
 from featurekit_dagster.intervals import Interval
-from featurekit_dagster.stores.key_codec import KeyCodec, chunk_of, chunk_suffix
+from featurekit_dagster.stores.key_codec import CHUNK_BYTES, KeyCodec, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout, wins
-from featurekit_dagster.stores.packing import ValueCodec, lead_time
+from featurekit_dagster.stores.packing import WORD_BYTES, Block, ValueCodec, lead_time, merge_blocks
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
 
 if TYPE_CHECKING:
     import lmdb
 
-_FULL_KEY_BYTES = struct.Struct("<I")
+_FULL_KEY_BYTES = struct.Struct("<Q")
 _TRANSACTION_SECONDS = 0.025
 _FIRST_RECORDS, _FEWEST_RECORDS, _MOST_RECORDS = 2_000, 64, 50_000
 _CLEARED_PER_TRANSACTION = 5_000
@@ -73,20 +75,151 @@ def write_records(generation: Generation, runs: RecordRuns, replace: Interval | 
         OnlineLayoutMismatch: The generation was written with another layout.
     """
     is_empty = generation.environment.transact(lambda transaction: _open_generation(transaction, generation))
+    trailers = {stored: _trailer(full) for stored, full in runs.full_keys.items()}
     pace, refused = _Pace(), 0
     for slab in runs.slabs():
-        values = _with_full_keys(slab, runs.full_keys)
+        body = _body(generation, slab, trailers, is_empty, replace)
         first_key, keys = 0, len(slab.key_starts)
         while first_key < keys:
             begin = slab.key_starts[first_key]
             last_key = max(first_key + 1, bisect_left(slab.key_starts, begin + pace.records, first_key))
-            end = slab.key_starts[last_key] if last_key < keys else len(values)
-            batch = _Batch(generation, slab.keys[begin:end], values[begin:end], slab.base_keys[first_key:last_key])
+            end = slab.key_starts[last_key] if last_key < keys else len(slab.keys)
+            batch = _Batch(begin, end, first_key, last_key)
             started = time.perf_counter()
-            refused += generation.environment.transact(batch.append if is_empty else batch.body(replace))
+            refused += generation.environment.transact(partial(body, batch=batch))
             pace.learn(end - begin, time.perf_counter() - started)
             first_key = last_key
     return refused
+
+
+def _trailer(full_key: bytes) -> bytes:
+    """Return what follows the value of a hashed key: the whole encoded key in whole words, then its length."""
+    return full_key + bytes(-len(full_key) % WORD_BYTES) + _FULL_KEY_BYTES.pack(len(full_key))
+
+
+def _body(
+    generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes], is_empty: bool, replace: Interval | None
+) -> _Body:
+    """Return what puts a batch of the slab into a transaction; it may run more than once for the same batch."""
+    if generation.layout.tile_us is not None and not is_empty:
+        return _TileMerge(generation, slab, trailers, replace)
+    return (_Append if is_empty else _RowUpsert)(generation, slab, trailers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Whole keys of a slab: records `begin..end - 1` of the keys `first_key..last_key - 1`."""
+
+    begin: int
+    end: int
+    first_key: int
+    last_key: int
+
+
+class _Body(Protocol):
+    """Puts a batch into a transaction and returns how many of its rows lost."""
+
+    def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int: ...
+
+
+class _Append:
+    """Puts records behind all others; for the first load of a generation."""
+
+    def __init__(self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes]) -> None:
+        self._view = generation.layout.view
+        self._keys = slab.keys
+        self._values = _with_trailers(slab.keys, generation.values.pack(slab.block), trailers)
+
+    def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int:
+        keys, values = self._keys[batch.begin : batch.end], self._values[batch.begin : batch.end]
+        _, added = transaction.cursor().putmulti(zip(keys, values, strict=True), append=True)
+        if added != len(keys):
+            raise ConcurrentOnlineWrite(view=self._view)
+        return 0
+
+
+class _RowUpsert:
+    """Puts latest-value rows that win over the stored ones."""
+
+    def __init__(self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes]) -> None:
+        self._keys = slab.keys
+        self._values = _with_trailers(slab.keys, generation.values.pack(slab.block), trailers)
+
+    def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int:
+        cursor, keys = transaction.cursor(), self._keys[batch.begin : batch.end]
+        olds = dict(cursor.getmulti(keys))
+        puts = []
+        for key, new in zip(keys, self._values[batch.begin : batch.end], strict=True):
+            old = olds.get(key)
+            if old is None or wins(lead_time(new), lead_time(old)):
+                puts.append((key, new))
+        cursor.putmulti(puts)
+        return len(keys) - len(puts)
+
+
+class _TileMerge:
+    """Puts tiles, merged chunk by chunk with the stored ones; with `replace`, after forgetting those that start in it."""
+
+    def __init__(
+        self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes], replace: Interval | None
+    ) -> None:
+        self._codec, self._slab, self._trailers = generation.values, slab, trailers
+        self._forget: tuple[int, int] | None = None
+        if replace is not None:
+            tile_us = generation.layout.tile_us or 1
+            self._forget = -(-replace.start_us // tile_us), -(-replace.end_us // tile_us) - 1
+
+    def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int:
+        cursor, keys = transaction.cursor(), self._slab.keys[batch.begin : batch.end]
+        olds: dict[bytes, bytes] = dict(cursor.getmulti(keys))
+        new = _slice(self._slab.block, batch.begin, batch.end)
+        if self._forget is not None:
+            for base in self._slab.base_keys[batch.first_key : batch.last_key]:
+                olds.update(_stored_chunks(transaction, base, *self._forget))
+            keys, given = sorted({*keys, *olds}), keys
+            places = {key: place for place, key in enumerate(keys)}
+            new = replace_fields(new, owners=np.array([places[key] for key in given])[new.owners])
+        refused = 0
+        if olds:
+            new, refused = merge_blocks(self._kept(keys, olds), new)
+        left = np.unique(new.owners)
+        if len(left) < len(keys):
+            staying = set(left.tolist())
+            for place in set(range(len(keys))) - staying:
+                transaction.delete(keys[place])
+            keys = [keys[place] for place in left.tolist()]
+        values = _with_trailers(keys, self._codec.pack(new), self._trailers)
+        cursor.putmulti(zip(keys, values, strict=True))
+        return refused
+
+    def _kept(self, keys: list[bytes], olds: dict[bytes, bytes]) -> Block:
+        """Return the stored tiles that are not to be forgotten; owners are places in `keys`."""
+        held = np.array([place for place, key in enumerate(keys) if key in olds])
+        block = self._codec.unpack([olds[keys[place]] for place in held.tolist()])
+        owners = held[block.owners]
+        if self._forget is None:
+            return replace_fields(block, owners=owners)
+        first, last = self._forget
+        tiles = np.array([chunk_of(key) for key in keys])[owners] * TILES_PER_CHUNK + block.leads
+        kept = (tiles < first) | (tiles > last)
+        return block.take(kept, owners[kept])
+
+
+def _slice(block: Block, begin: int, end: int) -> Block:
+    """Return the rows of values `begin` to `end - 1`, which become values 0 and up."""
+    first, last = np.searchsorted(block.owners, (begin, end)).tolist()
+    return block.take(slice(first, last), block.owners[first:last] - begin)
+
+
+def _with_trailers(keys: list[bytes], values: list[bytes], trailers: dict[bytes, bytes]) -> list[bytes]:
+    """Return the values, those of hashed keys with the whole encoded key behind them."""
+    if not trailers:
+        return values
+    found = []
+    for key, value in zip(keys, values, strict=True):
+        trailer = trailers.get(key) or trailers.get(key[:-CHUNK_BYTES])
+        found.append(value if trailer is None else value + trailer)
+    return found
 
 
 def _open_generation(transaction: lmdb.Transaction[bytes], generation: Generation) -> bool:
@@ -97,100 +230,6 @@ def _open_generation(transaction: lmdb.Transaction[bytes], generation: Generatio
     elif stored != generation.signature:
         raise OnlineLayoutMismatch(view=generation.layout.view, generation=generation.layout.generation)
     return not transaction.cursor().set_range(generation.keys.generation_prefix)
-
-
-def _with_full_keys(slab: RecordSlab, full_keys: dict[bytes, bytes]) -> list[bytes]:
-    """Return the slab's values, those of hashed keys after the whole encoded key."""
-    if not full_keys:
-        return slab.values
-    chunk_bytes = len(slab.keys[0]) - len(slab.base_keys[0])
-    values = []
-    for key, value in zip(slab.keys, slab.values, strict=True):
-        full = full_keys.get(key[: len(key) - chunk_bytes])
-        values.append(value if full is None else _FULL_KEY_BYTES.pack(len(full)) + full + value)
-    return values
-
-
-class _Batch:
-    """The records of one transaction; its methods are transaction bodies and may run more than once."""
-
-    def __init__(self, generation: Generation, keys: list[bytes], values: list[bytes], base_keys: list[bytes]) -> None:
-        self._generation, self._keys, self._values, self._base_keys = generation, keys, values, base_keys
-
-    def body(self, replace: Interval | None) -> Callable[[lmdb.Transaction[bytes]], int]:
-        """Return the method that brings the records and what is stored together."""
-        if self._generation.layout.tile_us is None:
-            return self.upsert
-        return self.merge if replace is None else partial(self.replace, interval=replace)
-
-    def append(self, transaction: lmdb.Transaction[bytes]) -> int:
-        """Put records behind all others."""
-        consumed, added = transaction.cursor().putmulti(zip(self._keys, self._values, strict=True), append=True)
-        if added != len(self._keys) or consumed != added:
-            # Somebody wrote since the generation was found empty.
-            return self.body(None)(transaction)
-        return 0
-
-    def upsert(self, transaction: lmdb.Transaction[bytes]) -> int:
-        """Put latest-value rows that win over the stored ones."""
-        cursor = transaction.cursor()
-        olds = dict(cursor.getmulti(self._keys))
-        puts = []
-        for key, new in zip(self._keys, self._values, strict=True):
-            old = olds.get(key)
-            head = self._head(key, new)
-            if old is None or wins(lead_time(new, head), lead_time(old, head)):
-                puts.append((key, new))
-        cursor.putmulti(puts)
-        return len(self._keys) - len(puts)
-
-    def merge(self, transaction: lmdb.Transaction[bytes]) -> int:
-        """Put tiles, merged chunk by chunk with the stored ones."""
-        cursor = transaction.cursor()
-        puts, refused = self._merged(dict(cursor.getmulti(self._keys)))
-        cursor.putmulti(puts)
-        return refused
-
-    def replace(self, transaction: lmdb.Transaction[bytes], interval: Interval) -> int:
-        """Put tiles after forgetting every stored one of the same keys that starts in `interval`."""
-        tile_us = self._generation.layout.tile_us or 1
-        first, last = -(-interval.start_us // tile_us), -(-interval.end_us // tile_us) - 1
-        kept = dict(transaction.cursor().getmulti(self._keys))
-        given = set(self._keys)
-        for base in self._base_keys:
-            for stored, value in _stored_chunks(transaction, base, first, last):
-                start = chunk_of(stored) * TILES_PER_CHUNK
-                head = self._head(stored, value)
-                left = self._generation.values.without_slots(value[head:], first - start, last - start)
-                if left is not None:
-                    kept[stored] = value[:head] + left
-                else:
-                    kept.pop(stored, None)
-                    transaction.delete(stored)
-        puts, refused = self._merged(kept)
-        puts += [(stored, value) for stored, value in kept.items() if stored not in given]
-        transaction.cursor().putmulti(puts)
-        return refused
-
-    def _merged(self, olds: dict[bytes, bytes]) -> tuple[list[tuple[bytes, bytes]], int]:
-        """Return the given chunks merged with the stored ones, and how many given tiles lost."""
-        puts, refused, merge_tiles = [], 0, self._generation.values.merge_tiles
-        for key, new in zip(self._keys, self._values, strict=True):
-            old = olds.get(key)
-            if old is None:
-                puts.append((key, new))
-                continue
-            head = self._head(key, new)
-            merged, lost = merge_tiles(old[head:], new[head:]) if head else merge_tiles(old, new)
-            puts.append((key, new[:head] + merged if head else merged))
-            refused += lost
-        return puts, refused
-
-    def _head(self, key: bytes, value: bytes) -> int:
-        """Return how many bytes of the value hold the whole key."""
-        if not self._generation.keys.is_hashed(key):
-            return 0
-        return _FULL_KEY_BYTES.size + int(_FULL_KEY_BYTES.unpack_from(value)[0])
 
 
 def _stored_chunks(

@@ -1,23 +1,24 @@
-"""Rows as bytes: the value format of the online store, column by column inside each value.
+"""Rows as bytes: the value format of the online store, in 8-byte words and column by column inside each value.
 
-A value holds rows of one key: the tiles of one chunk, or the one row of a latest-value view. It is written by the
-thousand with slices of whole columns, and read by one `struct` call or by NumPy. Neighbours: `key_codec.py`, `lmdb.py`.
+A value holds rows of one key: the tiles of one chunk, or the one row of a latest-value view. Thousands are packed,
+unpacked and merged at once as a `Block` of NumPy columns; one alone is read by `struct`. Next to `key_codec.py`.
 
 ```
-u8 rows · u8 flags (1: NULLs present)
-lead        per row: u8 tag, or for latest-value rows i64 timestamp and u8 tag
-null bits   per row: one bit per column, only if flags say so
-fixed       per column: its rows, little endian (Int32 4, Int64 8, Float32 4, Float64 8, Bool 1, Timestamp 8 bytes)
-lengths     per variable column: u32 byte length of each row
-heap        per variable column: its rows (UTF-8, bytes, or msgpack for nested types)
+word 0          tiles: bit s is set if the tile of slot s is there; row: timestamp in microseconds
+word 1          bit s is set if that tile came from a batch job (row: bit 0); a stream's is clear
+null columns    one bit per value column: it has a NULL here (a word per 64 columns)
+null rows       for each such column a word: bit r is set if row r is NULL
+columns         per column a word per row: Int32 Int64 Bool Timestamp as i64, Float32 Float64 as f64,
+                others the byte length of their cell
+heap            the cells of those other columns: UTF-8, bytes, or msgpack for nested types; zeros up to a whole word
 ```
-A tag is `2 * slot + source bit` (1 batch, 0 stream): tags ascend with the tile's slot in its chunk whatever the source.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -40,15 +41,15 @@ from featurekit_dagster.domain.schema import (
 )
 from featurekit_dagster.intervals import from_us
 
-BATCH = 1
-TILE_LEAD_BYTES = 1
-ROW_LEAD = struct.Struct("<qB")
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+WordArray = np.ndarray[Any, np.dtype[np.uint64]]
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
-_HEADER_BYTES = 2
-_HAS_NULLS = 1
-_HEADERS = [[bytes((rows, flags)) for flags in (0, _HAS_NULLS)] for rows in range(256)]
+WORD_BYTES = 8
+_LEAD = struct.Struct("<qQ")
+_ONE = np.uint64(1)
 
-_FIXED = {Int32: "i", Int64: "q", Float32: "f", Float64: "d", Bool: "?", Timestamp: "q"}
+_CODES = {Int32: "q", Int64: "q", Bool: "q", Timestamp: "q", Float32: "d", Float64: "d"}
 _ARROW = {
     Int32: pa.int32(),
     Int64: pa.int64(),
@@ -72,264 +73,301 @@ def arrow_type(dtype: DataType) -> pa.DataType:
     return _ARROW[dtype]
 
 
-def _heap_column(dtype: DataType, column: pa.Array) -> pa.Array:
-    """Return a variable-width column as binary; nested values become msgpack."""
-    if not dtype.is_nested:
-        return column.cast(pa.large_binary())
-    values = column.to_pylist(maps_as_pydicts="strict")
-    packed = [None if value is None else msgpack.packb(value, datetime=True) for value in values]
-    return pa.array(packed, pa.large_binary())
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The rows of many values, as columns.
 
+    Args:
+        owners: Per row the number of its value, ascending; every value has a row.
+        leads: Per row the tile's slot in its chunk, ascending within a value, or the row's timestamp in microseconds.
+        from_batch: Per row whether a batch job wrote it.
+        columns: Per value column its cells: int64, float64, or objects (bytes) where the width varies; 0 where NULL.
+        nulls: Per value column which rows are NULL, or None if no row is.
+    """
 
-def _decode_heap(dtype: DataType, raw: bytes) -> Any:
-    if dtype == String:
-        return raw.decode()
-    if dtype == Bytes:
-        return raw
-    return msgpack.unpackb(raw, timestamp=3, strict_map_key=False)
+    owners: IntArray
+    leads: IntArray
+    from_batch: BoolArray
+    columns: list[np.ndarray[Any, Any]]
+    nulls: list[BoolArray | None]
+
+    def take(self, rows: IntArray | BoolArray | slice, owners: IntArray) -> Block:
+        """Return the given rows (positions, a mask or a slice) as rows of other values."""
+        return Block(
+            owners,
+            self.leads[rows],
+            self.from_batch[rows],
+            [column[rows] for column in self.columns],
+            [None if null is None else null[rows] for null in self.nulls],
+        )
 
 
 class ValueCodec:
-    """Packs rows of one layout into values, merges values and unpacks them.
+    """Packs rows of one layout into values and unpacks them.
 
     Args:
         fields: Value columns, in stored order.
-        lead_bytes: Width of a row's lead: 1 for tiles, 9 for latest-value rows.
+        is_tiled: Whether values hold tiles (else one row each).
     """
 
-    def __init__(self, fields: Sequence[Field], lead_bytes: int) -> None:
+    def __init__(self, fields: Sequence[Field], *, is_tiled: bool) -> None:
         self.fields = tuple(fields)
-        self._lead_bytes = lead_bytes
-        self._fixed = [at for at, field in enumerate(self.fields) if field.dtype in _FIXED]
-        self._variable = [at for at, field in enumerate(self.fields) if field.dtype not in _FIXED]
-        self._codes = [_FIXED[self.fields[at].dtype] for at in self._fixed]
-        self._fixed_bytes = [struct.calcsize("<" + code) for code in self._codes]
-        self._null_bytes = -(-len(self.fields) // 8)
-        self._is_plain = not self._variable and lead_bytes == TILE_LEAD_BYTES
-        self._plain_widths = [lead_bytes, *self._fixed_bytes]
-        self.struct_of_rows = lru_cache(maxsize=256)(self._struct_of_rows)
-
-    # ---- writing ---------------------------------------------------------------------------------------------------
-
-    def pack_runs(
-        self,
-        lead: np.ndarray[Any, np.dtype[np.uint8]],
-        columns: Sequence[pa.Array],
-        starts: np.ndarray[Any, np.dtype[np.int64]],
-    ) -> list[bytes]:
-        """Return one value per run of consecutive rows.
-
-        Args:
-            lead: One row of lead bytes per row.
-            columns: The value columns in Arrow types of `arrow_type`, contiguous, rows as in `lead`.
-            starts: First row of each run, ascending from 0; a run holds 1 to 255 rows.
-        """
-        rows = len(lead)
-        ends = np.append(starts[1:], rows)
-        flags, nulls = self._null_runs(columns, rows, starts, ends)
-        counts = (ends - starts).tolist()
-        sections: list[list[bytes]] = [[_HEADERS[n][flag] for n, flag in zip(counts, flags, strict=True)]]
-        sections.append(_slices(lead.tobytes(), starts, ends, self._lead_bytes))
-        if nulls is not None:
-            sections.append(nulls)
-        for at, code, width in zip(self._fixed, self._codes, self._fixed_bytes, strict=True):
-            sections.append(_slices(_fixed_bytes(columns[at], code), starts, ends, width))
-        heaps: list[list[bytes]] = []
-        for at in self._variable:
-            offsets, data = _heap_buffers(_heap_column(self.fields[at].dtype, columns[at]))
-            lengths = np.diff(offsets).astype("<u4").tobytes()
-            sections.append(_slices(lengths, starts, ends, 4))
-            heaps.append(_slices(data, offsets[starts], offsets[ends], 1))
-        return list(map(b"".join, zip(*sections, *heaps, strict=True)))
-
-    def _null_runs(
-        self,
-        columns: Sequence[pa.Array],
-        rows: int,
-        starts: np.ndarray[Any, np.dtype[np.int64]],
-        ends: np.ndarray[Any, np.dtype[np.int64]],
-    ) -> tuple[list[int], list[bytes] | None]:
-        """Return each run's flags and, if any row has a NULL, each run's null bits (empty where it has none)."""
-        if not any(column.null_count for column in columns):
-            return [0] * len(starts), None
-        bits = np.zeros((rows, self._null_bytes), np.uint8)
-        for at, column in enumerate(columns):
-            if column.null_count:
-                bits[:, at // 8] |= column.is_null().to_numpy(zero_copy_only=False).astype(np.uint8) << (at % 8)
-        has_null = np.logical_or.reduceat(bits.any(axis=1), starts).tolist()
-        slices = _slices(bits.tobytes(), starts, ends, self._null_bytes)
-        return [int(has) for has in has_null], [raw if has else b"" for raw, has in zip(slices, has_null, strict=True)]
-
-    def merge_tiles(self, old: bytes, new: bytes) -> tuple[bytes, int]:
-        """Return the tiles of both values, and how many of `new` were refused.
-
-        Where both have a tile of one slot, `wins` decides: the times are equal, so batch beats stream, else the new one
-        wins.
-        """
-        old_rows, new_rows = old[0], new[0]
-        if self._is_plain and not old[1] and not new[1] and old[1 + old_rows] >> 1 < new[_HEADER_BYTES] >> 1:
-            parts = [_HEADERS[old_rows + new_rows][0]]
-            old_at = new_at = _HEADER_BYTES
-            for width in self._plain_widths:
-                old_end, new_end = old_at + width * old_rows, new_at + width * new_rows
-                parts += (old[old_at:old_end], new[new_at:new_end])
-                old_at, new_at = old_end, new_end
-            return b"".join(parts), 0
-        picks, refused = _merge_picks(old[2 : 2 + old_rows], new[2 : 2 + new_rows])
-        return self._gather((old, new), picks), refused
-
-    def without_slots(self, value: bytes, first: int, last: int) -> bytes | None:
-        """Return the value without the tiles of slots `first..last`, or None if nothing is left."""
-        rows = value[0]
-        picks = [(0, row) for row in range(rows) if not first <= value[_HEADER_BYTES + row] >> 1 <= last]
-        if len(picks) == rows:
-            return value
-        return self._gather((value,), picks) if picks else None
-
-    def _gather(self, values: Sequence[bytes], picks: Sequence[tuple[int, int]]) -> bytes:
-        """Return a value of the picked (value, row) pairs, in order."""
-        rows = [self._row_sections(value) for value in values]
-        with_nulls = any(any(rows[value][row][1]) for value, row in picks)
-        chosen = [rows[value][row] for value, row in picks]
-        parts = [_HEADERS[len(picks)][with_nulls]]
-        for section, pieces in enumerate(zip(*chosen, strict=True)):
-            if section != 1 or with_nulls:
-                parts.extend(pieces)
-        return b"".join(parts)
-
-    def _row_sections(self, value: bytes) -> list[tuple[bytes, ...]]:
-        """Return, per row, its bytes in every section; null bits are always given."""
-        count, at = value[0], _HEADER_BYTES
-        sections: list[list[bytes]] = []
-        widths = [self._lead_bytes, self._null_bytes, *self._fixed_bytes, *([4] * len(self._variable))]
-        for section, width in enumerate(widths):
-            if section == 1 and not value[1]:
-                sections.append([bytes(width)] * count)
-                continue
-            sections.append([value[at + row * width : at + (row + 1) * width] for row in range(count)])
-            at += width * count
-        for lengths in sections[len(widths) - len(self._variable) :]:
-            ends = list(accumulate((int.from_bytes(raw, "little") for raw in lengths), initial=at))
-            sections.append([value[start:end] for start, end in zip(ends, ends[1:], strict=False)])
-            at = ends[-1]
-        return list(zip(*sections, strict=True))
-
-    # ---- reading ---------------------------------------------------------------------------------------------------
-
-    def _struct_of_rows(self, rows: int) -> struct.Struct:
-        """Return the struct of the fixed and length sections of a value of `rows` rows."""
-        return struct.Struct("<" + "".join(f"{rows}{code}" for code in [*self._codes, *("I" * len(self._variable))]))
-
-    def data_offset(self, value: bytes) -> int:
-        """Return where the fixed section begins."""
-        rows = value[0]
-        return _HEADER_BYTES + rows * (self._lead_bytes + (self._null_bytes if value[1] else 0))
+        self._is_tiled = is_tiled
+        self._variable = [at for at, field in enumerate(self.fields) if field.dtype not in _CODES]
+        self._codes = "".join(_CODES.get(field.dtype, "q") for field in self.fields)
+        self._null_words = -(-len(self.fields) // 64)
+        self._lead_words = 2 + self._null_words
+        self.lead_bytes = self._lead_words * WORD_BYTES
+        self.struct_of_rows = lru_cache(maxsize=128)(self._struct_of_rows)
 
     @property
     def is_fixed(self) -> bool:
         """Whether all columns have a fixed width."""
         return not self._variable
 
-    @property
-    def column_dtypes(self) -> list[np.dtype[Any]]:
-        """NumPy types of the fixed columns, in stored order; only meaningful where `is_fixed`."""
-        return [np.dtype("<" + code) if code != "?" else np.dtype(np.bool_) for code in self._codes]
+    # ---- many values -----------------------------------------------------------------------------------------------
+
+    def column_cells(self, column: int, cells: pa.Array) -> tuple[np.ndarray[Any, Any], BoolArray | None]:
+        """Return an Arrow column of `arrow_type` as a block's cells and NULLs."""
+        dtype = self.fields[column].dtype
+        null = cells.is_null().to_numpy(zero_copy_only=False) if cells.null_count else None
+        code = _CODES.get(dtype)
+        if code is None:
+            return _heap_cells(dtype, cells), null
+        if null is not None:
+            cells = cells.fill_null(pa.scalar(0, pa.int64()).cast(cells.type))
+        if dtype == Timestamp:
+            cells = cells.cast(pa.int64())
+        return cells.to_numpy(zero_copy_only=False).astype("<i8" if code == "q" else "<f8", copy=False), null
+
+    def pack(self, block: Block) -> list[bytes]:
+        """Return the values of a block, in order."""
+        if not len(block.owners):
+            return []
+        starts = np.flatnonzero(np.diff(block.owners, prepend=-1))
+        counts = np.diff(starts, append=len(block.owners))
+        positions = np.arange(len(block.owners)) - np.repeat(starts, counts)
+        null_bits = [
+            None if null is None else np.bitwise_or.reduceat(_bit(null, positions), starts) for null in block.nulls
+        ]
+        null_words = np.zeros(len(starts), np.int64)
+        for bits in null_bits:
+            if bits is not None:
+                null_words += bits != 0
+        sizes = self._lead_words + null_words + len(self.fields) * counts
+        ends = np.cumsum(sizes)
+        begins = ends - sizes
+        words = np.zeros(int(ends[-1]), np.uint64)
+        if self._is_tiled:
+            words[begins] = np.bitwise_or.reduceat(_ONE << block.leads.astype(np.uint64), starts)
+            words[begins + 1] = np.bitwise_or.reduceat(_bit(block.from_batch, block.leads), starts)
+        else:
+            words[begins] = block.leads.view(np.uint64)
+            words[begins + 1] = block.from_batch
+        self._put_nulls(words, begins, null_bits)
+        self._put_columns(words, begins + self._lead_words + null_words, counts, positions, block)
+        raw = words.tobytes()
+        bounds = (ends * WORD_BYTES).tolist()
+        values = [raw[a:b] for a, b in zip([0, *bounds], bounds, strict=False)]
+        return self._with_heaps(values, block, starts) if self._variable else values
+
+    def _put_nulls(self, words: WordArray, begins: IntArray, null_bits: list[WordArray | None]) -> None:
+        """Write which columns and rows are NULL."""
+        free = begins + self._lead_words
+        for column, bits in enumerate(null_bits):
+            if bits is not None:
+                has_null = np.flatnonzero(bits)
+                words[begins[has_null] + 2 + column // 64] |= _ONE << np.uint64(column % 64)
+                words[free[has_null]] = bits[has_null]
+                free[has_null] += 1
+
+    def _put_columns(
+        self, words: WordArray, begins: IntArray, counts: IntArray, positions: IntArray, block: Block
+    ) -> None:
+        """Write the cells, or their lengths."""
+        at = np.repeat(begins, counts) + positions
+        step = np.repeat(counts, counts)
+        for column, cells in enumerate(block.columns):
+            if cells.dtype == object:
+                cells = np.fromiter(map(len, cells), np.int64, len(cells))
+            words[at] = cells.view(np.uint64)
+            if column + 1 < len(block.columns):
+                at += step
+
+    def _with_heaps(self, values: list[bytes], block: Block, starts: IntArray) -> list[bytes]:
+        """Return the values with the cells of variable columns behind them."""
+        heaps = [block.columns[column].tolist() for column in self._variable]
+        found = []
+        ends = [*starts[1:].tolist(), len(block.owners)]
+        for value, a, b in zip(values, starts.tolist(), ends, strict=True):
+            heap = b"".join([cell for cells in heaps for cell in cells[a:b]])
+            found.append(value + heap + bytes(-len(heap) % WORD_BYTES))
+        return found
+
+    def unpack(self, values: Sequence[bytes]) -> Block:
+        """Return the rows of some values as a block."""
+        words = np.frombuffer(b"".join(values), np.uint64)
+        sizes = np.fromiter(map(len, values), np.int64, len(values)) // WORD_BYTES
+        begins = np.cumsum(sizes) - sizes
+        owners, leads, from_batch = self._unpack_leads(words, begins)
+        counts = np.bincount(owners, minlength=len(values))
+        starts = np.cumsum(counts) - counts
+        positions = np.arange(len(owners)) - np.repeat(starts, counts)
+        nulls, null_words = self._unpack_nulls(words, begins, owners, positions)
+        at = (begins + self._lead_words + null_words)[owners] + positions
+        step = counts[owners]
+        columns: list[np.ndarray[Any, Any]] = []
+        for code in self._codes:
+            columns.append(words[at].view("<i8" if code == "q" else "<f8"))
+            at += step
+        if self._variable:
+            heap_at = (begins + self._lead_words + null_words + len(self.fields) * counts) * WORD_BYTES
+            self._unpack_heaps(words.tobytes(), heap_at.tolist(), owners.tolist(), columns)
+        return Block(owners, leads, from_batch, columns, nulls)
+
+    def _unpack_leads(self, words: WordArray, begins: IntArray) -> tuple[IntArray, IntArray, BoolArray]:
+        """Return owner, lead and source of every row."""
+        first, second = words[begins], words[begins + 1]
+        if not self._is_tiled:
+            return np.arange(len(begins)), first.view(np.int64), second.astype(bool)
+        present = np.unpackbits(first.view(np.uint8), bitorder="little").reshape(-1, 64)
+        owners, slots = np.nonzero(present)
+        batch = np.unpackbits(second.view(np.uint8), bitorder="little").reshape(-1, 64)
+        return owners, slots, batch[owners, slots].astype(bool)
+
+    def _unpack_nulls(
+        self, words: WordArray, begins: IntArray, owners: IntArray, positions: IntArray
+    ) -> tuple[list[BoolArray | None], IntArray]:
+        """Return the NULLs of every column, and how many words of null rows each value has."""
+        nulls: list[BoolArray | None] = [None] * len(self.fields)
+        taken = np.zeros(len(begins), np.int64)
+        masks = [words[begins + 2 + word] for word in range(self._null_words)]
+        if not any(mask.any() for mask in masks):
+            return nulls, taken
+        for column in range(len(self.fields)):
+            has_null = (masks[column // 64] >> np.uint64(column % 64) & _ONE).astype(bool)
+            if has_null.any():
+                bits = np.where(has_null, words[begins + self._lead_words + taken * has_null], np.uint64(0))
+                nulls[column] = (bits[owners] >> positions.astype(np.uint64) & _ONE).astype(bool)
+                taken += has_null
+        return nulls, taken
+
+    def _unpack_heaps(
+        self, raw: bytes, heap_at: list[int], owners: list[int], columns: list[np.ndarray[Any, Any]]
+    ) -> None:
+        """Replace the lengths of variable columns by their cells."""
+        for column in self._variable:
+            lengths = columns[column].tolist()
+            cells = np.empty(len(lengths), object)
+            for row, (owner, length) in enumerate(zip(owners, lengths, strict=True)):
+                cells[row] = raw[heap_at[owner] : heap_at[owner] + length]
+                heap_at[owner] += length
+            columns[column] = cells
+
+    # ---- one value -------------------------------------------------------------------------------------------------
+
+    def _struct_of_rows(self, rows: int) -> struct.Struct:
+        """Return the struct of the columns section of a value of `rows` rows."""
+        return struct.Struct("<" + "".join(f"{rows}{code}" for code in self._codes))
 
     def columns(self, value: bytes) -> list[Sequence[Any]]:
-        """Return each column's stored values, NULL as None and timestamps as microseconds."""
-        rows, at = value[0], self.data_offset(value)
+        """Return each column's cells as Python values: NULL is None, timestamps are microseconds."""
+        rows = presence(value).bit_count() if self._is_tiled else 1
+        mask = int.from_bytes(value[2 * WORD_BYTES : self.lead_bytes], "little")
+        at = self.lead_bytes + mask.bit_count() * WORD_BYTES
         layout = self.struct_of_rows(rows)
         flat = layout.unpack_from(value, at)
-        found: list[Sequence[Any]] = [()] * len(self.fields)
-        for position, column in enumerate(self._fixed):
-            found[column] = flat[position * rows : (position + 1) * rows]
+        found: list[Sequence[Any]] = [flat[first : first + rows] for first in range(0, len(flat), rows)]
         at += layout.size
-        for position, column in enumerate(self._variable, start=len(self._fixed)):
-            ends = list(accumulate(flat[position * rows : (position + 1) * rows], initial=at))
-            found[column] = [value[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        for column in self._variable:
+            ends = list(accumulate(found[column], initial=at))
+            dtype = self.fields[column].dtype
+            found[column] = [_decode_cell(dtype, value[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
             at = ends[-1]
-        nulls = self._null_columns(value) if value[1] else None
-        for column, field in enumerate(self.fields):
-            null = nulls[column] if nulls else None
-            if null:
-                found[column] = [None if hidden else item for hidden, item in zip(null, found[column], strict=True)]
-            if field.dtype not in _FIXED:
-                found[column] = [None if item is None else _decode_heap(field.dtype, item) for item in found[column]]
+        if mask:
+            self._hide_nulls(value, mask, found)
         return found
 
-    def _null_columns(self, value: bytes) -> list[list[bool] | None]:
-        """Return, per column, which rows are NULL, or None if no row is."""
-        start = _HEADER_BYTES + value[0] * self._lead_bytes
-        step, end = self._null_bytes, start + value[0] * self._null_bytes
-        found: list[list[bool] | None] = []
-        for column in range(len(self.fields)):
-            null = [bool(bits >> (column % 8) & 1) for bits in value[start + column // 8 : end : step]]
-            found.append(null if any(null) else None)
-        return found
+    def _hide_nulls(self, value: bytes, mask: int, columns: list[Sequence[Any]]) -> None:
+        at = self.lead_bytes
+        for column, cells in enumerate(columns):
+            if mask >> column & 1:
+                bits = int.from_bytes(value[at : at + WORD_BYTES], "little")
+                columns[column] = [None if bits >> row & 1 else cell for row, cell in enumerate(cells)]
+                at += WORD_BYTES
 
-    def tile_rows(self, value: bytes, chunk_start: int) -> Iterator[tuple[Any, ...]]:
-        """Yield `(tile number, *values)` of each tile; `chunk_start` is the number of the chunk's first tile."""
-        numbers = [chunk_start + (tag >> 1) for tag in value[2 : 2 + value[0]]]
-        return zip(numbers, *self._public_columns(value), strict=True)
-
-    def latest_row(self, value: bytes) -> tuple[Any, ...]:
-        """Return `(timestamp in microseconds, *values)` of a latest-value record."""
-        timestamp = ROW_LEAD.unpack_from(value, _HEADER_BYTES)[0]
-        return (timestamp, *(column[0] for column in self._public_columns(value)))
-
-    def _public_columns(self, value: bytes) -> list[Sequence[Any]]:
+    def rows(self, value: bytes) -> list[tuple[Any, ...]]:
+        """Return `(slot, *cells)` of each tile, or the one `(timestamp in microseconds, *cells)`; as users see cells."""
         columns = self.columns(value)
         for at, field in enumerate(self.fields):
             if field.dtype == Timestamp:
-                columns[at] = [None if us is None else from_us(us) for us in columns[at]]
-        return columns
+                columns[at] = [None if cell is None else from_us(cell) for cell in columns[at]]
+            elif field.dtype == Bool:
+                columns[at] = [None if cell is None else bool(cell) for cell in columns[at]]
+        if not self._is_tiled:
+            return list(zip([lead_time(value)[0]], *columns, strict=True))
+        present = presence(value)
+        return list(zip([slot for slot in range(64) if present >> slot & 1], *columns, strict=True))
+
+
+def merge_blocks(old: Block, new: Block) -> tuple[Block, int]:
+    """Return the tiles of both, value by value, and how many of `new` lost.
+
+    Where both have a tile of one slot, `wins` decides: the times are equal, so batch beats stream, else the new one wins.
+    """
+    slots = np.concatenate((old.owners * 64 + old.leads, new.owners * 64 + new.leads))
+    order = np.argsort(slots, kind="stable")
+    sorted_slots = slots[order]
+    first_of_two = np.flatnonzero(sorted_slots[1:] == sorted_slots[:-1])
+    from_batch = np.concatenate((old.from_batch, new.from_batch))
+    new_loses = from_batch[order[first_of_two]] & ~from_batch[order[first_of_two + 1]]
+    keep = np.ones(len(order), bool)
+    keep[first_of_two + new_loses] = False
+    nulls = [
+        None if a is None and b is None else np.concatenate((_or_clear(a, old), _or_clear(b, new)))
+        for a, b in zip(old.nulls, new.nulls, strict=True)
+    ]
+    columns = [np.concatenate(pair) for pair in zip(old.columns, new.columns, strict=True)]
+    both = Block(slots // 64, slots % 64, from_batch, columns, nulls)
+    rows = order[keep]
+    return both.take(rows, sorted_slots[keep] // 64), int(np.count_nonzero(new_loses))
+
+
+def presence(value: bytes) -> int:
+    """Return the bits of the slots of which a packed chunk has tiles."""
+    return int.from_bytes(value[:WORD_BYTES], "little")
 
 
 def lead_time(value: bytes, at: int = 0) -> tuple[int, int]:
-    """Return (timestamp in microseconds, source bit) of the latest-value record that begins at `at`, for `wins`."""
-    timestamp, tag = ROW_LEAD.unpack_from(value, at + _HEADER_BYTES)
-    return timestamp, tag & 1
+    """Return (timestamp in microseconds, source bit) of the packed row that begins at `at`, for `wins`."""
+    timestamp, source = _LEAD.unpack_from(value, at)
+    return timestamp, source
 
 
-def _merge_picks(old_tags: bytes, new_tags: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Return (value, row) of the tiles of a merged value in slot order, and how many new ones lost."""
-    chosen = {tag >> 1: (0, row) for row, tag in enumerate(old_tags)}
-    refused = 0
-    for row, tag in enumerate(new_tags):
-        held = chosen.get(tag >> 1)
-        # The slot is the timestamp here, so `wins` comes down to the source bits.
-        if held is not None and held[0] == 0 and old_tags[held[1]] & 1 > tag & 1:
-            refused += 1
-        else:
-            chosen[tag >> 1] = (1, row)
-    return [chosen[slot] for slot in sorted(chosen)], refused
+def _bit(flags: BoolArray, positions: IntArray) -> WordArray:
+    """Return a word per row with the row's bit set where its flag is."""
+    bits: WordArray = flags.astype(np.uint64) << positions.astype(np.uint64)
+    return bits
 
 
-def _slices(
-    raw: bytes | memoryview,
-    starts: np.ndarray[Any, np.dtype[np.int64]],
-    ends: np.ndarray[Any, np.dtype[np.int64]],
-    width: int,
-) -> list[bytes]:
-    return [raw[a:b] for a, b in zip((starts * width).tolist(), (ends * width).tolist(), strict=True)]  # type: ignore[misc]
+def _or_clear(null: BoolArray | None, block: Block) -> BoolArray:
+    return np.zeros(len(block.owners), bool) if null is None else null
 
 
-def _fixed_bytes(column: pa.Array, code: str) -> bytes:
-    """Return the values of a fixed-width column as stored; NULL is zero."""
-    if code == "?":
-        raw: bytes = column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8).tobytes()
+def _heap_cells(dtype: DataType, cells: pa.Array) -> np.ndarray[Any, Any]:
+    """Return a variable-width column as bytes objects; nested values become msgpack, NULL is empty."""
+    found = np.empty(len(cells), object)
+    if dtype.is_nested:
+        values = cells.to_pylist(maps_as_pydicts="strict")
+        found[:] = [b"" if value is None else msgpack.packb(value, datetime=True) for value in values]
+    else:
+        found[:] = [cell or b"" for cell in cells.cast(pa.large_binary()).to_pylist()]
+    return found
+
+
+def _decode_cell(dtype: DataType, raw: bytes) -> Any:
+    if dtype == String:
+        return raw.decode()
+    if dtype == Bytes:
         return raw
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.int64())
-    if column.null_count:
-        column = column.fill_null(0)
-    values: np.ndarray[Any, Any] = column.to_numpy(zero_copy_only=False)
-    return values.astype("<" + code, copy=False).tobytes()
-
-
-def _heap_buffers(column: pa.Array) -> tuple[np.ndarray[Any, np.dtype[np.int64]], memoryview]:
-    """Return the offsets of a large binary column (one more than rows) and the bytes that they index."""
-    _, offsets, data = column.buffers()
-    first = column.offset
-    found = np.frombuffer(offsets, np.int64)[first : first + len(column) + 1]
-    return found, memoryview(data) if data is not None else memoryview(b"")
+    return msgpack.unpackb(raw, timestamp=3, strict_map_key=False) if raw else None

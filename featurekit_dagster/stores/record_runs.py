@@ -1,4 +1,4 @@
-"""Online records in store order: an Arrow table becomes stored keys and packed values, some rows at a time.
+"""Online records in store order: an Arrow table becomes stored keys and blocks of rows, some rows at a time.
 
 Everything here works on whole columns and writes nothing. `key_codec.py` and `packing.py` say how bytes look, `lmdb.py`
 writes what comes out.
@@ -6,8 +6,10 @@ writes what comes out.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,7 @@ import pyarrow.compute as pc
 from featurekit_dagster.errors import OnlineRecordsMismatch
 from featurekit_dagster.stores.key_codec import KeyCodec, chunk_suffixes
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
-from featurekit_dagster.stores.packing import BATCH, ROW_LEAD, ValueCodec, arrow_type
-
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
+from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec, arrow_type
 
 _ROWS_PER_SLAB = 1 << 18
 
@@ -30,13 +30,13 @@ class RecordSlab:
 
     Args:
         keys: Stored key of each record, with chunk number; ascending.
-        values: Packed value of each record.
+        block: Rows of the records; value `i` belongs to key `i`.
         key_starts: First record of each join key, ascending from 0.
         base_keys: Stored key of each join key, without chunk number.
     """
 
     keys: list[bytes]
-    values: list[bytes]
+    block: Block
     key_starts: list[int]
     base_keys: list[bytes]
 
@@ -84,7 +84,7 @@ class RecordRuns:
             return False
         picked = [column.take(pa.array(starts)) for column in self._keys]
         self._base_keys, self._full_keys = self._key_codec.encode_columns(picked)
-        if any(map(_not_ascending, self._base_keys, self._base_keys[1:])):
+        if not _ascends(self._base_keys):
             return False
         backward = self._times[1:] < self._times[:-1]
         backward[starts[1:] - 1] = False
@@ -94,7 +94,7 @@ class RecordRuns:
         """Tell from a sample whether encoding every run is likely to pay; a wrong answer costs time only."""
         sample = self._starts[:2000]
         encoded, _ = self._key_codec.encode_columns([column.take(pa.array(sample)) for column in self._keys])
-        return not any(map(_not_ascending, encoded, encoded[1:]))
+        return _ascends(encoded)
 
     def _sort(self) -> None:
         """Bring the rows into the order of stored key and time; equal ones keep their input order."""
@@ -144,31 +144,29 @@ class RecordRuns:
         end = int(self._starts[last]) if last < len(self._starts) else len(self._times)
         times = self._times[begin:end]
         key_starts = self._starts[first:last] - begin
-        columns = [column.slice(begin, end - begin) for column in self._columns]
         base_keys = self._base_keys[first:last]
         if self._tile_us is None:
-            values = self._value_codec.pack_runs(_row_lead(times), columns, np.arange(len(times)))
-            return RecordSlab(base_keys, values, list(range(len(base_keys))), base_keys)
+            block = self._block(begin, end, np.arange(len(times)), times)
+            return RecordSlab(base_keys, block, list(range(len(base_keys))), base_keys)
         chunks = times // TILES_PER_CHUNK
         changes = np.diff(chunks, prepend=chunks[0] - 1) != 0
         changes[key_starts] = True
         starts = np.flatnonzero(changes)
-        lead = ((times % TILES_PER_CHUNK) * 2 + BATCH).astype(np.uint8).reshape(-1, 1)
-        values = self._value_codec.pack_runs(lead, columns, starts)
+        block = self._block(begin, end, np.cumsum(changes) - 1, times - chunks * TILES_PER_CHUNK)
         owners = np.searchsorted(key_starts, starts, "right") - 1
         suffixes = chunk_suffixes(chunks[starts])
         keys = [base_keys[owner] + suffix for owner, suffix in zip(owners.tolist(), suffixes, strict=True)]
-        return RecordSlab(keys, values, np.searchsorted(starts, key_starts).tolist(), base_keys)
+        return RecordSlab(keys, block, np.searchsorted(starts, key_starts).tolist(), base_keys)
+
+    def _block(self, begin: int, end: int, owners: IntArray, leads: IntArray) -> Block:
+        """Return the value columns of rows `begin` to `end - 1` as a block of batch rows."""
+        cells = [self._value_codec.column_cells(at, c.slice(begin, end - begin)) for at, c in enumerate(self._columns)]
+        from_batch = np.ones(end - begin, bool)
+        return Block(owners, leads, from_batch, [column for column, _ in cells], [null for _, null in cells])
 
 
-def _not_ascending(left: bytes, right: bytes) -> bool:
-    return left >= right
-
-
-def _row_lead(times: IntArray) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    lead = np.empty(len(times), np.dtype([("time", "<i8"), ("tag", "u1")]))
-    lead["time"], lead["tag"] = times, BATCH
-    return lead.view(np.uint8).reshape(-1, ROW_LEAD.size)
+def _ascends(keys: list[bytes]) -> bool:
+    return not any(map(operator.ge, keys, islice(keys, 1, None)))
 
 
 def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], IntArray, list[pa.Array]]:
