@@ -1,0 +1,156 @@
+"""The tile query, beside a loop over the events."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta, timezone
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from featurekit_dagster.domain.aggregation import AggregateFeature, partial_columns
+from featurekit_dagster.domain.schema import DataType, Field, Float64, Int32, Int64, String
+from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.engine.duck import connect
+from featurekit_dagster.engine.rollup import ANCHOR_TIME
+from featurekit_dagster.engine.tiles import build_tiles
+from featurekit_dagster.errors import TileOverflow
+
+HOUR_US = 3_600_000_000
+WEEK_US = 7 * 24 * HOUR_US
+TIMESTAMP = pa.timestamp("us", "UTC")
+
+
+def tiles(events: pa.Table, dtype: DataType, *functions: str, tile_us: int = HOUR_US) -> list[dict[str, object]]:
+    window = TimeWindow(timedelta(microseconds=tile_us))
+    features = [
+        AggregateFeature(name=name, column=Field("v", dtype), function=name, window=window) for name in functions
+    ]
+    with connect() as con:
+        con.register("events", events)
+        found = build_tiles(
+            con, "events", keys=["k"], timestamp="ts", tile_us=tile_us, partials=partial_columns(features)
+        )
+    assert found.schema.field(ANCHOR_TIME).type == TIMESTAMP
+    return sorted(found.to_pylist(), key=lambda tile: (str(tile["k"]), tile[ANCHOR_TIME]))
+
+
+def events(*rows: tuple[object, datetime, object], dtype: pa.DataType | None = None) -> pa.Table:
+    return pa.table(
+        {
+            "k": pa.array([row[0] for row in rows], pa.string()),
+            "ts": pa.array([row[1] for row in rows], TIMESTAMP),
+            "v": pa.array([row[2] for row in rows], dtype or pa.float64()),
+        }
+    )
+
+
+def at(*parts: int) -> datetime:
+    return datetime(*parts, tzinfo=UTC)  # type: ignore[arg-type]
+
+
+def test_times_before_1970_go_down_to_their_tile() -> None:
+    found = tiles(
+        events(("a", at(1969, 12, 31, 23, 59), 1.0), ("a", at(1969, 12, 31, 23), 1.0), ("a", at(1970, 1, 1), 1.0)),
+        Float64,
+        "count",
+    )
+    assert [(tile[ANCHOR_TIME], tile["count_v"]) for tile in found] == [
+        (at(1969, 12, 31, 23), 2),
+        (at(1970, 1, 1), 1),
+    ]
+
+
+def test_null_keys_form_one_group_and_all_null_values_still_make_a_tile() -> None:
+    found = tiles(
+        events((None, at(2024, 1, 1), None), (None, at(2024, 1, 1, 0, 30), None)),
+        Float64,
+        "count",
+        "sum",
+        "min",
+        "last",
+    )
+    assert found == [
+        {"k": None, ANCHOR_TIME: at(2024, 1, 1), "count_v": 0, "sum_v": None, "min_v": None, "last_v": None}
+    ]
+
+
+def test_moments_of_a_tile() -> None:
+    moment = at(2024, 1, 1)
+    (tile,) = tiles(
+        events(("a", moment, 1.0), ("a", moment, 2.0), ("a", moment, None), ("a", moment, 6.0)), Float64, "variance"
+    )
+    assert (tile["count_v"], tile["mean_v"], tile["m2_v"]) == (3, 3.0, 14.0)
+
+
+def test_nan_and_infinity_are_kept() -> None:
+    moment = at(2024, 1, 1)
+    (tile,) = tiles(events(("a", moment, 1.0), ("a", moment, math.inf)), Float64, "sum", "max")
+    assert (tile["sum_v"], tile["max_v"]) == (math.inf, math.inf)
+    (tile,) = tiles(events(("a", moment, 1.0), ("a", moment, math.nan)), Float64, "sum", "min")
+    assert (str(tile["sum_v"]), tile["min_v"]) == ("nan", 1.0)
+
+
+def test_sum_of_floats_is_compensated() -> None:
+    moment = at(2024, 1, 1)
+    (tile,) = tiles(events(*[("a", moment, 0.1)] * 100_000), Float64, "sum")
+    assert tile["sum_v"] == pytest.approx(10_000.0, rel=1e-15)
+
+
+def test_integers_stay_integers_and_overflow_is_an_error_that_names_no_value() -> None:
+    moment = at(2024, 1, 1)
+    (tile,) = tiles(events(("a", moment, 2**31 - 1), ("a", moment, 1), dtype=pa.int32()), Int32, "sum", "max")
+    assert (tile["sum_v"], tile["max_v"]) == (2**31, 2**31 - 1)
+    with pytest.raises(TileOverflow, match="the sum of one tile of v does not fit 64 bits") as caught:
+        tiles(events(("a", moment, 2**62), ("a", moment, 2**62), dtype=pa.int64()), Int64, "sum")
+    assert str(2**62) not in str(caught.value)
+    assert caught.value.columns == ("v",)
+
+
+@pytest.mark.parametrize("tile_us", [HOUR_US, WEEK_US])
+def test_last_of_a_tie_is_the_later_input_row(tile_us: int) -> None:
+    moment = at(2024, 1, 4, 0, 59, 59, 999_999)
+    found = tiles(
+        events(
+            ("a", moment, "x"),
+            ("a", at(2024, 1, 4, 0, 30), "y"),
+            ("a", moment, "z"),
+            ("a", moment, None),
+            dtype=pa.string(),
+        ),
+        String,
+        "last",
+        tile_us=tile_us,
+    )
+    assert [tile["last_v"] for tile in found] == ["z"]
+
+
+def test_timestamps_are_utc_whatever_the_connection_says() -> None:
+    new_york = timezone(timedelta(hours=-5))
+    table = events(("a", datetime(2024, 1, 1, 19, 30, tzinfo=new_york), 1.0))
+    plain = table.set_column(1, "ts", table.column("ts").cast(pa.timestamp("us")))
+    window = TimeWindow(timedelta(days=1))
+    count = AggregateFeature(name="c", column=Field("v", Float64), function="count", window=window)
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'America/New_York'")
+        for relation in (table, plain):
+            con.register("events", relation)
+            found = build_tiles(
+                con, "events", keys=[], timestamp="ts", tile_us=24 * HOUR_US, partials=partial_columns([count])
+            )
+            assert found.column(ANCHOR_TIME).to_pylist() == [at(2024, 1, 2)]
+
+
+def test_names_are_quoted() -> None:
+    odd = 'a "b" c'
+    table = pa.table({odd: [1], "ts": pa.array([at(2024, 1, 1)], TIMESTAMP), "group": [2]})
+    total = AggregateFeature(
+        name="s", column=Field("group", Int64), function="sum", window=TimeWindow(timedelta(hours=1))
+    )
+    with connect() as con:
+        con.register("events", table)
+        found = build_tiles(
+            con, "events", keys=[odd], timestamp="ts", tile_us=HOUR_US, partials=partial_columns([total])
+        )
+    assert found.column_names == [odd, ANCHOR_TIME, "sum_group"]
