@@ -26,12 +26,12 @@ class DeclarationError(TectonValidationError):
 
     Args:
         subject: The declared object, as `kind 'name'`.
-        faults: One sentence per broken rule: the given value, the rule, the remedy.
+        faults: One sentence per broken rule: the given value, the rule, the remedy. Equal ones are told once.
     """
 
     def __init__(self, *, subject: str, faults: Sequence[str]) -> None:
         self.subject = subject
-        self.faults = tuple(faults)
+        self.faults = tuple(dict.fromkeys(faults))
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         super().__init__(f"{subject}: {count}\n" + "\n".join(f"  - {fault}" for fault in self.faults))
 
@@ -265,9 +265,9 @@ class TableMissing(StoreError):
 class UnusableLakePath(Unsupported):
     """The path of the lake has characters that the table format's library cannot open."""
 
-    def __init__(self, *, path: str, characters: str) -> None:
-        self.path, self.characters = path, characters
-        shown = " ".join(repr(character) for character in characters)
+    def __init__(self, *, path: str, refused: Sequence[str]) -> None:
+        self.path, self.refused = path, tuple(refused)
+        shown = " ".join(map(repr, refused))
         super().__init__(f"the lake path {path!r} contains {shown}; no Delta table can be kept there; choose another")
 
 
@@ -371,7 +371,9 @@ class SourceError(FeatureKitError):
 
 def safe_reason(error: BaseException) -> str:
     """Return what may be logged about an error: a message of ours, else only its kind, since others may quote values."""
-    return str(error) if isinstance(error, FeatureKitError) else f"{type(error).__name__} (its text stays with the caller)"
+    return (
+        str(error) if isinstance(error, FeatureKitError) else f"{type(error).__name__} (its text stays with the caller)"
+    )
 
 
 class MaterializationFailed(FeatureKitError):

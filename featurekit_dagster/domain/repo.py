@@ -89,6 +89,6 @@ def _name_faults(declared: Iterable[Any]) -> list[str]:
     faults = []
     for value in declared:
         kind = _KINDS[type(value)]
-        if seen.setdefault((kind, value.name), value) is not value:
+        if seen.setdefault((kind, value.name), value) != value:
             faults.append(f"two different objects are {kind} {value.name!r}; rename one")
     return faults

@@ -11,7 +11,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import connect
-from featurekit_dagster.engine.tiles import tile_query
+from featurekit_dagster.engine.tiles import build_tiles
 from featurekit_dagster.engine.transform import transform
 from featurekit_dagster.intervals import Interval, duration_us
 
@@ -38,14 +38,15 @@ def compute_tiles(view: FeatureView, interval: Interval, mocks: Mapping[str, Any
         raise ValueError(f"{view.name} has no aggregates")
     with connect() as con:
         rows = transform(con, view, interval, mocks)
-        query = tile_query(
-            rows.relation,
-            keys=view.key_names,
-            timestamp=view.timestamp_field,
-            tile_us=duration_us(view.aggregation_interval),
-            partials=view.partials,
-        )
-        return rows.query(query).select(stored_schema(view).names).cast(stored_schema(view))
+        with rows.safe_errors():
+            return build_tiles(
+                con,
+                rows.relation,
+                keys=view.key_names,
+                timestamp=view.timestamp_field,
+                tile_us=duration_us(view.aggregation_interval),
+                partials=view.partials,
+            )
 
 
 def compute_stored(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None = None) -> pa.Table:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,25 +37,26 @@ class Transformed:
     view: FeatureView
     relation: str
 
-    def query(self, sql: str) -> pa.Table:
-        """Return the answer of a query over the relation, timestamps in UTC microseconds.
+    @contextmanager
+    def safe_errors(self) -> Iterator[None]:
+        """Turn what DuckDB says while the relation is computed into an error that quotes no value.
 
         Raises:
             TransformError: A row has no timestamp, or a value overflows its declared type.
         """
         try:
-            return with_utc_timestamps(self.con.sql(sql).to_arrow_table())
+            yield
         except duckdb.Error as error:
             if _NO_TIMESTAMP in str(error):
                 reason = f"a row of the output has no {self.view.timestamp_field}; leave such rows out or fill it"
             else:
                 reason = f"the query failed while it ran ({type(error).__name__}); a value may not fit its type"
-            # DuckDB quotes the offending value, so its text must not travel on
             raise TransformError(f"{self.view.name}: {reason}") from None
 
     def table(self) -> pa.Table:
         """Return the rows in the order in which the transformation gave them."""
-        return self.query(f"FROM {self.relation}")
+        with self.safe_errors():
+            return with_utc_timestamps(self.con.sql(f"FROM {self.relation}").to_arrow_table())
 
 
 def with_utc_timestamps(table: pa.Table) -> pa.Table:

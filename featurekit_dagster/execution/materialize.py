@@ -135,9 +135,7 @@ def _run_job(
 def _rows_to_write(view: FeatureView, task: Task, stores: WorkspaceStores) -> pa.Table:
     """Return the interval's rows: from the offline store when only the online store lacks them, else computed."""
     if not task.offline and not task.overwrite and stores.coverage(view, OFFLINE).covers(task.interval):
-        return stores.offline.read_table(
-            view.name, schema=stored_schema(view), time_column=view.stored_time_column, interval=task.interval
-        )
+        return stores.read_offline(view, stored_schema(view), task.interval)
     return compute_stored(view, task.interval)
 
 
@@ -158,9 +156,7 @@ def _write_offline(
     )
 
 
-def _write_online(
-    view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, lease: Lease
-) -> OnlineWrite:
+def _write_online(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, lease: Lease) -> OnlineWrite:
     """Upsert the interval's rows; expired ones and those before the feature start are left out.
 
     Source: Manually Trigger Materialization, Overwriting previously materialized data (ttl).
@@ -171,9 +167,7 @@ def _write_online(
         names = [ONLINE_TIMESTAMP if n == view.timestamp_field else n for n in rows.column_names]
         rows = rows.rename_columns(names)
     replace = task.interval if view.is_aggregate else None
-    return stores.online.write(
-        stores.online_layout(view), rows, covered=covered, epoch=lease.epoch, replace=replace
-    )
+    return stores.online.write(stores.online_layout(view), rows, covered=covered, epoch=lease.epoch, replace=replace)
 
 
 def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:

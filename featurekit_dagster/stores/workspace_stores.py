@@ -8,9 +8,12 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
+
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.intervals import IntervalSet, duration_us
+from featurekit_dagster.intervals import Interval, IntervalSet, duration_us
 from featurekit_dagster.stores.delta import DeltaOfflineStore
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
@@ -52,6 +55,17 @@ class WorkspaceStores:
     def coverage(self, view: FeatureView, store: str) -> IntervalSet:
         """Return what the ledger knows to be materialized of a view in `online` or `offline`."""
         return self.ledger.coverage(self.workspace, view.name, store)
+
+    def read_offline(self, view: FeatureView, schema: pa.Schema, interval: Interval) -> pa.Table:
+        """Return the stored rows with `start <= time < end`, columns and types of `schema`; none where nothing was written."""
+        if not self.offline.exists(view.name):
+            return schema.empty_table()
+        with duckdb.connect() as con:
+            con.execute("SET TimeZone = 'UTC'")
+            relation = self.offline.relation(
+                con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval
+            )
+            return con.sql(f"SELECT * FROM {relation}").to_arrow_table().cast(schema)
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
         """Return how a view is stored online: serving index first, then the other join keys."""

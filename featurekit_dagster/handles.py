@@ -1,0 +1,424 @@
+"""Feature views and services of a workspace, as people use them: every read, and what is known about them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+
+from featurekit_dagster.domain.feature_service import FeatureService
+from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
+from featurekit_dagster.errors import ReadError
+from featurekit_dagster.intervals import Interval, as_utc, to_us
+from featurekit_dagster.planning.grid import last_complete_end
+from featurekit_dagster.serving.frame import FeatureFrame
+from featurekit_dagster.serving.historical import entity_keys, features_for_spine
+from featurekit_dagster.serving.online import OnlineReader
+from featurekit_dagster.serving.ranges import check_range, features_in_range, history, partial_aggregates
+from featurekit_dagster.serving.run import run_view
+from featurekit_dagster.serving.stored import StoredRows
+from featurekit_dagster.serving.vector import FeatureVector
+
+if TYPE_CHECKING:
+    from featurekit_dagster.sdk import Workspace
+
+
+class FeatureViewHandle:
+    """A feature view of a workspace.
+
+    Properties of the declaration are read through: `name`, `description`, `owner`, `tags`, `ttl`, `online`, `offline`,
+    `batch_schedule`, `aggregation_interval`, `feature_start_time`, `timestamp_field`, `entities`, `sources`,
+    `online_serving_index`, `wildcard_join_key`, `defined_in` and the others of `FeatureView`.
+
+    Source: SDK page.
+    """
+
+    def __init__(self, workspace: Workspace, view: FeatureView) -> None:
+        self._workspace = workspace
+        self.declaration = view
+        self._reader: OnlineReader | None = None
+
+    def __repr__(self) -> str:
+        return f"<feature view {self.name!r} of workspace {self.workspace!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "declaration":
+            raise AttributeError(name)
+        return getattr(self.declaration, name)
+
+    def get_features_for_events(
+        self,
+        events: Any,
+        timestamp_key: str | None = None,
+        from_source: bool | None = None,
+        *,
+        allow_gaps: bool = False,
+    ) -> FeatureFrame:
+        """Return the events with what could have been known at their times, as columns `<view>__<feature>`.
+
+        One row per event, in the same order, with all its columns.
+
+        Args:
+            events: pandas, polars or Arrow frame, or a `FeatureFrame`, with the join keys and a time column.
+            timestamp_key: The time column; may be left out when there is only one.
+            from_source: True computes from the source, False reads the offline store, None reads it where the view writes it.
+            allow_gaps: Answer NULL, instead of refusing, where something is not materialized.
+
+        Raises:
+            SpineError: A column is missing or of the wrong type.
+            ReadError: The view cannot be read from there.
+            NotMaterialized: Something needed is not materialized, and gaps are not allowed.
+        """
+        return self._for_spine(events, timestamp_key, from_source, "__", allow_gaps)
+
+    def get_historical_features(
+        self,
+        spine: Any = None,
+        timestamp_key: str | None = None,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        entities: Any = None,
+        from_source: bool | None = False,
+        *,
+        allow_gaps: bool = False,
+    ) -> FeatureFrame:
+        """Return the spine with its features as columns `<view>.<feature>`, or the feature values of a time range.
+
+        Without a spine: for a view without aggregates every row with `start_time <= timestamp < end_time`; for aggregates one
+        row per join key and tile that has data, as of the tile's end; both with `_effective_timestamp`. Without any argument:
+        everything that is there.
+
+        Args:
+            spine: As in `get_features_for_events`.
+            timestamp_key: The spine's time column; only with a spine.
+            start_time: First instant, naive is UTC; only without a spine.
+            end_time: First instant after, naive is UTC; only without a spine.
+            entities: A frame of join keys to keep; only without a spine.
+            from_source: True computes from the source; False, the default, reads the offline store.
+            allow_gaps: As in `get_features_for_events`.
+
+        Raises:
+            ReadError: Arguments that exclude each other, or a view that cannot be read from there.
+            NotMaterialized: Something needed is not materialized.
+
+        Source: SDK page, get_historical_features.
+        """
+        if spine is not None:
+            if start_time is not None or end_time is not None or entities is not None:
+                raise ReadError(
+                    f"{self.name}: start_time, end_time and entities are given beside a spine; leave them out"
+                )
+            return self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
+        if timestamp_key is not None:
+            raise ReadError(f"{self.name}: timestamp_key is given without a spine; leave it out")
+        start, end = (None if t is None else to_us(t) for t in (start_time, end_time))
+        if start_time is not None and end_time is not None:
+            start, end = check_range(self.declaration, start_time, end_time)
+        stored = self._stored(from_source)
+        return FeatureFrame(history(stored, start, end, entity_keys(self.declaration, entities)))
+
+    def get_features_in_range(
+        self,
+        start_time: datetime,
+        end_time: datetime,
+        entities: Any = None,
+        from_source: bool | None = None,
+    ) -> FeatureFrame:
+        """Return join keys, features, `_valid_from` and `_valid_to`: how long each value was what a reader saw.
+
+        Half-open and disjoint per key, inside `[start_time, end_time]`. A row expires at `effective time + ttl` here, which
+        differs from the point-in-time rule when ttl is not a multiple of the schedule.
+
+        Args:
+            start_time: First instant, raised to `feature_start_time`; naive is UTC.
+            end_time: First instant after; naive is UTC.
+            entities: A frame of join keys to keep.
+            from_source: True computes from the source, False reads the offline store, None reads it where the view writes it.
+
+        Raises:
+            ReadError: An empty range, or one before the features begin.
+            NotMaterialized: Something needed is not materialized.
+        """
+        start, end = check_range(self.declaration, start_time, end_time)
+        keys = entity_keys(self.declaration, entities)
+        return FeatureFrame(features_in_range(self._stored(from_source), start, end, keys))
+
+    def get_partial_aggregates(
+        self,
+        start_time: datetime,
+        end_time: datetime,
+        entities: Any = None,
+        from_source: bool | None = None,
+    ) -> FeatureFrame:
+        """Return the tiles of a span: join keys, partial columns, `_interval_start_time`, `_interval_end_time`.
+
+        An `end_time` on the tile grid still adds the tile that begins at it.
+
+        Args:
+            start_time: First instant, raised to `feature_start_time`; naive is UTC.
+            end_time: Last instant of interest; naive is UTC.
+            entities: A frame of join keys to keep.
+            from_source: As in `get_features_in_range`.
+
+        Raises:
+            ReadError: The view has no aggregates, or the range is empty.
+            NotMaterialized: Something needed is not materialized.
+        """
+        start, end = check_range(self.declaration, start_time, end_time)
+        keys = entity_keys(self.declaration, entities)
+        return FeatureFrame(partial_aggregates(self._stored(from_source), start, end, keys))
+
+    def run_transformation(
+        self, start_time: datetime, end_time: datetime, mock_inputs: Mapping[str, Any] | None = None
+    ) -> FeatureFrame:
+        """Return the transformation's rows with `start_time <= timestamp < end_time`.
+
+        Args:
+            start_time: First instant, naive is UTC.
+            end_time: First instant after, naive is UTC.
+            mock_inputs: Parameter to a frame that is used instead of its source.
+
+        Raises:
+            ReadError: The range is empty, or a mock has no parameter.
+            TransformError: The transformation failed.
+        """
+        level = "disabled" if self.declaration.is_aggregate else None
+        return FeatureFrame(run_view(self.declaration, self._interval(start_time, end_time), level, mock_inputs))
+
+    def run(
+        self,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        aggregation_level: str | None = None,
+        **mock_sources: Any,
+    ) -> FeatureFrame:
+        """Run the view on a span of its sources or of given frames, storing nothing.
+
+        Args:
+            start_time: First instant; `end_time` minus one schedule by default, else the start of the last complete interval.
+            end_time: First instant after; `start_time` plus one schedule by default, else the end of the last complete one.
+            aggregation_level: `disabled`, `partial` or `full`, the default; not for views without aggregates.
+            **mock_sources: Frames by the function's parameter; the other sources are read.
+
+        Raises:
+            ReadError: The level does not fit, a mock has no parameter, or the range is empty.
+            TransformError: The transformation failed.
+
+        Source: SDK page, run.
+        """
+        schedule = self.declaration.batch_schedule
+        if end_time is None:
+            end_time = (
+                last_complete_end(self.declaration, self._workspace.now())
+                if start_time is None
+                else start_time + schedule
+            )
+        interval = self._interval(end_time - schedule if start_time is None else start_time, end_time)
+        return FeatureFrame(run_view(self.declaration, interval, aggregation_level, mock_sources))
+
+    def get_online_features(
+        self, join_keys: Mapping[str, Any], include_join_keys_in_response: bool = False
+    ) -> FeatureVector:
+        """Return the newest features of one entity.
+
+        Args:
+            join_keys: Join key to value.
+            include_join_keys_in_response: Whether the vector begins with the join keys.
+
+        Raises:
+            ReadError: The view is not online, or a join key is missing, unknown or of the wrong type.
+
+        Source: SDK page, get_online_features.
+        """
+        return self.online_reader.one(join_keys, include_join_keys_in_response)
+
+    def get_online_features_many(
+        self, join_keys: Sequence[Mapping[str, Any]], include_join_keys_in_response: bool = False
+    ) -> list[FeatureVector]:
+        """Return the newest features of many entities, in order, all as of one moment.
+
+        Args:
+            join_keys: One mapping per entity.
+            include_join_keys_in_response: Whether each vector begins with its join keys.
+
+        Raises:
+            ReadError: As in `get_online_features`.
+        """
+        return self.online_reader.many(join_keys, include_join_keys_in_response)
+
+    @property
+    def online_reader(self) -> OnlineReader:
+        """The view's online reader, made at the first read."""
+        if self._reader is None:
+            reference = FeatureReference(view=self.declaration)
+            self._reader = OnlineReader(self.name, (reference,), self._workspace.stores, qualified=False)
+        return self._reader
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is declared and known about the view, as a flat mapping of names to values."""
+        names = (
+            "name workspace description owner tags entity_names join_keys features timestamp_field feature_start_time "
+            "batch_schedule aggregation_interval ttl max_data_delay online offline online_serving_index wildcard_join_key "
+            "created_at defined_in id url"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+    @property
+    def id(self) -> str:
+        """Stable identifier of the view in its workspace."""
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"featurekit:{self.workspace}/{self.name}").hex
+
+    @property
+    def workspace(self) -> str:
+        """Name of the workspace."""
+        return self._workspace.name
+
+    @property
+    def created_at(self) -> datetime:
+        """When the workspace's ledger first saw the view."""
+        return self._workspace.stores.ledger.register(self.workspace, self.name)
+
+    @property
+    def url(self) -> str:
+        """The view's page in the Dagster UI."""
+        return f"{self._workspace.dagster_url}/assets/{self.name}"
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the output features."""
+        return list(self.declaration.feature_names)
+
+    @property
+    def join_keys(self) -> list[str]:
+        """Names of the join keys."""
+        return list(self.declaration.key_names)
+
+    @property
+    def entity_names(self) -> list[str]:
+        """Names of the entities."""
+        return [entity.name for entity in self.declaration.entities]
+
+    @property
+    def max_data_delay(self) -> timedelta:
+        """Largest data delay of the sources."""
+        return self.declaration.data_delay
+
+    def get_feature_columns(self) -> list[str]:
+        """Return the names of the output features."""
+        return self.features
+
+    def get_timestamp_field(self) -> str:
+        """Return the name of the event time column."""
+        return self.declaration.timestamp_field
+
+    def _interval(self, start_time: datetime, end_time: datetime) -> Interval:
+        if as_utc(start_time) >= as_utc(end_time):
+            raise ReadError(f"{self.name}: start_time {start_time} is not before end_time {end_time}")
+        return Interval(start_time, end_time)
+
+    def _stored(self, from_source: bool | None) -> StoredRows:
+        return StoredRows.choose(self.declaration, self._workspace.stores, from_source)
+
+    def _for_spine(
+        self, spine: Any, timestamp_key: str | None, from_source: bool | None, separator: str, allow_gaps: bool
+    ) -> FeatureFrame:
+        reference = FeatureReference(view=self.declaration)
+        return features_for_spine(
+            (reference,),
+            self._workspace.stores,
+            spine,
+            timestamp_key,
+            from_source=from_source,
+            separator=separator,
+            allow_gaps=allow_gaps,
+        )
+
+
+class FeatureServiceHandle:
+    """A feature service of a workspace."""
+
+    def __init__(self, workspace: Workspace, service: FeatureService) -> None:
+        self._workspace = workspace
+        self.declaration = service
+        self._reader: OnlineReader | None = None
+
+    def __repr__(self) -> str:
+        return f"<feature service {self.name!r} of workspace {self._workspace.name!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the service."""
+        return self.declaration.name
+
+    @property
+    def join_keys(self) -> list[str]:
+        """Every column that a read has to give."""
+        return list(self.declaration.join_keys)
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the features with their namespaces, `<namespace>__<feature>`."""
+        return [f"{r.label}__{name}" for r in self.declaration.references for name in r.feature_names]
+
+    def get_features_for_events(
+        self,
+        events: Any,
+        timestamp_key: str | None = None,
+        from_source: bool | None = None,
+        *,
+        allow_gaps: bool = False,
+    ) -> FeatureFrame:
+        """Return the events with the features of every view, as columns `<namespace>__<feature>`.
+
+        Arguments and errors are those of `FeatureViewHandle.get_features_for_events`.
+        """
+        return self._for_spine(events, timestamp_key, from_source, "__", allow_gaps)
+
+    def get_historical_features(
+        self,
+        spine: Any,
+        timestamp_key: str | None = None,
+        from_source: bool | None = False,
+        *,
+        allow_gaps: bool = False,
+    ) -> FeatureFrame:
+        """Return the spine with the features of every view, as columns `<namespace>.<feature>`.
+
+        Arguments and errors are those of `FeatureViewHandle.get_historical_features` with a spine.
+        """
+        return self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
+
+    def get_online_features(
+        self, join_keys: Mapping[str, Any], include_join_keys_in_response: bool = False
+    ) -> FeatureVector:
+        """Return the newest features of every view, named `<namespace>.<feature>`.
+
+        A view with a wildcard join key that is not given answers with a list per feature, one element per stored key.
+
+        Args:
+            join_keys: Spine column to value, for every view of the service.
+            include_join_keys_in_response: Whether the vector begins with the join keys.
+
+        Raises:
+            ReadError: Online serving is not enabled, or a join key is missing, unknown or of the wrong type.
+        """
+        if self._reader is None:
+            if not self.declaration.online_serving_enabled:
+                raise ReadError(f"feature service {self.name!r}: online_serving_enabled=False, so it serves no vectors")
+            self._reader = OnlineReader(self.name, self.declaration.references, self._workspace.stores, qualified=True)
+        return self._reader.one(join_keys, include_join_keys_in_response)
+
+    def _for_spine(
+        self, spine: Any, timestamp_key: str | None, from_source: bool | None, separator: str, allow_gaps: bool
+    ) -> FeatureFrame:
+        return features_for_spine(
+            self.declaration.references,
+            self._workspace.stores,
+            spine,
+            timestamp_key,
+            from_source=from_source,
+            separator=separator,
+            allow_gaps=allow_gaps,
+        )

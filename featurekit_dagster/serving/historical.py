@@ -1,0 +1,97 @@
+"""Training frames: the features of one or several views beside every row of a spine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
+from featurekit_dagster.domain.schema import DataType
+from featurekit_dagster.errors import SpineError
+from featurekit_dagster.serving.frame import FeatureFrame
+from featurekit_dagster.serving.point_in_time import features_at
+from featurekit_dagster.serving.spine import as_key, column_names, read_spine, select_columns
+from featurekit_dagster.serving.stored import StoredRows
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+_log = logging.getLogger(__name__)
+
+
+def features_for_spine(
+    references: Sequence[FeatureReference],
+    stores: WorkspaceStores,
+    frame: Any,
+    timestamp_key: str | None,
+    *,
+    from_source: bool | None,
+    separator: str,
+    allow_gaps: bool,
+) -> FeatureFrame:
+    """Return a spine with the features of every reference, one row per spine row, in order.
+
+    Args:
+        references: Which features of which views, and how they are called.
+        stores: The workspace's stores.
+        frame: The spine.
+        timestamp_key: Its time column; may be left out when there is only one.
+        from_source: As in `StoredRows.choose`.
+        separator: What stands between namespace and feature.
+        allow_gaps: Whether unmaterialized intervals give NULL instead of an error.
+
+    Raises:
+        SpineError: A column is missing, of the wrong type, or has the name of a feature.
+        ReadError: A view cannot be read from there.
+        NotMaterialized: Something needed is not materialized, and gaps are not allowed.
+    """
+    spine = read_spine(frame, _key_types(references), timestamp_key)
+    times, no_time = spine.times_us(), spine.is_null()
+    columns: dict[str, pa.ChunkedArray] = {}
+    for reference in references:
+        view = reference.view
+        stored = StoredRows.choose(view, stores, from_source)
+        keys = pa.table([spine.keys[name] for name in reference.spine_keys], names=list(view.key_names))
+        answer = features_at(stored, keys, times, no_time, allow_gaps=allow_gaps)
+        if answer.gaps:
+            _log.warning(
+                "%s: %d of %d rows are NULL, because what they need is not materialized",
+                view.name,
+                answer.gaps,
+                len(spine),
+            )
+        for name in reference.feature_names:
+            columns[f"{reference.label}{separator}{name}"] = answer.features[name]
+    taken = [name for name in columns if name in column_names(spine.original)]
+    if taken:
+        raise SpineError(f"the spine has columns with the names of features: {', '.join(taken)}; rename them")
+    return spine.with_features(pa.table(columns))
+
+
+def entity_keys(view: FeatureView, entities: Any) -> pa.Table | None:
+    """Return a frame of join keys in the declared types; None stays None.
+
+    Raises:
+        SpineError: Its columns are not exactly the view's join keys, or a value is of another type.
+    """
+    if entities is None:
+        return None
+    names = column_names(entities)
+    if set(names) != set(view.key_names):
+        raise SpineError(f"entities has columns {', '.join(names)}; it must have exactly {', '.join(view.key_names)}")
+    table = select_columns(entities, view.key_names)
+    return pa.table({key.name: as_key(table[key.name], key.dtype, key.name) for key in view.join_keys})
+
+
+def _key_types(references: Sequence[FeatureReference]) -> dict[str, DataType]:
+    """Return the spine columns that hold join keys, with their types."""
+    types: dict[str, DataType] = {}
+    for reference in references:
+        for column, key in zip(reference.spine_keys, reference.view.join_keys, strict=True):
+            if types.setdefault(column, key.dtype) != key.dtype:
+                raise SpineError(
+                    f"spine column {column!r} is a {types[column]} key of one view and a {key.dtype} key of "
+                    f"{reference.view.name}; map one of them with .with_join_key_map(...)"
+                )
+    return types

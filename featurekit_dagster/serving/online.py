@@ -1,0 +1,254 @@
+"""Online reads: the newest features of an entity, from the online store alone.
+
+A reader is compiled once per view or service; a read is then one store transaction per view, a roll-up and a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
+from featurekit_dagster.errors import ReadError
+from featurekit_dagster.intervals import duration_us, to_us
+from featurekit_dagster.planning.grid import Timing, floor_us
+from featurekit_dagster.serving.join_key_values import key_converter
+from featurekit_dagster.serving.online_rollup import compile_rollup
+from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN, FeatureStatus, FeatureVector
+from featurekit_dagster.stores.online import OnlineSnapshot
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+Spans = tuple[tuple[int, int], ...]
+Found = tuple[Sequence[Any], Sequence[FeatureStatus]]
+
+
+class OnlineReader:
+    """Reads vectors of one view or of the views of a service.
+
+    Args:
+        name: The view or service, for messages.
+        references: The features to read.
+        stores: The workspace's stores.
+        qualified: Whether feature names carry their namespace.
+
+    Raises:
+        ReadError: A view is not online.
+    """
+
+    def __init__(
+        self, name: str, references: Sequence[FeatureReference], stores: WorkspaceStores, *, qualified: bool
+    ) -> None:
+        for reference in references:
+            if not reference.view.online:
+                raise ReadError(f"{name}: {reference.view.name} is not materialized online (online=False)")
+        self._name = name
+        self._stores = stores
+        self._parts = tuple(_ViewReader(reference, stores, qualified) for reference in references)
+        self._converters = {
+            column: key_converter(name, column, key.dtype)
+            for reference in references
+            for column, key in zip(reference.spine_keys, reference.view.join_keys, strict=True)
+        }
+        self._optional = {part.wildcard_column for part in self._parts} - {None}
+
+    def one(self, join_keys: Mapping[str, Any], include_join_keys: bool = False) -> FeatureVector:
+        """Return the vector of one entity."""
+        return self._vector(self._checked(join_keys), to_us(self._stores.clock()), include_join_keys)
+
+    def many(self, join_keys: Sequence[Mapping[str, Any]], include_join_keys: bool = False) -> list[FeatureVector]:
+        """Return the vectors of many entities, in order, all as of one moment of the clock."""
+        checked = [self._checked(keys) for keys in join_keys]
+        now_us = to_us(self._stores.clock())
+        if len(self._parts) > 1 or self._parts[0].wildcard_column is not None:
+            return [self._vector(keys, now_us, include_join_keys) for keys in checked]
+        part = self._parts[0]
+        vectors = part.read_many([part.key_of(keys) for keys in checked], now_us)
+        if not include_join_keys:
+            return vectors
+        return [_with_keys(keys, vector) for keys, vector in zip(checked, vectors, strict=True)]
+
+    def _checked(self, join_keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the join keys in the types they are stored in."""
+        converters = self._converters
+        try:
+            checked = {name: converters[name](value) for name, value in join_keys.items()}
+        except (KeyError, AttributeError):
+            raise self._key_error(join_keys) from None
+        if len(checked) < len(converters) and not set(converters) - set(checked) <= self._optional:
+            raise self._key_error(join_keys)
+        return checked
+
+    def _key_error(self, join_keys: Any) -> ReadError:
+        wanted = ", ".join(self._converters)
+        if not isinstance(join_keys, Mapping):
+            return ReadError(f"{self._name}: join_keys is a {type(join_keys).__name__}; give a mapping of {wanted}")
+        missing = [name for name in self._converters if name not in join_keys and name not in self._optional]
+        unknown = [str(name) for name in join_keys if name not in self._converters]
+        what = [f"{', '.join(missing)} missing"] if missing else []
+        what += [f"{', '.join(unknown)} unknown"] if unknown else []
+        return ReadError(f"{self._name}: join keys {' and '.join(what)}; give {wanted}")
+
+    def _vector(self, join_keys: dict[str, Any], now_us: int, include_join_keys: bool) -> FeatureVector:
+        if len(self._parts) == 1:
+            vector = self._parts[0].read(join_keys, now_us)
+        else:
+            vector = FeatureVector.joined([part.read(join_keys, now_us) for part in self._parts])
+        return _with_keys(join_keys, vector) if include_join_keys else vector
+
+
+def _with_keys(join_keys: Mapping[str, Any], vector: FeatureVector) -> FeatureVector:
+    names, values = list(join_keys), list(join_keys.values())
+    keys = FeatureVector(names, values, [PRESENT] * len(names), [None] * len(names))
+    return FeatureVector.joined([keys, vector])
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """What a read at one moment may see of a view.
+
+    Args:
+        us: Right edge: end of the newest covered interval not after the clock's; None when nothing is covered.
+        known: Per feature, whether everything it needs is covered.
+    """
+
+    us: int | None
+    known: tuple[bool, ...]
+
+
+class _ViewReader:
+    """Reads the features of one reference, for one entity or many."""
+
+    def __init__(self, reference: FeatureReference, stores: WorkspaceStores, qualified: bool) -> None:
+        view = self.view = reference.view
+        self._stores = stores
+        self._timing = Timing.of(view)
+        self._layout = stores.online_layout(view)
+        columns = dict(zip(view.key_names, reference.spine_keys, strict=True))
+        self._columns = tuple(columns[key.name] for key in self._layout.key_fields)
+        wildcard = view.wildcard_join_key
+        self.wildcard_column = None if wildcard is None else columns[wildcard]
+        prefix = f"{reference.label}." if qualified else ""
+        self._names = tuple(f"{prefix}{name}" for name in reference.feature_names)
+        positions = [view.feature_names.index(name) for name in reference.feature_names]
+        self._features = tuple(view.aggregates[p] for p in positions) if view.is_aggregate else ()
+        self._positions = tuple(positions)
+        self._defaults = tuple(f.default for f in self._features) or (None,) * len(positions)
+        self._nulls = (None,) * len(positions)
+        self._reach = duration_us(view.reach)
+        self._rollup = compile_rollup(self._features, view.partials, self._layout.tile_us) if self._features else None
+        self._edge_key: tuple[Any, int] | None = None
+        self._edge = _Edge(None, ())
+
+    def key_of(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the stored key: serving index first."""
+        return tuple([join_keys[column] for column in self._columns])
+
+    def read(self, join_keys: Mapping[str, Any], now_us: int) -> FeatureVector:
+        """Return the vector of one entity; lists where a wildcard join key is left out."""
+        with self._stores.online.snapshot(self._layout) as snapshot:
+            edge = self._edge_at(snapshot.coverage_us, now_us)
+            if self.wildcard_column is not None and self.wildcard_column not in join_keys:
+                return self._matches(snapshot, join_keys, edge, now_us)
+            key = self.key_of(join_keys)
+            values, statuses = self._answer(snapshot, key, edge, now_us)
+        return FeatureVector(self._names, values, statuses, (edge.us,) * len(self._names))
+
+    def read_many(self, keys: Sequence[tuple[Any, ...]], now_us: int) -> list[FeatureVector]:
+        """Return the vectors of many entities, from one snapshot."""
+        names = self._names
+        with self._stores.online.snapshot(self._layout) as snapshot:
+            edge = self._edge_at(snapshot.coverage_us, now_us)
+            times = (edge.us,) * len(names)
+            if self._rollup is None or not self._is_served(edge):
+                answers = [self._answer(snapshot, key, edge, now_us) for key in keys]
+            else:
+                packed = snapshot.packed_tiles_many(keys, edge.us - self._reach, edge.us)
+                answers = [self._finished(v, f, edge) for v, f in self._rollup.many(packed, edge.us)]
+        return [FeatureVector(names, values, statuses, times) for values, statuses in answers]
+
+    def _answer(self, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: _Edge, now_us: int) -> Found:
+        if not self._is_served(edge):
+            status = UNKNOWN if edge.us is None else MISSING_DATA
+            return self._nulls, (status,) * len(self._nulls)
+        if self._rollup is not None:
+            packed = snapshot.packed_tiles(key, edge.us - self._reach, edge.us)
+            return self._finished(*self._rollup.one(packed, edge.us), edge)
+        return self._newest(snapshot.read([key])[0], snapshot.coverage_us, edge.us, now_us)
+
+    def _is_served(self, edge: _Edge) -> bool:
+        """Tell whether there are features at this edge at all: something is covered, and the features have begun."""
+        start = self._timing.start_us
+        return edge.us is not None and (not self.view.is_aggregate or start is None or edge.us >= start)
+
+    def _finished(self, values: Sequence[Any], found: bool, edge: _Edge) -> Found:
+        status = PRESENT if found else MISSING_DATA
+        if all(edge.known):
+            return values, (status,) * len(values)
+        shown = [v if k else None for v, k in zip(values, edge.known, strict=True)]
+        return shown, [status if k else UNKNOWN for k in edge.known]
+
+    def _newest(self, rows: Sequence[tuple[Any, ...]], spans: Spans, edge_us: int, now_us: int) -> Found:
+        """Answer with the stored row, if it is alive and no newer one can be missing between it and the edge.
+
+        A row at or after the edge was written by a job that has not recorded its coverage yet: the state after the job.
+        """
+        timing = self._timing
+        clock_edge = timing.edge(now_us)
+        oldest = None if timing.ttl_us is None else clock_edge - timing.ttl_us
+        since = max((t for t in (oldest, timing.start_us) if t is not None), default=None)
+        row = rows[0] if rows else None
+        if row is not None and (since is None or row[0] >= since):
+            if row[0] >= edge_us or _covers(spans, row[0], edge_us):
+                values = row[1:]
+                return [values[p] for p in self._positions], (PRESENT,) * len(self._positions)
+            return self._nulls, (UNKNOWN,) * len(self._nulls)
+        complete = since is None or since >= edge_us or _covers(spans, since, edge_us)
+        return self._nulls, ((MISSING_DATA if complete else UNKNOWN),) * len(self._nulls)
+
+    def _matches(
+        self, snapshot: OnlineSnapshot, join_keys: Mapping[str, Any], edge: _Edge, now_us: int
+    ) -> FeatureVector:
+        """Return, for a wildcard read, one list per feature and one of the matching key values, in key order."""
+        prefix = tuple([join_keys[column] for column in self._columns[:-1]])
+        answers: dict[Any, Found] = {}
+        if self._is_served(edge):
+            if self._rollup is not None:
+                tiles = snapshot.packed_tiles_prefix(prefix, edge.us - self._reach, edge.us)
+                rolled = zip(tiles, self._rollup.many(list(tiles.values()), edge.us), strict=True)
+                answers = {key[-1]: self._finished(v, f, edge) for key, (v, f) in rolled if f}
+            else:
+                rows = snapshot.read_prefix(prefix)
+                answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge.us, now_us) for k, r in rows.items()}
+                answers = {k: a for k, a in answers.items() if a[1][0] is not MISSING_DATA}
+        names = [str(self.wildcard_column), *self._names]
+        lists = [[values[i] for values, _ in answers.values()] for i in range(len(self._names))]
+        status = PRESENT if answers else (UNKNOWN if edge.us is None else MISSING_DATA)
+        times = (edge.us,) * len(names)
+        return FeatureVector(names, [list(answers), *lists], (status,) * len(names), times)
+
+    def _edge_at(self, spans: Spans, now_us: int) -> _Edge:
+        """Return the edge for a coverage and a moment; it changes only when one of the two moves to another interval."""
+        clock_edge = self._timing.edge(now_us)
+        if self._edge_key is not None and self._edge_key[0] is spans and self._edge_key[1] == clock_edge:
+            return self._edge
+        edge = self._find_edge(spans, clock_edge)
+        self._edge_key, self._edge = (spans, clock_edge), edge
+        return edge
+
+    def _find_edge(self, spans: Spans, clock_edge: int) -> _Edge:
+        ends = [min(end, clock_edge) for start, end in spans if start < clock_edge]
+        ends = [e for e in (floor_us(end, self._timing.schedule_us) for end in ends) if any(s < e for s, _ in spans)]
+        if not ends:
+            return _Edge(None, (False,) * len(self._names))
+        edge = max(ends)
+        known = []
+        for feature in self._features:
+            offset, size = duration_us(feature.window.offset), duration_us(feature.window.window_size)
+            known.append(_covers(spans, edge + offset - size, edge + offset))
+        return _Edge(edge, tuple(known))
+
+
+def _covers(spans: Spans, start: int, end: int) -> bool:
+    return any(s <= start and end <= e for s, e in spans)
