@@ -370,10 +370,10 @@ class SourceError(FeatureKitError):
 
 
 def safe_reason(error: BaseException) -> str:
-    """Return what may be logged about an error: a message of ours, else only its kind, since others may quote values."""
-    return (
-        str(error) if isinstance(error, FeatureKitError) else f"{type(error).__name__} (its text stays with the caller)"
-    )
+    """Return what may be logged about an error: a message of ours, else its kind only, since others may quote values."""
+    if isinstance(error, FeatureKitError):
+        return str(error)
+    return f"{type(error).__name__} (its text stays with the caller)"
 
 
 class MaterializationFailed(FeatureKitError):

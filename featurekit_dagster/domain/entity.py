@@ -39,12 +39,8 @@ class Entity:
             faults.append("join_keys is empty; name the columns that identify one")
         for key in keys:
             faults += _key_faults(key)
-        names = [key.name if isinstance(key, Field) else key for key in keys]
-        faults += [
-            f"join key {name!r} is given twice; keep one"
-            for position, name in enumerate(names)
-            if names.index(name) < position and name not in names[position + 1 :]
-        ]
+        names = [key.name if isinstance(key, Field) else key for key in keys if isinstance(key, str | Field)]
+        faults += [f"join key {name!r} is given twice; keep one" for name in names if names.count(name) > 1]
         if faults:
             raise DeclarationError(subject=f"entity {self.name!r}", faults=faults)
         object.__setattr__(self, "join_keys", tuple(keys))
