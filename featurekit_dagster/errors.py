@@ -370,7 +370,7 @@ class SourceError(FeatureKitError):
 
 
 def safe_reason(error: BaseException) -> str:
-    """Return what may be logged about an error: a message of ours, else its kind only, since others may quote values."""
+    """Return what may be logged about an error: a message of ours, else its kind, as others may quote values."""
     if isinstance(error, FeatureKitError):
         return str(error)
     return f"{type(error).__name__} (its text stays with the caller)"

@@ -138,7 +138,7 @@ def test_a_workspace_gathers_the_declarations_of_a_module() -> None:
 
 
 def test_two_different_objects_of_one_kind_and_name_are_refused() -> None:
-    other = plain(sources=[file_source()])
+    other = plain(sources=[file_source(timestamp_field="seen_at")])
     with pytest.raises(DeclarationError) as refused:
         Repository.gather([plain(), other, FeatureService(name="spending", features=[other])])
     assert refused.value.subject == "workspace"
