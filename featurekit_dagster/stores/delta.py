@@ -32,7 +32,7 @@ from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, q
 _OURS = "featurekit."
 _COVERAGE = f"{_OURS}coverage"
 _PARTITION_SIZE = f"{_OURS}time_partition_size_us"
-_REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]")
+_REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]|%[0-9A-Fa-f]{2}")
 _FIRST_COMMITS_READ = 16
 
 
@@ -111,6 +111,13 @@ class DeltaOfflineStore:
         if not self.exists(view, generation):
             return IntervalSet()
         return parse_intervals(_newest_own_commit(self._open(view, generation)).get(_COVERAGE, ""))
+
+    def schema_faults(self, view: str, schema: pa.Schema, generation: int = 1) -> list[str]:
+        """Return how the stored columns differ from `schema`; see `OfflineStore.schema_faults`."""
+        stored = {field.name: field.type for field in self._open(view, generation).schema().fields}
+        wanted = {field.name: field.type for field in DeltaSchema.from_arrow(schema).fields}
+        missing = [f"{name} is not stored" for name in wanted if name not in stored]
+        return missing + _type_faults(stored, wanted)
 
     def replace_interval(
         self,
@@ -273,9 +280,9 @@ def _local_path(root: str | Path) -> str | None:
             return None
         text = unquote(parts.path)
     path = os.path.abspath(text)
-    refused = "".join(sorted(set(_REFUSED_IN_PATHS.findall(path))))
+    refused = sorted(set(_REFUSED_IN_PATHS.findall(path)))
     if refused:
-        raise UnusableLakePath(path=path, characters=refused)
+        raise UnusableLakePath(path=path, refused=refused)
     return path
 
 
@@ -308,14 +315,17 @@ def _columns_differ(replacement: _Replacement, table: DeltaTable) -> bool:
     """Tell whether a column is new or gone; one that changed its type is refused."""
     stored = {field.name: field.type for field in table.schema().fields}
     given = {field.name: field.type for field in DeltaSchema.from_arrow(replacement.rows.schema).fields}
-    faults = [
+    if faults := _type_faults(stored, given):
+        raise StoredSchemaMismatch(view=replacement.view, faults=faults)
+    return stored.keys() != given.keys()
+
+
+def _type_faults(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    return [
         f"{name} is stored as {stored[name]} and given as {kind}"
         for name, kind in given.items()
         if name in stored and stored[name] != kind
     ]
-    if faults:
-        raise StoredSchemaMismatch(view=replacement.view, faults=faults)
-    return stored.keys() != given.keys()
 
 
 def _check_partition_size(replacement: _Replacement, table: DeltaTable) -> None:

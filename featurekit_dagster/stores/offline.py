@@ -108,6 +108,14 @@ class OfflineStore(Protocol):
         """Return the coverage kept with the newest commit of ours; nothing when there is no table."""
         ...
 
+    def schema_faults(self, view: str, schema: pa.Schema, generation: int = 1) -> list[str]:
+        """Return one clause per column of `schema` that is not stored, or stored with another type.
+
+        Raises:
+            TableMissing: Nothing was ever written for the view.
+        """
+        ...
+
     def version(self, view: str, generation: int = 1) -> int:
         """Return the version of the newest commit.
 
