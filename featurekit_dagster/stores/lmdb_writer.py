@@ -21,8 +21,9 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, KeyCodec, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout, wins
-from featurekit_dagster.stores.packing import WORD_BYTES, Block, ValueCodec, lead_time, merge_blocks
+from featurekit_dagster.stores.packing import WORD_BYTES, Block, ValueCodec, lead_time
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
+from featurekit_dagster.stores.tile_merge import merge_blocks, merge_tiles
 
 if TYPE_CHECKING:
     import lmdb
@@ -158,7 +159,7 @@ class _RowUpsert:
 
 
 class _TileMerge:
-    """Puts tiles, merged chunk by chunk with the stored ones; with `replace`, after forgetting those that start in it."""
+    """Puts tiles, merged chunk by chunk with the stored ones, after forgetting those that start in `replace`."""
 
     def __init__(
         self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes], replace: Interval | None
@@ -171,35 +172,60 @@ class _TileMerge:
 
     def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int:
         cursor, keys = transaction.cursor(), self._slab.keys[batch.begin : batch.end]
-        olds: dict[bytes, bytes] = dict(cursor.getmulti(keys))
         new = _slice(self._slab.block, batch.begin, batch.end)
         if self._forget is not None:
-            for base in self._slab.base_keys[batch.first_key : batch.last_key]:
-                olds.update(_stored_chunks(transaction, base, *self._forget))
-            keys, given = sorted({*keys, *olds}), keys
-            places = {key: place for place, key in enumerate(keys)}
-            new = replace_fields(new, owners=np.array([places[key] for key in given])[new.owners])
-        refused = 0
-        if olds:
-            new, refused = merge_blocks(self._kept(keys, olds), new)
-        left = np.unique(new.owners)
-        if len(left) < len(keys):
-            staying = set(left.tolist())
-            for place in set(range(len(keys))) - staying:
-                transaction.delete(keys[place])
-            keys = [keys[place] for place in left.tolist()]
-        values = _with_trailers(keys, self._codec.pack(new), self._trailers)
-        cursor.putmulti(zip(keys, values, strict=True))
+            return self._replace(transaction, batch, keys, new)
+        found = [(key, self._bare(key, value)) for key, value in cursor.getmulti(keys)]
+        if len(found) == len(keys):
+            values, refused = merge_tiles(self._codec, [value for _, value in found], new)
+        elif not found:
+            values, refused = self._codec.pack(new), 0
+        else:
+            values, refused = self._merge_some(keys, dict(found), new)
+        cursor.putmulti(zip(keys, _with_trailers(keys, values, self._trailers), strict=True))
         return refused
 
-    def _kept(self, keys: list[bytes], olds: dict[bytes, bytes]) -> Block:
-        """Return the stored tiles that are not to be forgotten; owners are places in `keys`."""
+    def _bare(self, key: bytes, value: bytes) -> bytes:
+        """Return a stored value without the whole key that follows it where the key is hashed."""
+        if not self._trailers or key[:-CHUNK_BYTES] not in self._trailers:
+            return value
+        return value[: -len(self._trailers[key[:-CHUNK_BYTES]])]
+
+    def _merge_some(self, keys: list[bytes], olds: dict[bytes, bytes], new: Block) -> tuple[list[bytes], int]:
+        """Return the new value of every key where only some are stored, and how many new tiles lost."""
+        is_stored = np.array([key in olds for key in keys])
+        touched = is_stored[new.owners]
+        places = np.cumsum(is_stored) - 1, np.cumsum(~is_stored) - 1
+        old_values = [olds[key] for key in keys if key in olds]
+        merged, refused = merge_tiles(self._codec, old_values, new.take(touched, places[0][new.owners[touched]]))
+        fresh = self._codec.pack(new.take(~touched, places[1][new.owners[~touched]]))
+        sources = iter(fresh), iter(merged)
+        return [next(sources[stored]) for stored in is_stored.tolist()], refused
+
+    def _replace(self, transaction: lmdb.Transaction[bytes], batch: _Batch, given: list[bytes], new: Block) -> int:
+        """Put tiles after forgetting stored ones; delete the chunks in which nothing is left."""
+        assert self._forget is not None
+        olds: dict[bytes, bytes] = dict(transaction.cursor().getmulti(given))
+        for base in self._slab.base_keys[batch.first_key : batch.last_key]:
+            olds.update(_stored_chunks(transaction, base, *self._forget))
+        keys, refused = sorted({*given, *olds}), 0
+        places = {key: place for place, key in enumerate(keys)}
+        new = replace_fields(new, owners=np.array([places[key] for key in given])[new.owners])
+        if olds:
+            new, refused = merge_blocks(self._kept(keys, olds, *self._forget), new)
+        left = new.owners[np.flatnonzero(np.diff(new.owners, prepend=-1))].tolist()
+        for place in set(range(len(keys))).difference(left):
+            transaction.delete(keys[place])
+        keys = [keys[place] for place in left]
+        values = _with_trailers(keys, self._codec.pack(new), self._trailers)
+        transaction.cursor().putmulti(zip(keys, values, strict=True))
+        return refused
+
+    def _kept(self, keys: list[bytes], olds: dict[bytes, bytes], first: int, last: int) -> Block:
+        """Return the stored tiles other than `first..last`; owners are places in `keys`."""
         held = np.array([place for place, key in enumerate(keys) if key in olds])
         block = self._codec.unpack([olds[keys[place]] for place in held.tolist()])
         owners = held[block.owners]
-        if self._forget is None:
-            return replace_fields(block, owners=owners)
-        first, last = self._forget
         tiles = np.array([chunk_of(key) for key in keys])[owners] * TILES_PER_CHUNK + block.leads
         kept = (tiles < first) | (tiles > last)
         return block.take(kept, owners[kept])

@@ -115,9 +115,9 @@ class ValueCodec:
         self._is_tiled = is_tiled
         self._variable = [at for at, field in enumerate(self.fields) if field.dtype not in _CODES]
         self._codes = "".join(_CODES.get(field.dtype, "q") for field in self.fields)
-        self._null_words = -(-len(self.fields) // 64)
-        self._lead_words = 2 + self._null_words
-        self.lead_bytes = self._lead_words * WORD_BYTES
+        self.lead_words = 2 + -(-len(self.fields) // 64)
+        self.null_mask_words = range(2, self.lead_words)
+        self.lead_bytes = self.lead_words * WORD_BYTES
         self.struct_of_rows = lru_cache(maxsize=128)(self._struct_of_rows)
 
     @property
@@ -154,7 +154,7 @@ class ValueCodec:
         for bits in null_bits:
             if bits is not None:
                 null_words += bits != 0
-        sizes = self._lead_words + null_words + len(self.fields) * counts
+        sizes = self.lead_words + null_words + len(self.fields) * counts
         ends = np.cumsum(sizes)
         begins = ends - sizes
         words = np.zeros(int(ends[-1]), np.uint64)
@@ -165,7 +165,7 @@ class ValueCodec:
             words[begins] = block.leads.view(np.uint64)
             words[begins + 1] = block.from_batch
         self._put_nulls(words, begins, null_bits)
-        self._put_columns(words, begins + self._lead_words + null_words, counts, positions, block)
+        self._put_columns(words, begins + self.lead_words + null_words, counts, positions, block)
         raw = words.tobytes()
         bounds = (ends * WORD_BYTES).tolist()
         values = [raw[a:b] for a, b in zip([0, *bounds], bounds, strict=False)]
@@ -173,7 +173,7 @@ class ValueCodec:
 
     def _put_nulls(self, words: WordArray, begins: IntArray, null_bits: list[WordArray | None]) -> None:
         """Write which columns and rows are NULL."""
-        free = begins + self._lead_words
+        free = begins + self.lead_words
         for column, bits in enumerate(null_bits):
             if bits is not None:
                 has_null = np.flatnonzero(bits)
@@ -188,9 +188,8 @@ class ValueCodec:
         at = np.repeat(begins, counts) + positions
         step = np.repeat(counts, counts)
         for column, cells in enumerate(block.columns):
-            if cells.dtype == object:
-                cells = np.fromiter(map(len, cells), np.int64, len(cells))
-            words[at] = cells.view(np.uint64)
+            fixed = np.fromiter(map(len, cells), np.int64, len(cells)) if cells.dtype == object else cells
+            words[at] = fixed.view(np.uint64)
             if column + 1 < len(block.columns):
                 at += step
 
@@ -214,14 +213,14 @@ class ValueCodec:
         starts = np.cumsum(counts) - counts
         positions = np.arange(len(owners)) - np.repeat(starts, counts)
         nulls, null_words = self._unpack_nulls(words, begins, owners, positions)
-        at = (begins + self._lead_words + null_words)[owners] + positions
+        at = (begins + self.lead_words + null_words)[owners] + positions
         step = counts[owners]
         columns: list[np.ndarray[Any, Any]] = []
         for code in self._codes:
             columns.append(words[at].view("<i8" if code == "q" else "<f8"))
             at += step
         if self._variable:
-            heap_at = (begins + self._lead_words + null_words + len(self.fields) * counts) * WORD_BYTES
+            heap_at = (begins + self.lead_words + null_words + len(self.fields) * counts) * WORD_BYTES
             self._unpack_heaps(words.tobytes(), heap_at.tolist(), owners.tolist(), columns)
         return Block(owners, leads, from_batch, columns, nulls)
 
@@ -241,13 +240,13 @@ class ValueCodec:
         """Return the NULLs of every column, and how many words of null rows each value has."""
         nulls: list[BoolArray | None] = [None] * len(self.fields)
         taken = np.zeros(len(begins), np.int64)
-        masks = [words[begins + 2 + word] for word in range(self._null_words)]
+        masks = [words[begins + word] for word in self.null_mask_words]
         if not any(mask.any() for mask in masks):
             return nulls, taken
         for column in range(len(self.fields)):
             has_null = (masks[column // 64] >> np.uint64(column % 64) & _ONE).astype(bool)
             if has_null.any():
-                bits = np.where(has_null, words[begins + self._lead_words + taken * has_null], np.uint64(0))
+                bits = np.where(has_null, words[begins + self.lead_words + taken * has_null], np.uint64(0))
                 nulls[column] = (bits[owners] >> positions.astype(np.uint64) & _ONE).astype(bool)
                 taken += has_null
         return nulls, taken
@@ -297,7 +296,7 @@ class ValueCodec:
                 at += WORD_BYTES
 
     def rows(self, value: bytes) -> list[tuple[Any, ...]]:
-        """Return `(slot, *cells)` of each tile, or the one `(timestamp in microseconds, *cells)`; as users see cells."""
+        """Return `(slot, *cells)` of each tile, or `(timestamp in microseconds, *cells)` of the row, for users."""
         columns = self.columns(value)
         for at, field in enumerate(self.fields):
             if field.dtype == Timestamp:
@@ -308,29 +307,6 @@ class ValueCodec:
             return list(zip([lead_time(value)[0]], *columns, strict=True))
         present = presence(value)
         return list(zip([slot for slot in range(64) if present >> slot & 1], *columns, strict=True))
-
-
-def merge_blocks(old: Block, new: Block) -> tuple[Block, int]:
-    """Return the tiles of both, value by value, and how many of `new` lost.
-
-    Where both have a tile of one slot, `wins` decides: the times are equal, so batch beats stream, else the new one wins.
-    """
-    slots = np.concatenate((old.owners * 64 + old.leads, new.owners * 64 + new.leads))
-    order = np.argsort(slots, kind="stable")
-    sorted_slots = slots[order]
-    first_of_two = np.flatnonzero(sorted_slots[1:] == sorted_slots[:-1])
-    from_batch = np.concatenate((old.from_batch, new.from_batch))
-    new_loses = from_batch[order[first_of_two]] & ~from_batch[order[first_of_two + 1]]
-    keep = np.ones(len(order), bool)
-    keep[first_of_two + new_loses] = False
-    nulls = [
-        None if a is None and b is None else np.concatenate((_or_clear(a, old), _or_clear(b, new)))
-        for a, b in zip(old.nulls, new.nulls, strict=True)
-    ]
-    columns = [np.concatenate(pair) for pair in zip(old.columns, new.columns, strict=True)]
-    both = Block(slots // 64, slots % 64, from_batch, columns, nulls)
-    rows = order[keep]
-    return both.take(rows, sorted_slots[keep] // 64), int(np.count_nonzero(new_loses))
 
 
 def presence(value: bytes) -> int:
@@ -348,10 +324,6 @@ def _bit(flags: BoolArray, positions: IntArray) -> WordArray:
     """Return a word per row with the row's bit set where its flag is."""
     bits: WordArray = flags.astype(np.uint64) << positions.astype(np.uint64)
     return bits
-
-
-def _or_clear(null: BoolArray | None, block: Block) -> BoolArray:
-    return np.zeros(len(block.owners), bool) if null is None else null
 
 
 def _heap_cells(dtype: DataType, cells: pa.Array) -> np.ndarray[Any, Any]:

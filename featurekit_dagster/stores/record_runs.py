@@ -22,6 +22,8 @@ from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
 from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec, arrow_type
 
 _ROWS_PER_SLAB = 1 << 18
+# A contiguous Arrow string column must stay below 2 GiB; larger ones take 64-bit offsets, at the price of a copy.
+_SMALL_BYTES = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class RecordRuns:
 
     def _looks_sorted(self) -> bool:
         """Tell from a sample whether encoding every run is likely to pay; a wrong answer costs time only."""
-        sample = self._starts[:2000]
+        sample = self._starts[:: -(-len(self._starts) // 1000)]
         encoded, _ = self._key_codec.encode_columns([column.take(pa.array(sample)) for column in self._keys])
         return _ascends(encoded)
 
@@ -196,9 +198,9 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
 
 
 def _contiguous(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
-    if column.type != dtype:
-        column = column.cast(dtype)
-    return column.combine_chunks()
+    if pa.types.is_string(column.type) and pa.types.is_large_string(dtype) and column.nbytes < _SMALL_BYTES:
+        return column.combine_chunks()
+    return column.cast(dtype).combine_chunks()
 
 
 def _microseconds(time: pa.Array) -> IntArray:

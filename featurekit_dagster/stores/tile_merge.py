@@ -1,0 +1,107 @@
+"""New tiles and stored ones of the same chunks become one: the general way over rows, and the short way over words.
+
+Both answer alike; the short way fits nearly every materialization (batch tiles, no NULLs, columns of fixed width) and
+moves stored words as they are. `packing.py` has the value format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featurekit_dagster.stores.packing import WORD_BYTES, Block, BoolArray, IntArray, ValueCodec, WordArray
+
+_ONE = np.uint64(1)
+
+
+def merge_tiles(codec: ValueCodec, olds: Sequence[bytes], new: Block) -> tuple[list[bytes], int]:
+    """Return packed chunks holding the tiles of `olds` and of `new`, and how many of `new` lost.
+
+    Where both have a tile of one slot, `wins` decides: the times are equal, so batch beats stream, else the new wins.
+
+    Args:
+        codec: Codec of the values.
+        olds: Stored chunks, one for each value of `new`, without what may follow a value.
+        new: Tiles to add; every value of it has one.
+    """
+    merged = insert_tiles(codec, olds, new)
+    if merged is not None:
+        return merged, 0
+    block, refused = merge_blocks(codec.unpack(olds), new)
+    return codec.pack(block), refused
+
+
+def merge_blocks(old: Block, new: Block) -> tuple[Block, int]:
+    """Return the tiles of both, value by value, and how many of `new` lost against a stored batch tile."""
+    slots = np.concatenate((old.owners * 64 + old.leads, new.owners * 64 + new.leads))
+    order = np.argsort(slots, kind="stable")
+    sorted_slots = slots[order]
+    first_of_two = np.flatnonzero(sorted_slots[1:] == sorted_slots[:-1])
+    from_batch = np.concatenate((old.from_batch, new.from_batch))
+    new_loses = from_batch[order[first_of_two]] & ~from_batch[order[first_of_two + 1]]
+    keep = np.ones(len(order), bool)
+    keep[first_of_two + new_loses] = False
+    nulls = [
+        None if a is None and b is None else np.concatenate((_or_clear(a, old), _or_clear(b, new)))
+        for a, b in zip(old.nulls, new.nulls, strict=True)
+    ]
+    columns = [np.concatenate(pair) for pair in zip(old.columns, new.columns, strict=True)]
+    both = Block(slots // 64, slots % 64, from_batch, columns, nulls)
+    return both.take(order[keep], sorted_slots[keep] // 64), int(np.count_nonzero(new_loses))
+
+
+def insert_tiles(codec: ValueCodec, olds: Sequence[bytes], new: Block) -> list[bytes] | None:
+    """Return `olds` with the tiles of `new` put in or replaced, or None where only the general way will do.
+
+    Stored words keep their order: a tile that was there is overwritten in place, another adds one word to each column.
+    """
+    if not codec.is_fixed or not new.from_batch.all() or any(null is not None for null in new.nulls):
+        return None
+    words = np.frombuffer(b"".join(olds), np.uint64)
+    sizes = np.fromiter(map(len, olds), np.int64, len(olds)) // WORD_BYTES
+    begins = np.cumsum(sizes) - sizes
+    if any(words[begins + word].any() for word in codec.null_mask_words):
+        return None
+    present = words[begins]
+    held = np.bitwise_count(present).astype(np.int64)
+    bits = _ONE << new.leads.astype(np.uint64)
+    before = np.bitwise_count(present[new.owners] & (bits - _ONE)).astype(np.int64)
+    is_added = (present[new.owners] & bits) == 0
+    added = np.bincount(new.owners, is_added, len(olds)).astype(np.int64)
+    earlier = np.cumsum(is_added) - is_added
+    first_rows = np.searchsorted(new.owners, np.arange(len(olds)))
+    ranks = before + earlier - earlier[first_rows][new.owners]
+    width = len(codec.fields)
+    result_begins = begins + width * (np.cumsum(added) - added)
+    out = np.empty(len(words) + width * int(added.sum()), np.uint64)
+    at = (result_begins + codec.lead_words)[new.owners] + ranks
+    step = (held + added)[new.owners]
+    places = [at + column * step for column in range(width)]
+    out[_old_places(len(out), places, is_added)] = words
+    for place, cells in zip(places, new.columns, strict=True):
+        out[place] = cells.view(np.uint64)
+    _mark(out, result_begins, bits, first_rows)
+    ends = ((result_begins + sizes + width * added) * WORD_BYTES).tolist()
+    raw = out.tobytes()
+    return [raw[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _old_places(size: int, places: list[IntArray], is_added: BoolArray) -> BoolArray:
+    """Return which words of the result are stored words."""
+    old = np.ones(size, bool)
+    for place in places:
+        old[place[is_added]] = False
+    return old
+
+
+def _mark(out: WordArray, begins: IntArray, bits: WordArray, first_rows: IntArray) -> None:
+    """Set the bits of the new tiles as present and as from batch."""
+    added: np.ndarray[Any, np.dtype[np.uint64]] = np.bitwise_or.reduceat(bits, first_rows)
+    out[begins] |= added
+    out[begins + 1] |= added
+
+
+def _or_clear(null: BoolArray | None, block: Block) -> BoolArray:
+    return np.zeros(len(block.owners), bool) if null is None else null
