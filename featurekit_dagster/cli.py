@@ -1,0 +1,198 @@
+"""The command line: what has to be done, doing it, how far it is, and reading features.
+
+Every command imports what it needs when it runs, so that `--help` and `plan` stay quick. Exit codes: 0 done,
+1 refused or failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from featurekit_dagster.cli_input import frame_path, parse_time
+from featurekit_dagster.domain.schema import Field
+from featurekit_dagster.errors import FeatureKitError, NotFoundError
+
+if TYPE_CHECKING:
+    from featurekit_dagster.domain.feature_view import FeatureView
+    from featurekit_dagster.planning.tasks import LedgerSnapshot
+    from featurekit_dagster.sdk import Workspace
+    from featurekit_dagster.stores.ledger import Ledger
+
+
+class _Commands(TyperGroup):
+    """All commands; an error of ours becomes one message and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except FeatureKitError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="featurekit",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Feature views on Dagster: plan, materialize and read features.",
+)
+
+ViewNames = Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")]
+WorkspaceName = Annotated[
+    str | None,
+    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
+]
+Start = Annotated[
+    datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="First instant inside, ISO; UTC by default.")
+]
+End = Annotated[
+    datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="First instant after, ISO; UTC by default.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson = False) -> None:
+    """Say what has to be done so that views are materialized up to now; change nothing."""
+    from featurekit_dagster.cli_output import open_console, print_json
+    from featurekit_dagster.cli_reports import plan_record, print_plan
+    from featurekit_dagster.planning.planner import plan_views
+
+    bound = _workspace(workspace)
+    now, chosen = bound.now(), _views(bound, views)
+    plans = plan_views(chosen, _snapshot(bound, _ledger(bound)), now)
+    if json:
+        print_json(plan_record(each) for each in plans)
+    else:
+        print_plan(open_console(), bound.name, chosen, plans, now)
+
+
+@app.command()
+def status(
+    views: ViewNames = None,
+    limit: Annotated[int, typer.Option(min=0, help="List at most so many jobs.")] = 20,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
+) -> None:
+    """Say how far views are materialized, and which jobs run or failed."""
+    from featurekit_dagster.cli_output import open_console, print_json
+    from featurekit_dagster.cli_reports import ViewStatus, print_status, status_record
+
+    bound = _workspace(workspace)
+    now, ledger = bound.now(), _ledger(bound)
+    snapshot = _snapshot(bound, ledger)
+    statuses = [
+        ViewStatus.of(view, snapshot, ledger.jobs(bound.name, view.name) if ledger else (), now)
+        for view in _views(bound, views)
+    ]
+    if json:
+        print_json(status_record(each, limit) for each in statuses)
+    else:
+        print_status(open_console(), bound.name, statuses, now, limit)
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(metavar="VIEW_OR_SERVICE", help="Feature view or feature service.")],
+    join_keys: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="One per join key.")],
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
+) -> None:
+    """Read the newest features of one entity from the online store."""
+    from featurekit_dagster.cli_input import parse_keys
+    from featurekit_dagster.cli_output import open_console, print_json
+    from featurekit_dagster.cli_reports import print_vector, vector_records
+
+    bound = _workspace(workspace)
+    handle, fields = _readable(bound, name)
+    records = vector_records(handle.get_online_features(parse_keys(join_keys, fields)))
+    if json:
+        print_json(records)
+    else:
+        print_vector(open_console(), records)
+
+
+@app.command()
+def historical(
+    name: Annotated[str, typer.Argument(metavar="VIEW_OR_SERVICE", help="Feature view or feature service.")],
+    spine: Annotated[
+        Path | None,
+        typer.Option(callback=frame_path, exists=True, dir_okay=False, help="Join keys and times: .parquet or .csv."),
+    ] = None,
+    timestamp_key: Annotated[str | None, typer.Option(help="Time column of the spine, when it has several.")] = None,
+    start: Start = None,
+    end: End = None,
+    from_source: Annotated[
+        bool | None, typer.Option("--from-source/--from-store", help="Where the values come from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=frame_path, dir_okay=False, help="Write to this .parquet or .csv file.")
+    ] = None,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
+) -> None:
+    """Read features as of the times of a spine, or all values of a time range."""
+    from featurekit_dagster.cli_input import read_spine, write_frame
+    from featurekit_dagster.cli_reports import print_frame_head
+
+    if (spine is None) == (start is None) or (start is None) != (end is None):
+        raise typer.BadParameter("give either --spine, or --start and --end")
+    handle, fields = _readable(_workspace(workspace), name)
+    if spine is not None:
+        frame = handle.get_features_for_events(read_spine(spine, fields), timestamp_key, from_source)
+    elif hasattr(handle, "get_features_in_range"):
+        frame = handle.get_features_in_range(start, end, from_source=from_source)
+    else:
+        raise typer.BadParameter(f"{name!r} is a feature service, which is read with --spine")
+    table = frame.to_arrow()
+    if out is not None:
+        write_frame(table, out)
+    print_frame_head(table, out, json=json)
+
+
+def _readable(workspace: Workspace, name: str) -> tuple[Any, list[Field]]:
+    """Return the handle of a view, or of a service, and its join keys with their types."""
+    services = {service.name: service for service in workspace.repo.services}
+    views = {view.name: view for view in workspace.repo.views}
+    if name in views:
+        return workspace.get_feature_view(name), list(views[name].join_keys)
+    if name not in services:
+        raise NotFoundError(kind="feature view or feature service", name=name, known=[*views, *services])
+    pairs = [(r.join_key_map.get(k.name, k.name), k.dtype) for r in services[name].references for k in r.view.join_keys]
+    return workspace.get_feature_service(name), [Field(key, dtype) for key, dtype in dict(pairs).items()]
+
+
+def _workspace(name: str | None) -> Workspace:
+    from featurekit_dagster.sdk import get_workspace
+
+    return get_workspace(name)
+
+
+def _views(workspace: Workspace, names: Sequence[str] | None) -> list[FeatureView]:
+    return [workspace.repo.view(name) for name in dict.fromkeys(names)] if names else list(workspace.repo.views)
+
+
+def _ledger(workspace: Workspace) -> Ledger | None:
+    """Return the ledger alone, without the stores and the engines that they load; None where there is none yet."""
+    path = workspace.home / "ledger.db"
+    if not path.exists():
+        return None
+    from featurekit_dagster.stores.ledger import Ledger
+
+    return Ledger(path, clock=workspace.now)
+
+
+def _snapshot(workspace: Workspace, ledger: Ledger | None) -> LedgerSnapshot:
+    from featurekit_dagster.planning.tasks import LedgerSnapshot
+
+    return ledger.snapshot(workspace.name) if ledger else LedgerSnapshot()

@@ -1,0 +1,345 @@
+"""What `plan`, `status` and `materialize` say: the facts from planner and ledger, as tables and as plain dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurekit_dagster.cli_output import (
+    SHOWN_INTERVALS,
+    cell,
+    count_of,
+    open_console,
+    print_frame,
+    print_json,
+    print_line,
+    print_notes,
+    print_table,
+    short_interval,
+    short_intervals,
+    short_time,
+    value_text,
+)
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.intervals import Interval, IntervalSet, format_time
+from featurekit_dagster.planning.planner import stores_of, wanted_interval
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RunPlan, ViewPlan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.console import Console
+
+    from featurekit_dagster.serving.vector import FeatureVector
+    from featurekit_dagster.stores.ledger_records import JobRecord
+
+SHOWN_ROWS = 5
+SUCCESS, FAILURE = "SUCCESS", "FAILURE"
+
+
+def plan_record(plan: ViewPlan) -> dict[str, Any]:
+    """Return a view's plan as a plain dict; counts first, then every run with its jobs."""
+    return {
+        "view": plan.view,
+        "reason": plan.reason,
+        "wanted": plan.wanted,
+        "partitions": plan.partitions,
+        "jobs": plan.jobs,
+        "queries": plan.queries,
+        "runs": [
+            {
+                "interval": run.interval,
+                "jobs": [
+                    {
+                        "interval": task.interval,
+                        "online": task.online,
+                        "offline": task.offline,
+                        "overwrite": task.overwrite,
+                    }
+                    for task in run.tasks
+                ],
+            }
+            for run in plan.runs
+        ],
+        "warnings": plan.warnings,
+    }
+
+
+def print_plan(
+    console: Console, workspace: str, views: Sequence[FeatureView], plans: Sequence[ViewPlan], now: datetime
+) -> None:
+    """Print one row per view, totals, the reasons and the warnings."""
+    print_line(console, f"Plan of workspace {workspace} at {format_time(now)}", style="bold")
+    print_line(console, "")
+    titles = ("Feature view", "Interval", "Partitions", "Jobs", "Queries", "Runs")
+    rows = [
+        (p.view, _intervals_cell(view, p.runs), p.partitions, p.jobs, p.queries, len(p.runs))
+        for view, p in zip(views, plans, strict=True)
+    ]
+    sums = [sum(row[column] for row in rows) for column in range(2, len(titles))]
+    total = (count_of(len(rows), "feature view"), None, *sums) if len(rows) > 1 else None
+    print_table(console, titles, rows, total)
+    print_notes(console, [(plan.view, plan.reason) for plan in plans])
+    warnings = [(plan.view, text) for plan in plans for text in plan.warnings]
+    if warnings:
+        print_line(console, "")
+        print_line(console, "Warnings", style="bold yellow")
+        print_notes(console, warnings)
+    print_line(console, "")
+    if any(plan.runs for plan in plans):
+        print_line(console, "Run featurekit materialize to do it.")
+    else:
+        print_line(console, "There is nothing to do.")
+
+
+def _intervals_cell(view: FeatureView, runs: Sequence[RunPlan]) -> str:
+    """Return one line per run, with the store where it writes only one of two."""
+    lines = []
+    for run in runs[:SHOWN_INTERVALS]:
+        missing = {store for task in run.tasks for store in written(online=task.online, offline=task.offline)}
+        only = f" {missing.pop()} only" if len(missing) < len(stores_of(view)) else ""
+        lines.append(short_interval(run.interval) + only)
+    more = len(runs) - SHOWN_INTERVALS
+    return "\n".join(lines + ([f"and {more:,} more"] if more > 0 else []))
+
+
+def written(*, online: bool, offline: bool) -> tuple[str, ...]:
+    """Return the names of the chosen stores."""
+    return (OFFLINE,) * offline + (ONLINE,) * online
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewStatus:
+    """How far a view is materialized.
+
+    Args:
+        view: The feature view.
+        wanted: What should be materialized by now without anybody asking; None when nothing is.
+        covered: Store to what is materialized there, for the stores that the view writes.
+        last_job: The newest job, if there was one.
+        open_jobs: Running jobs, and failed ones whose interval is still missing, newest first.
+    """
+
+    view: FeatureView
+    wanted: Interval | None
+    covered: dict[str, IntervalSet]
+    last_job: JobRecord | None
+    open_jobs: tuple[JobRecord, ...]
+
+    @classmethod
+    def of(cls, view: FeatureView, snapshot: LedgerSnapshot, jobs: Sequence[JobRecord], now: datetime) -> ViewStatus:
+        """Return the status of a view from the ledger's snapshot and its jobs, newest first."""
+        covered = {store: snapshot.coverage(view.name, store) for store in stores_of(view)}
+        own = [job for job in jobs if job.view == view.name]
+        return cls(
+            view=view,
+            wanted=wanted_interval(view, now),
+            covered=covered,
+            last_job=own[0] if own else None,
+            open_jobs=tuple(job for job in own if _is_open(job, covered) or (job is own[0] and job.state == FAILURE)),
+        )
+
+    @property
+    def missing(self) -> IntervalSet:
+        """What of the wanted interval is missing in at least one store."""
+        wanted = IntervalSet([self.wanted] if self.wanted else [])
+        return IntervalSet(hole for covered in self.covered.values() for hole in wanted.subtract(covered))
+
+    @property
+    def missing_partitions(self) -> int:
+        """Number of batch intervals that are missing."""
+        return sum(hole.duration // self.view.batch_schedule for hole in self.missing)
+
+    def newest_end(self, store: str) -> datetime | None:
+        """Return the end of the newest interval that is materialized in a store."""
+        covered = self.covered.get(store)
+        return covered.intervals[-1].end if covered else None
+
+
+def _is_open(job: JobRecord, covered: dict[str, IntervalSet]) -> bool:
+    if job.state == SUCCESS:
+        return False
+    return job.state != FAILURE or any(not covered.get(s, IntervalSet()).covers(job.interval) for s in job.stores)
+
+
+def status_record(status: ViewStatus, limit: int) -> dict[str, Any]:
+    """Return a view's status as a plain dict."""
+    return {
+        "view": status.view.name,
+        "batch_trigger": status.view.batch_trigger.value,
+        "wanted": status.wanted,
+        "covered": status.covered,
+        "missing": status.missing,
+        "missing_partitions": status.missing_partitions,
+        "last_job": job_record(status.last_job) if status.last_job else None,
+        "open_jobs": [job_record(job) for job in status.open_jobs[:limit]],
+    }
+
+
+def job_record(job: JobRecord) -> dict[str, Any]:
+    """Return a job as a plain dict."""
+    last = job.attempts[-1] if job.attempts else None
+    return {
+        "id": job.id,
+        "view": job.view,
+        "kind": job.kind,
+        "state": job.state,
+        "interval": job.interval,
+        "stores": job.stores,
+        "overwrite": job.overwrite,
+        "trigger": job.trigger,
+        "attempts": len(job.attempts),
+        "run_id": last.run_id if last else None,
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+        "reason": job.reason,
+        "stats": dict(job.stats),
+    }
+
+
+def print_status(console: Console, workspace: str, statuses: Sequence[ViewStatus], now: datetime, limit: int) -> None:
+    """Print how far each view is, holes, and the jobs that run or failed."""
+    print_line(console, f"Status of workspace {workspace} at {format_time(now)}", style="bold")
+    print_line(console, "")
+    titles = ("Feature view", "Offline to", "Online to", "Wanted to", "Missing", "Last job")
+    print_table(console, titles, [_status_row(status) for status in statuses])
+    holes = [
+        (status.view.name, f"{store} has {short_intervals(covered)}")
+        for status in statuses
+        for store, covered in status.covered.items()
+        if len(covered) > 1
+    ]
+    print_notes(console, holes)
+    jobs = [job for status in statuses for job in status.open_jobs]
+    if jobs:
+        print_line(console, "")
+        print_line(console, "Jobs that run or failed", style="bold")
+        print_notes(console, [job_note(job) for job in jobs[:limit]])
+        if len(jobs) > limit:
+            print_line(console, f"  and {len(jobs) - limit:,} more; --limit shows them")
+
+
+def _status_row(status: ViewStatus) -> tuple[Any, ...]:
+    ends = []
+    for store in (OFFLINE, ONLINE):
+        end = status.newest_end(store)
+        ends.append("not kept" if store not in status.covered else "nothing" if end is None else short_time(end))
+    wanted = short_time(status.wanted.end) if status.wanted else "by hand" if status.covered else "never"
+    last = status.last_job.state if status.last_job else "none"
+    return (status.view.name, *ends, wanted, status.missing_partitions, last)
+
+
+def job_note(job: JobRecord) -> tuple[str, str]:
+    """Return what to print about a job that runs or failed."""
+    detail = f"job {job.id}, started by {job.trigger}" + (f", attempt {len(job.attempts)}" if job.attempts else "")
+    reason = f"{job.reason} ({detail})" if job.reason else detail
+    return f"{job.state} {job.view} {short_interval(job.interval)}", reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewOutcome:
+    """What was done for one view.
+
+    Args:
+        view: The feature view.
+        partitions: Number of batch intervals that were to be done.
+        jobs: The jobs of the runs.
+        seconds: Time that the runs took.
+        error: Why a run did not get as far as its jobs, or None.
+    """
+
+    view: str
+    partitions: int
+    jobs: tuple[JobRecord, ...]
+    seconds: float
+    error: str | None = None
+
+    @property
+    def failed(self) -> tuple[JobRecord, ...]:
+        """The jobs that did not succeed."""
+        return tuple(job for job in self.jobs if job.state != SUCCESS)
+
+    @property
+    def is_success(self) -> bool:
+        """Whether everything is done."""
+        return not self.failed and self.error is None
+
+    def count(self, name: str) -> int:
+        """Return the sum of one count over the jobs."""
+        return sum(job.stats.get(name, 0) for job in self.jobs)
+
+
+def outcome_record(outcome: ViewOutcome) -> dict[str, Any]:
+    """Return an outcome as a plain dict."""
+    return {
+        "view": outcome.view,
+        "success": outcome.is_success,
+        "partitions": outcome.partitions,
+        "rows": outcome.count("rows"),
+        "seconds": round(outcome.seconds, 3),
+        "error": outcome.error,
+        "jobs": [job_record(job) for job in outcome.jobs],
+    }
+
+
+def print_outcomes(console: Console, outcomes: Sequence[ViewOutcome]) -> None:
+    """Print what was done, and every failed interval with its reason."""
+    titles = ("Feature view", "Partitions", "Jobs", "Failed", "Rows", "Seconds")
+    rows = [(o.view, o.partitions, len(o.jobs), len(o.failed), o.count("rows"), round(o.seconds, 1)) for o in outcomes]
+    sums = [sum(row[column] for row in rows) for column in range(1, len(titles))]
+    total = (count_of(len(rows), "feature view"), *sums) if len(rows) > 1 else None
+    print_table(console, titles, rows, total)
+    failures = [job_note(job) for outcome in outcomes for job in outcome.failed]
+    failures += [(outcome.view, outcome.error) for outcome in outcomes if outcome.error]
+    print_notes(console, failures, style="red")
+
+
+def vector_records(vector: FeatureVector) -> list[dict[str, Any]]:
+    """Return an online answer as one plain dict per feature."""
+    statuses = vector.statuses
+    return [
+        {
+            "name": name,
+            "value": facts["value"],
+            "status": statuses[name].name,
+            "effective_time": facts["effective_time"],
+        }
+        for name, facts in vector.to_dict(return_effective_times=True).items()
+    ]
+
+
+def print_vector(console: Console, records: Sequence[dict[str, Any]]) -> None:
+    """Print one row per feature."""
+    rows = [(r["name"], value_text(r["value"]), r["status"], r["effective_time"]) for r in records]
+    print_table(console, ("Feature", "Value", "Status", "Effective time"), rows)
+
+
+def print_frame_head(table: pa.Table, written_to: Path | None, *, json: bool) -> None:
+    """Print the shape of an answer, and its first rows unless it went to a file."""
+    head = table.slice(0, SHOWN_ROWS)
+    rows = list(zip(*(column.to_pylist() for column in head.columns), strict=True))
+    types = [str(kind) for kind in table.schema.types]
+    if json:
+        columns = [{"name": name, "type": kind} for name, kind in zip(table.column_names, types, strict=True)]
+        shown = [dict(zip(table.column_names, row, strict=True)) for row in rows]
+        print_json({"rows": table.num_rows, "columns": columns, "head": shown, "written_to": written_to})
+        return
+    console = open_console()
+    if written_to is None:
+        print_frame(console, table.column_names, types, rows)
+    place = f" written to {written_to}" if written_to else ""
+    print_line(console, f"{count_of(table.num_rows, 'row')}, {count_of(table.num_columns, 'column')}{place}")
+
+
+def period(seconds: float) -> str:
+    """Return a time span for people.
+
+    >>> period(4.21), period(125)
+    ('4.2 s', '2 min 5 s')
+    """
+    if seconds < 60:
+        return f"{cell(round(seconds, 1))} s"
+    minutes, rest = divmod(round(timedelta(seconds=seconds).total_seconds()), 60)
+    return f"{minutes} min {rest} s"

@@ -1,0 +1,114 @@
+"""A small workspace for the tests of the command line: purchases of ten days, three views and a service."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from featurekit_dagster import (
+    Aggregation,
+    BatchSource,
+    BatchTriggerType,
+    Entity,
+    FeatureService,
+    Field,
+    FileConfig,
+    FilteredSource,
+    Float64,
+    Int64,
+    String,
+    Timestamp,
+    TimeWindow,
+    Workspace,
+    batch_feature_view,
+)
+
+DAY = timedelta(days=1)
+FIRST_DAY = datetime(2024, 1, 1, tzinfo=UTC)
+NOW = datetime(2024, 1, 11, tzinfo=UTC)
+DAYS, USERS = 10, (7, 8)
+SCHEMA = [Field("user_id", Int64), Field("at", Timestamp), Field("amount", Float64), Field("shop", String)]
+
+
+def write_purchases(path: Path) -> None:
+    """Write one purchase per user and day, at noon: ten times the day's number, and one more for the second user."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [
+        {"user_id": user, "at": FIRST_DAY + day * DAY + DAY / 2, "amount": 10.0 * (day + 1) + offset, "shop": f"s{day}"}
+        for day in range(DAYS)
+        for offset, user in enumerate(USERS)
+    ]
+    times = pa.timestamp("us", tz="UTC")
+    types = [pa.int64(), times, pa.float64(), pa.string()]
+    schema = pa.schema([pa.field(f.name, t) for f, t in zip(SCHEMA, types, strict=True)])
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def shop_workspace(folder: Path) -> Workspace:
+    """Return the workspace whose source and stores are in a folder."""
+    source = BatchSource(
+        name="purchases",
+        batch_config=FileConfig(uri=str(folder / "purchases.parquet"), file_format="parquet", timestamp_field="at"),
+    )
+    user = Entity(name="user", join_keys=[Field("user_id", Int64)])
+
+    @batch_feature_view(
+        sources=[FilteredSource(source)],
+        entities=[user],
+        mode="sql",
+        schema=[Field("user_id", Int64), Field("at", Timestamp), Field("amount", Float64)],
+        aggregation_interval=DAY,
+        batch_schedule=DAY,
+        aggregations=[
+            Aggregation("amount", function, TimeWindow(window_size=window * DAY), name=f"{function}_{window}d")
+            for function in ("sum", "count")
+            for window in (1, 3)
+        ],
+        feature_start_time=FIRST_DAY + 3 * DAY,
+        online=True,
+        offline=True,
+    )
+    def spend(purchases: str) -> str:
+        """What a user spent."""
+        return f"SELECT user_id, at, amount FROM {purchases}"
+
+    @batch_feature_view(
+        sources=[source],
+        entities=[user],
+        mode="sql",
+        schema=SCHEMA,
+        batch_schedule=DAY,
+        ttl=30 * DAY,
+        feature_start_time=FIRST_DAY,
+        incremental_backfills=True,
+        online=False,
+        offline=True,
+    )
+    def user_most_recent_purchase_with_everything(purchases: str) -> str:
+        """The last purchase; an error on days on which the file `broken` says so."""
+        broken = folder / "broken"
+        if broken.exists():
+            return f"SELECT user_id, at, error('never shown') AS amount, shop FROM {purchases}"
+        return f"SELECT user_id, at, amount, shop FROM {purchases}"
+
+    @batch_feature_view(
+        sources=[FilteredSource(source)],
+        entities=[user],
+        mode="sql",
+        schema=SCHEMA,
+        batch_schedule=DAY,
+        ttl=5 * DAY,
+        feature_start_time=FIRST_DAY,
+        batch_trigger=BatchTriggerType.MANUAL,
+        online=True,
+        offline=True,
+    )
+    def last_purchase(purchases: str) -> str:
+        """The last purchase, on demand."""
+        return f"SELECT user_id, at, amount, shop FROM {purchases}"
+
+    service = FeatureService(name="offers", features=[spend, last_purchase[["amount"]]])
+    declarations = [spend, user_most_recent_purchase_with_everything, last_purchase, service]
+    return Workspace("shop", declarations, home=folder / "home", clock=NOW)
