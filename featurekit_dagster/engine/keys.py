@@ -74,14 +74,16 @@ def _encode_column(name: str, rows: pa.ChunkedArray, probes: pa.ChunkedArray) ->
     rows, probes = _cast(rows, common), _cast(probes, common)
     if not pa.types.is_int64(common):
         return _look_up(rows, probes)
-    codes = _dense(_as_int64(rows), _as_int64(probes))
-    if not rows.null_count and not probes.null_count:
+    row_values, row_nulls = int64_values(rows)
+    probe_values, probe_nulls = int64_values(probes)
+    codes = _dense(row_values, probe_values if probe_nulls is None else probe_values[~probe_nulls])
+    if row_nulls is not None:
+        codes.rows[row_nulls] = ABSENT if probe_nulls is None else codes.count
+    if probe_nulls is None:
         return codes
-    row_codes, probe_codes, count = codes.rows, codes.probes, codes.count
-    probe_nulls = _null_mask(probes)
-    row_codes[_null_mask(rows)] = count if probe_nulls.any() else ABSENT
-    probe_codes[probe_nulls] = count
-    return KeyCodes(row_codes, probe_codes, count + 1)
+    probe_codes = np.full(len(probe_values), codes.count, np.int64)
+    probe_codes[~probe_nulls] = codes.probes
+    return KeyCodes(codes.rows, probe_codes, codes.count + 1)
 
 
 def _common_type(name: str, rows: pa.DataType, probes: pa.DataType) -> pa.DataType:
@@ -123,15 +125,12 @@ def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
     return column if column.type == dtype else column.cast(dtype)
 
 
-def _as_int64(column: pa.ChunkedArray) -> Int64Array:
-    """Return the values as int64, NULL as an arbitrary one that occurs or 0."""
-    if column.null_count:
-        column = column.fill_null(0)
-    return np.asarray(column.to_numpy(), np.int64)
-
-
-def _null_mask(column: pa.ChunkedArray) -> BoolArray:
-    return np.asarray(column.is_null().to_numpy(), np.bool_)
+def int64_values(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]:
+    """Return an int64 column as an array, NULL as a value that occurs or 0, and where it is NULL (None: nowhere)."""
+    if not column.null_count:
+        return np.asarray(column.to_numpy(), np.int64), None
+    filled = column.fill_null(pc.min(column).as_py() or 0)
+    return np.asarray(filled.to_numpy(), np.int64), np.asarray(column.is_null().to_numpy(), np.bool_)
 
 
 def _look_up(rows: pa.ChunkedArray, probes: pa.ChunkedArray) -> KeyCodes:
@@ -213,15 +212,21 @@ class TimePacking:
         times = times - self.base if self.ranks is None else np.searchsorted(self.ranks, times)
         return (codes << self.bits) + times
 
-    def pack_edges(self, codes: Int64Array, edges: Int64Array) -> Int64Array:
+    def pack_edges(self, codes: Int64Array, edges: Int64Array, *, inclusive: bool = False) -> Int64Array:
         """Return one int64 per edge that is above exactly the packed rows of its key that are earlier than the edge.
 
         Rows of lower keys are below it too; edges outside the rows' span are clamped to their own key.
+
+        Args:
+            codes: Key code of each edge.
+            edges: Times in the unit of the rows.
+            inclusive: Whether rows at the edge itself are below it as well.
         """
-        if self.ranks is None:
-            times = np.clip(edges, self.base, self.base + self.top) - self.base
+        if self.ranks is not None:
+            times = np.searchsorted(self.ranks, edges, side="right" if inclusive else "left")
         else:
-            times = np.searchsorted(self.ranks, edges)
+            last = self.base + self.top - 1
+            times = np.clip(edges, self.base, last) - self.base + (edges >= self.base if inclusive else edges > last)
         return (codes << self.bits) + times
 
 
@@ -244,15 +249,7 @@ def stable_order(packed: Int64Array, within: Int64Array | None = None) -> Int64A
 
 
 def microseconds(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]:
-    """Return a timestamp or int64 column as int64 microseconds, and where it is NULL (None where it never is).
-
-    NULL becomes a time that occurs, or 0.
-    """
+    """Return a timestamp or int64 column as `int64_values` does, timestamps in microseconds since the epoch."""
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", column.type.tz))
-    column = column.cast(pa.int64())
-    missing: BoolArray | None = None
-    if column.null_count:
-        missing = _null_mask(column)
-        column = column.fill_null(pc.min(column).as_py() or 0)
-    return np.asarray(column.to_numpy(), np.int64), missing
+    return int64_values(column.cast(pa.int64()))

@@ -15,7 +15,6 @@ from featurekit_dagster.engine.keys import Int64Array, TimePacking, encode_keys,
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE
 from featurekit_dagster.intervals import duration_us
 
-_LATEST = np.iinfo(np.int64).max
 _TIMESTAMP = pa.timestamp("us", "UTC")
 
 
@@ -78,7 +77,7 @@ def _search(packed: Int64Array, packing: TimePacking, codes: Int64Array, times: 
     """
     if not len(packed):
         return np.full(len(codes), -1, np.int64)
-    needles = packing.pack_edges(codes, np.minimum(times, _LATEST - 1) + 1)
+    needles = packing.pack_edges(codes, times, inclusive=True)
     order = np.argsort(needles)
     below = np.searchsorted(packed, needles[order]) - 1
     found = np.empty_like(below)

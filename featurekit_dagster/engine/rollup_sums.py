@@ -17,7 +17,7 @@ Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-# A level holds whole numbers below 2**level_bits; 62 bits leave one for the sign and one for rounding up.
+# What the sum of one level over one range may need, the sign apart.
 _LEVEL_BITS = 62
 # Stop when what is left of each value is below 2**-52 of the smallest value: as good as rounding each value once.
 _PRECISION_BITS = 52
@@ -107,16 +107,16 @@ def _finite_sums(values: FloatArray, top: float, ranges: Sequence[Ranges]) -> li
         return sums
     shift = bits - math.frexp(top)[1]
     floor_exponent: int | None = None
-    rest, whole = values.copy(), np.empty_like(values)
+    rest, scratch = values.copy(), np.empty_like(values)
     while True:
-        _scale(rest, shift, out=whole)
-        np.rint(whole, out=whole)
+        # Cutting towards zero never makes a value larger, so that nothing overflows on the way back.
+        whole = _scale(rest, shift, out=scratch).astype(np.int64)
         level = prefix(whole)
         for total, part in zip(sums, ranges, strict=True):
             units = difference(level, part).astype(np.float64)
             np.add(total, _scale(units, -shift, out=units), out=total)
-        _scale(whole, -shift, out=whole)
-        np.subtract(rest, whole, out=rest)
+        scratch[:] = whole
+        np.subtract(rest, _scale(scratch, -shift, out=scratch), out=rest)
         if not rest.any():
             return sums
         if floor_exponent is None:

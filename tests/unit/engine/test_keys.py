@@ -85,11 +85,11 @@ def test_an_edge_lies_above_exactly_the_earlier_rows_of_its_key(
     codes, times = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.int64)
     packing = TimePacking.fit(times, 4)
     packed = packing.pack_rows(codes, times)
-    needles = packing.pack_edges(
-        np.array([edge[0] for edge in edges], np.int64), np.array([edge[1] for edge in edges], np.int64)
-    )
-    for edge, needle in zip(edges, needles, strict=True):
+    edge_codes, edge_times = np.array([edge[0] for edge in edges], np.int64), np.array([e[1] for e in edges], np.int64)
+    for edge, needle in zip(edges, packing.pack_edges(edge_codes, edge_times), strict=True):
         assert (packed < needle).tolist() == [row < edge for row in rows]
+    for edge, needle in zip(edges, packing.pack_edges(edge_codes, edge_times, inclusive=True), strict=True):
+        assert (packed < needle).tolist() == [row <= edge for row in rows]
 
 
 @given(values=st.lists(st.integers(0, 5), max_size=50), within=st.booleans())
