@@ -101,7 +101,8 @@ def check_interval(view: FeatureView, start: datetime, end: datetime, now: datet
         raise PlanError(f"{view.name}: it writes no store; declare online=True or offline=True and feature_start_time")
     start, end = as_utc(start), as_utc(end)
     if start >= end:
-        raise PlanError(f"{view.name}: start {format_time(start)} is not before end {format_time(end)}; exchange them")
+        remedy = "exchange them" if start > end else "give a later end"
+        raise PlanError(f"{view.name}: start {format_time(start)} is not before end {format_time(end)}; {remedy}")
     for what, time in (("start", start), ("end", end)):
         if not is_aligned(time, view.batch_schedule):
             raise misaligned(view, what, time)
@@ -175,7 +176,9 @@ def _reason(view: FeatureView, wanted: Interval, runs: tuple[RunPlan, ...], snap
         running = snapshot.running.get(view.name, IntervalSet()).intersect([wanted])
         return f"up to date to {format_time(wanted.end)}" + (f"; running: {running}" if running else "")
     covered = any(snapshot.coverage(view.name, store).overlaps(wanted) for store in stores_of(view))
-    what = "gaps" if covered else "initial backfill"
-    back = view.reach
-    reach = f", which begins {format_duration(back)} before feature_start_time for the widest window" if back else ""
-    return f"{what} of {wanted}" + ("" if covered else reach)
+    if covered:
+        return f"gaps in {wanted}"
+    if not view.reach or view.feature_start_time is None:
+        return f"initial backfill of {wanted}"
+    back = format_duration(view.feature_start_time - wanted.start)
+    return f"initial backfill of {wanted}, which begins {back} before feature_start_time for the widest window"
