@@ -1,4 +1,4 @@
-"""Feature views on Dagster: declare features in Python, materialize them as partitioned assets, read them offline and online.
+"""Feature views on Dagster: declare features, materialize them as partitioned assets, read them offline and online.
 
 The public names are listed in `__init__.pyi` and imported when they are first used.
 """

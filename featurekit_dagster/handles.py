@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-
-from featurekit_dagster.domain.feature_service import FeatureService
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import Interval, as_utc, to_us
@@ -63,7 +61,8 @@ class FeatureViewHandle:
         Args:
             events: pandas, polars or Arrow frame, or a `FeatureFrame`, with the join keys and a time column.
             timestamp_key: The time column; may be left out when there is only one.
-            from_source: True computes from the source, False reads the offline store, None reads it where the view writes it.
+            from_source: True computes from the source, False reads the offline store, None reads it where the view
+                writes it.
             allow_gaps: Answer NULL, instead of refusing, where something is not materialized.
 
         Raises:
@@ -86,9 +85,9 @@ class FeatureViewHandle:
     ) -> FeatureFrame:
         """Return the spine with its features as columns `<view>.<feature>`, or the feature values of a time range.
 
-        Without a spine: for a view without aggregates every row with `start_time <= timestamp < end_time`; for aggregates one
-        row per join key and tile that has data, as of the tile's end; both with `_effective_timestamp`. Without any argument:
-        everything that is there.
+        Without a spine: for a view without aggregates every row with `start_time <= timestamp < end_time`; for
+        aggregates one row per join key and tile that has data, as of the tile's end; both with `_effective_timestamp`.
+        Without any argument: everything that is there.
 
         Args:
             spine: As in `get_features_for_events`.
@@ -128,14 +127,15 @@ class FeatureViewHandle:
     ) -> FeatureFrame:
         """Return join keys, features, `_valid_from` and `_valid_to`: how long each value was what a reader saw.
 
-        Half-open and disjoint per key, inside `[start_time, end_time]`. A row expires at `effective time + ttl` here, which
-        differs from the point-in-time rule when ttl is not a multiple of the schedule.
+        Half-open and disjoint per key, inside `[start_time, end_time]`. A row expires at `effective time + ttl` here,
+        which differs from the point-in-time rule when ttl is not a multiple of the schedule.
 
         Args:
             start_time: First instant, raised to `feature_start_time`; naive is UTC.
             end_time: First instant after; naive is UTC.
             entities: A frame of join keys to keep.
-            from_source: True computes from the source, False reads the offline store, None reads it where the view writes it.
+            from_source: True computes from the source, False reads the offline store, None reads it where the view
+                writes it.
 
         Raises:
             ReadError: An empty range, or one before the features begin.
@@ -197,8 +197,10 @@ class FeatureViewHandle:
         """Run the view on a span of its sources or of given frames, storing nothing.
 
         Args:
-            start_time: First instant; `end_time` minus one schedule by default, else the start of the last complete interval.
-            end_time: First instant after; `start_time` plus one schedule by default, else the end of the last complete one.
+            start_time: First instant; `end_time` minus one schedule by default, else the start of the last complete
+                interval.
+            end_time: First instant after; `start_time` plus one schedule by default, else the end of the last complete
+                one.
             aggregation_level: `disabled`, `partial` or `full`, the default; not for views without aggregates.
             **mock_sources: Frames by the function's parameter; the other sources are read.
 
@@ -260,8 +262,8 @@ class FeatureViewHandle:
         """Return what is declared and known about the view, as a flat mapping of names to values."""
         names = (
             "name workspace description owner tags entity_names join_keys features timestamp_field feature_start_time "
-            "batch_schedule aggregation_interval ttl max_data_delay online offline online_serving_index wildcard_join_key "
-            "created_at defined_in id url"
+            "batch_schedule aggregation_interval ttl max_data_delay online offline online_serving_index "
+            "wildcard_join_key created_at defined_in id url"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -327,94 +329,6 @@ class FeatureViewHandle:
         reference = FeatureReference(view=self.declaration)
         return features_for_spine(
             (reference,),
-            self._workspace.stores,
-            spine,
-            timestamp_key,
-            from_source=from_source,
-            separator=separator,
-            allow_gaps=allow_gaps,
-        )
-
-
-class FeatureServiceHandle:
-    """A feature service of a workspace."""
-
-    def __init__(self, workspace: Workspace, service: FeatureService) -> None:
-        self._workspace = workspace
-        self.declaration = service
-        self._reader: OnlineReader | None = None
-
-    def __repr__(self) -> str:
-        return f"<feature service {self.name!r} of workspace {self._workspace.name!r}>"
-
-    @property
-    def name(self) -> str:
-        """Name of the service."""
-        return self.declaration.name
-
-    @property
-    def join_keys(self) -> list[str]:
-        """Every column that a read has to give."""
-        return list(self.declaration.join_keys)
-
-    @property
-    def features(self) -> list[str]:
-        """Names of the features with their namespaces, `<namespace>__<feature>`."""
-        return [f"{r.label}__{name}" for r in self.declaration.references for name in r.feature_names]
-
-    def get_features_for_events(
-        self,
-        events: Any,
-        timestamp_key: str | None = None,
-        from_source: bool | None = None,
-        *,
-        allow_gaps: bool = False,
-    ) -> FeatureFrame:
-        """Return the events with the features of every view, as columns `<namespace>__<feature>`.
-
-        Arguments and errors are those of `FeatureViewHandle.get_features_for_events`.
-        """
-        return self._for_spine(events, timestamp_key, from_source, "__", allow_gaps)
-
-    def get_historical_features(
-        self,
-        spine: Any,
-        timestamp_key: str | None = None,
-        from_source: bool | None = False,
-        *,
-        allow_gaps: bool = False,
-    ) -> FeatureFrame:
-        """Return the spine with the features of every view, as columns `<namespace>.<feature>`.
-
-        Arguments and errors are those of `FeatureViewHandle.get_historical_features` with a spine.
-        """
-        return self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
-
-    def get_online_features(
-        self, join_keys: Mapping[str, Any], include_join_keys_in_response: bool = False
-    ) -> FeatureVector:
-        """Return the newest features of every view, named `<namespace>.<feature>`.
-
-        A view with a wildcard join key that is not given answers with a list per feature, one element per stored key.
-
-        Args:
-            join_keys: Spine column to value, for every view of the service.
-            include_join_keys_in_response: Whether the vector begins with the join keys.
-
-        Raises:
-            ReadError: Online serving is not enabled, or a join key is missing, unknown or of the wrong type.
-        """
-        if self._reader is None:
-            if not self.declaration.online_serving_enabled:
-                raise ReadError(f"feature service {self.name!r}: online_serving_enabled=False, so it serves no vectors")
-            self._reader = OnlineReader(self.name, self.declaration.references, self._workspace.stores, qualified=True)
-        return self._reader.one(join_keys, include_join_keys_in_response)
-
-    def _for_spine(
-        self, spine: Any, timestamp_key: str | None, from_source: bool | None, separator: str, allow_gaps: bool
-    ) -> FeatureFrame:
-        return features_for_spine(
-            self.declaration.references,
             self._workspace.stores,
             spine,
             timestamp_key,

@@ -23,7 +23,8 @@ from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan, ViewPlan
 if TYPE_CHECKING:
     import dagster as dg
 
-    from featurekit_dagster.handles import FeatureServiceHandle, FeatureViewHandle
+    from featurekit_dagster.handles import FeatureViewHandle
+    from featurekit_dagster.service_handles import FeatureServiceHandle
     from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 Declarations = Iterable[Any] | ModuleType
@@ -40,10 +41,12 @@ class Workspace:
     Args:
         name: Name of the workspace; also the code location's in messages.
         declarations: Feature views, services, sources and entities, or modules that hold them.
-        home: Local directory for the ledger and the online store. Default: `$FEATUREKIT_HOME`, else `.featurekit/` beside
-            the file that creates the workspace.
-        lake: Root of the offline tables, a path or any URI that delta-rs takes. Default: `$FEATUREKIT_LAKE`, else `home/lake`.
-        clock: Returns "now" for planning, scheduling, ttl and online reads; a datetime stands still. Default: the real time.
+        home: Local directory for the ledger and the online store. Default: `$FEATUREKIT_HOME`, else `.featurekit/`
+            beside the file that creates the workspace.
+        lake: Root of the offline tables, a path or any URI that delta-rs takes. Default: `$FEATUREKIT_LAKE`, else
+            `home/lake`.
+        clock: Returns "now" for planning, scheduling, ttl and online reads; a datetime stands still. Default: the real
+            time.
 
     Raises:
         DeclarationError: The declarations contradict each other.
@@ -68,7 +71,13 @@ class Workspace:
         self._clock = clock if callable(clock) else utc_now
 
     def __repr__(self) -> str:
-        return f"Workspace({self.name!r}, {len(self.repo.views)} feature views, {len(self.repo.services)} feature services)"
+        views, services = len(self.repo.views), len(self.repo.services)
+        return f"Workspace({self.name!r}, {views} feature views, {services} feature services)"
+
+    @property
+    def dagster_url(self) -> str:
+        """Address of the Dagster UI: `$FEATUREKIT_DAGSTER_URL`, else that of `dagster dev` on this machine."""
+        return os.environ.get("FEATUREKIT_DAGSTER_URL", "http://127.0.0.1:3000").rstrip("/")
 
     def now(self) -> datetime:
         """Return the workspace's time, aware UTC."""
@@ -111,7 +120,7 @@ class Workspace:
         Raises:
             NotFoundError: There is none.
         """
-        from featurekit_dagster.handles import FeatureServiceHandle  # noqa: PLC0415 - planning does without
+        from featurekit_dagster.service_handles import FeatureServiceHandle  # noqa: PLC0415 - planning does without
 
         return FeatureServiceHandle(self, self.repo.service(name))
 
@@ -156,8 +165,8 @@ class Workspace:
 def get_workspace(name: str | None = None) -> Workspace:
     """Return a workspace of this project.
 
-    `FEATUREKIT_WORKSPACE` ("module:attr") decides when it is set and `name` is not given or matches; otherwise the table
-    `[tool.featurekit.workspaces]` of the nearest pyproject.toml above the working directory.
+    `FEATUREKIT_WORKSPACE` ("module:attr") decides when it is set and `name` is not given or matches; otherwise the
+    table `[tool.featurekit.workspaces]` of the nearest pyproject.toml above the working directory.
 
     Args:
         name: A key of the table; may be left out when there is only one.

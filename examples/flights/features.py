@@ -200,4 +200,4 @@ flight_delay = FeatureService(
     owner=OWNER,
 )
 
-workspace = Workspace("dev", [flight_delay], home=HOME, clock=lambda: NOW)
+workspace = Workspace("dev", [flight_delay], home=HOME, clock=NOW)

@@ -1,4 +1,4 @@
-"""Whether a transformation's output is what was declared; values are never changed, only widened where nothing can be lost."""
+"""Whether a transformation's output is what was declared; values are only widened where nothing is lost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def conform_table(view: FeatureView, table: pa.Table) -> pa.Table:
                 faults.append(f"column {field.name!r} is {got}, declared {field.dtype}, and its values do not all fit")
             except TypeError:
                 got = table.schema.field(field.name).type
-                faults.append(f"column {field.name!r} is {got}, declared {field.dtype}; convert it in the transformation")
+                faults.append(
+                    f"column {field.name!r} is {got}, declared {field.dtype}; convert it in the transformation"
+                )
     if faults:
         raise OutputSchemaMismatch(view=view.name, faults=faults)
     return pa.table(columns, schema=arrow_schema(view.columns))
@@ -106,7 +108,8 @@ def conform_query(view: FeatureView, query: str, types: Mapping[str, str]) -> st
         given = types.get(field.name)
         if given is not None and not _fits(given, field.dtype):
             faults.append(
-                f"column {field.name!r} is {given}, declared {field.dtype}; write CAST({field.name} AS {_sql_type(field.dtype)})"
+                f"column {field.name!r} is {given}, declared {field.dtype}; "
+                f"write CAST({field.name} AS {_sql_type(field.dtype)})"
             )
     if faults:
         raise OutputSchemaMismatch(view=view.name, faults=faults)

@@ -17,7 +17,7 @@ from featurekit_dagster.intervals import Interval, duration_us
 
 
 def compute_rows(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None = None) -> pa.Table:
-    """Return the transformation's rows with `start <= timestamp < end`, columns `view.columns`, in the function's order.
+    """Return the transformation's rows with `start <= timestamp < end`: columns `view.columns`, in its order.
 
     Raises:
         SourceError: A source cannot be read.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP
@@ -20,10 +20,11 @@ from featurekit_dagster.errors import MaterializationFailed, safe_reason
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
-from featurekit_dagster.stores.ledger import JobRecord, Lease
+from featurekit_dagster.stores.ledger_leases import Lease
+from featurekit_dagster.stores.ledger_records import JobRecord
+from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.online import TIMESTAMP as ONLINE_TIMESTAMP
 from featurekit_dagster.stores.online import OnlineWrite
-from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE = "claimed", "computed", "written_offline", "written_online"
@@ -178,8 +179,9 @@ def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:
     return pa.array(served)
 
 
-def _microseconds(times: pa.ChunkedArray) -> np.ndarray:
-    return pc.cast(times.cast(TIMESTAMP), pa.int64()).to_numpy()
+def _microseconds(times: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    microseconds: npt.NDArray[np.int64] = times.cast(TIMESTAMP).cast(pa.int64()).to_numpy()
+    return microseconds
 
 
 def _report(

@@ -89,7 +89,7 @@ class FeatureFrame:
         return self.to_arrow().schema
 
     def __len__(self) -> int:
-        return self._features.num_rows
+        return int(self._features.num_rows)
 
     def __repr__(self) -> str:
         return f"FeatureFrame({len(self):,} rows: {', '.join(self.columns)})"

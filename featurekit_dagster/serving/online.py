@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
+from featurekit_dagster.domain.feature_view import FeatureReference
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import duration_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
@@ -110,11 +109,15 @@ class _Edge:
 
     Args:
         us: Right edge: end of the newest covered interval not after the clock's; None when nothing is covered.
-        known: Per feature, whether everything it needs is covered.
+        served_us: The same; None too before the features begin.
+        known: Per aggregate feature, whether everything it needs is covered.
+        complete: Whether that is so for all of them.
     """
 
     us: int | None
-    known: tuple[bool, ...]
+    served_us: int | None = None
+    known: tuple[bool, ...] = ()
+    complete: bool = True
 
 
 class _ViewReader:
@@ -139,7 +142,7 @@ class _ViewReader:
         self._reach = duration_us(view.reach)
         self._rollup = compile_rollup(self._features, view.partials, self._layout.tile_us) if self._features else None
         self._edge_key: tuple[Any, int] | None = None
-        self._edge = _Edge(None, ())
+        self._edge = _Edge(None)
 
     def key_of(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the stored key: serving index first."""
@@ -161,30 +164,27 @@ class _ViewReader:
         with self._stores.online.snapshot(self._layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
             times = (edge.us,) * len(names)
-            if self._rollup is None or not self._is_served(edge):
+            if self._rollup is None or edge.served_us is None:
                 answers = [self._answer(snapshot, key, edge, now_us) for key in keys]
             else:
-                packed = snapshot.packed_tiles_many(keys, edge.us - self._reach, edge.us)
-                answers = [self._finished(v, f, edge) for v, f in self._rollup.many(packed, edge.us)]
+                packed = snapshot.packed_tiles_many(keys, edge.served_us - self._reach, edge.served_us)
+                answers = [self._finished(answer, edge) for answer in self._rollup.many(packed, edge.served_us)]
         return [FeatureVector(names, values, statuses, times) for values, statuses in answers]
 
     def _answer(self, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: _Edge, now_us: int) -> Found:
-        if not self._is_served(edge):
+        edge_us = edge.served_us
+        if edge_us is None:
             status = UNKNOWN if edge.us is None else MISSING_DATA
             return self._nulls, (status,) * len(self._nulls)
         if self._rollup is not None:
-            packed = snapshot.packed_tiles(key, edge.us - self._reach, edge.us)
-            return self._finished(*self._rollup.one(packed, edge.us), edge)
-        return self._newest(snapshot.read([key])[0], snapshot.coverage_us, edge.us, now_us)
+            packed = snapshot.packed_tiles(key, edge_us - self._reach, edge_us)
+            return self._finished(self._rollup.one(packed, edge_us), edge)
+        return self._newest(snapshot.read([key])[0], snapshot.coverage_us, edge_us, now_us)
 
-    def _is_served(self, edge: _Edge) -> bool:
-        """Tell whether there are features at this edge at all: something is covered, and the features have begun."""
-        start = self._timing.start_us
-        return edge.us is not None and (not self.view.is_aggregate or start is None or edge.us >= start)
-
-    def _finished(self, values: Sequence[Any], found: bool, edge: _Edge) -> Found:
-        status = PRESENT if found else MISSING_DATA
-        if all(edge.known):
+    def _finished(self, answer: Sequence[Any] | None, edge: _Edge) -> Found:
+        """Return rolled-up values with their statuses; None is the answer of a key without tiles."""
+        values, status = (self._defaults, MISSING_DATA) if answer is None else (answer, PRESENT)
+        if edge.complete:
             return values, (status,) * len(values)
         shown = [v if k else None for v, k in zip(values, edge.known, strict=True)]
         return shown, [status if k else UNKNOWN for k in edge.known]
@@ -213,15 +213,15 @@ class _ViewReader:
         """Return, for a wildcard read, one list per feature and one of the matching key values, in key order."""
         prefix = tuple([join_keys[column] for column in self._columns[:-1]])
         answers: dict[Any, Found] = {}
-        if self._is_served(edge):
-            if self._rollup is not None:
-                tiles = snapshot.packed_tiles_prefix(prefix, edge.us - self._reach, edge.us)
-                rolled = zip(tiles, self._rollup.many(list(tiles.values()), edge.us), strict=True)
-                answers = {key[-1]: self._finished(v, f, edge) for key, (v, f) in rolled if f}
-            else:
-                rows = snapshot.read_prefix(prefix)
-                answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge.us, now_us) for k, r in rows.items()}
-                answers = {k: a for k, a in answers.items() if a[1][0] is not MISSING_DATA}
+        edge_us = edge.served_us
+        if edge_us is not None and self._rollup is not None:
+            tiles = snapshot.packed_tiles_prefix(prefix, edge_us - self._reach, edge_us)
+            rolled = zip(tiles, self._rollup.many(list(tiles.values()), edge_us), strict=True)
+            answers = {key[-1]: self._finished(answer, edge) for key, answer in rolled if answer is not None}
+        elif edge_us is not None:
+            rows = snapshot.read_prefix(prefix)
+            answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge_us, now_us) for k, r in rows.items()}
+            answers = {k: a for k, a in answers.items() if a[1][0] is not MISSING_DATA}
         names = [str(self.wildcard_column), *self._names]
         lists = [[values[i] for values, _ in answers.values()] for i in range(len(self._names))]
         status = PRESENT if answers else (UNKNOWN if edge.us is None else MISSING_DATA)
@@ -229,7 +229,7 @@ class _ViewReader:
         return FeatureVector(names, [list(answers), *lists], (status,) * len(names), times)
 
     def _edge_at(self, spans: Spans, now_us: int) -> _Edge:
-        """Return the edge for a coverage and a moment; it changes only when one of the two moves to another interval."""
+        """Return the edge for a coverage and a moment; computed again only when one of the two has changed."""
         clock_edge = self._timing.edge(now_us)
         if self._edge_key is not None and self._edge_key[0] is spans and self._edge_key[1] == clock_edge:
             return self._edge
@@ -241,13 +241,15 @@ class _ViewReader:
         ends = [min(end, clock_edge) for start, end in spans if start < clock_edge]
         ends = [e for e in (floor_us(end, self._timing.schedule_us) for end in ends) if any(s < e for s, _ in spans)]
         if not ends:
-            return _Edge(None, (False,) * len(self._names))
+            return _Edge(None)
         edge = max(ends)
         known = []
         for feature in self._features:
             offset, size = duration_us(feature.window.offset), duration_us(feature.window.window_size)
             known.append(_covers(spans, edge + offset - size, edge + offset))
-        return _Edge(edge, tuple(known))
+        start = self._timing.start_us
+        begun = not self.view.is_aggregate or start is None or edge >= start
+        return _Edge(edge, edge if begun else None, tuple(known), all(known))
 
 
 def _covers(spans: Spans, start: int, end: int) -> bool:

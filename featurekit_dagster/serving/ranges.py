@@ -50,8 +50,8 @@ def check_range(view: FeatureView, start_time: datetime, end_time: datetime) -> 
 def features_in_range(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None = None) -> pa.Table:
     """Return join keys, features, `_valid_from` and `_valid_to`, half-open and disjoint per key, inside `[start, end]`.
 
-    A row of an aggregate view whose features are all at their defaults is left out. Neighbouring rows of a key that touch and
-    hold the same values are one row.
+    A row of an aggregate view whose features are all at their defaults is left out. Neighbouring rows of a key that
+    touch and hold the same values are one row.
 
     Args:
         stored: Where tiles or rows come from.
@@ -113,7 +113,8 @@ def _row_pieces(
 ) -> tuple[pa.Table, Times, Times]:
     """Show the last row of each (key, effective time) until the next one, or until it expires.
 
-    Expiry is `effective + ttl` here, unlike the point-in-time rule; the two agree when ttl is a multiple of the schedule.
+    Expiry is `effective + ttl` here, unlike the point-in-time rule; the two agree when ttl is a multiple of the
+    schedule.
     """
     view, timing = stored.view, Timing.of(stored.view)
     last = timing.edge(end_us - 1)
@@ -202,7 +203,7 @@ def _merged(view: FeatureView, pieces: pa.Table, valid_from: Times, valid_to: Ti
 
 
 def _equals_previous(column: pa.ChunkedArray) -> Mask:
-    """Tell for each value but the first whether it is the same as the one before; NULL equals NULL and NaN equals NaN."""
+    """Tell for each value but the first whether it is the same as the one before; NULL equals NULL, NaN equals NaN."""
     codes = column.combine_chunks()
     if pa.types.is_nested(codes.type):
         values = codes.to_pylist()
@@ -216,8 +217,9 @@ def _equals_previous(column: pa.ChunkedArray) -> Mask:
 def history(stored: StoredRows, start_us: int | None, end_us: int | None, entities: pa.Table | None = None) -> pa.Table:
     """Return the older range form: one row per stored row or per (key, tile), with `_effective_timestamp`.
 
-    A view without aggregates shows every row with `start <= timestamp < end`. An aggregate view shows, for each tile that has
-    data, the windows as of the tile's end, where `start <= tile end < end`; the timestamp column holds the tile's end.
+    A view without aggregates shows every row with `start <= timestamp < end`. An aggregate view shows, for each tile
+    that has data, the windows as of the tile's end, where `start <= tile end < end`; the timestamp column holds the
+    tile's end.
 
     Args:
         stored: Where tiles or rows come from.
@@ -272,7 +274,8 @@ def _bounds(stored: StoredRows, start_us: int | None, end_us: int | None) -> tup
 def partial_aggregates(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None = None) -> pa.Table:
     """Return the tiles of a span: join keys, partial columns, `_interval_start_time` and `_interval_end_time`.
 
-    The span is `[floor(start, tile), floor(end, tile) + tile)`: an end on the grid still adds the tile that begins at it.
+    The span is `[floor(start, tile), floor(end, tile) + tile)`: an end on the grid still adds the tile that begins at
+    it.
 
     Args:
         stored: Where tiles come from.
@@ -297,7 +300,7 @@ def partial_aggregates(stored: StoredRows, start_us: int, end_us: int, entities:
 
 
 def shown_partials(view: FeatureView, tiles: pa.Table) -> pa.Table:
-    """Return join keys and the partial columns as people know them: `mean` and `sum_of_squares` derived from what is stored."""
+    """Return join keys and partial columns as people know them: `mean` and `sum_of_squares` are derived."""
     columns = {name: tiles[name] for name in view.key_names}
     for feature in view.aggregates:
         column = feature.column.name

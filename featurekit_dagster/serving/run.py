@@ -31,9 +31,9 @@ def run_view(
     Args:
         view: The feature view.
         interval: `[start, end)` of event time; aggregates see only events inside it.
-        aggregation_level: `disabled`: the transformation's rows. `partial`: one row per join key and tile, tiles aligned to
-            the end of the interval, with `tile_start_time` and `tile_end_time`. `full`, the default: one row per join key and
-            tile that has data, windows as of the tile's end, which is the timestamp.
+        aggregation_level: `disabled`: the transformation's rows. `partial`: one row per join key and tile, tiles
+            aligned to the end of the interval, with `tile_start_time` and `tile_end_time`. `full`, the default: one
+            row per join key and tile that has data, windows as of the tile's end, which is the timestamp.
         mocks: Parameter to a frame that is used instead of its source.
 
     Raises:
@@ -64,13 +64,14 @@ def _warn_of_length(view: FeatureView, interval: Interval, level: str) -> None:
     tile = view.aggregation_interval
     if tile is not None and interval.duration % tile:
         warnings.warn(
-            f"{view.name}: {interval} is not a multiple of aggregation_interval {format_duration(tile)}; the first tile is cut",
+            f"{view.name}: {interval} is not a multiple of aggregation_interval {format_duration(tile)}; "
+            "the first tile is cut",
             stacklevel=4,
         )
     if level == "full" and interval.duration < view.reach:
         warnings.warn(
-            f"{view.name}: {interval} is shorter than the widest window, {format_duration(view.reach)}; events before it are "
-            "not seen",
+            f"{view.name}: {interval} is shorter than the widest window, {format_duration(view.reach)}; "
+            "events before it are not seen",
             stacklevel=4,
         )
 

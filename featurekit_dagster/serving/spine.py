@@ -14,6 +14,7 @@ from featurekit_dagster.domain.schema import DataType
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type, to_arrow
 from featurekit_dagster.errors import SpineError
 from featurekit_dagster.serving.frame import FeatureFrame
+from featurekit_dagster.serving.stored import Mask, Times
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,15 @@ class Spine:
     def __len__(self) -> int:
         return len(self.times)
 
-    def times_us(self) -> np.ndarray:
+    def times_us(self) -> Times:
         """Return the times as integer microseconds; NULLs are 0 (see `is_null`)."""
-        return pc.fill_null(self.times.cast(pa.int64()), 0).to_numpy()
+        filled: Times = pc.fill_null(self.times.cast(pa.int64()), 0).to_numpy()
+        return filled
 
-    def is_null(self) -> np.ndarray:
+    def is_null(self) -> Mask:
         """Return which rows have no time."""
-        return pc.is_null(self.times).to_numpy()
+        missing: Mask = pc.is_null(self.times).to_numpy()
+        return missing
 
     def with_features(self, features: pa.Table) -> FeatureFrame:
         """Return the spine with feature columns beside it."""
@@ -135,7 +138,7 @@ def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if not pa.types.is_timestamp(column.type):
         raise SpineError(f"timestamp_key {name!r} is {column.type}, not a timestamp; convert it")
     if column.type.unit == "ns":
-        # a time between two microseconds sees exactly what the earlier one sees, also before 1970 (floor, not truncation)
+        # a time between two microseconds sees exactly what the earlier one sees, also before 1970: floor
         nanoseconds = column.cast(pa.int64()).combine_chunks()
         values = np.floor_divide(pc.fill_null(nanoseconds, 0).to_numpy(), 1000)
         floored = pa.array(values, mask=pc.is_null(nanoseconds).to_numpy(zero_copy_only=False))

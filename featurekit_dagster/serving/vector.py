@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class FeatureStatus(Enum):
     """Whether a feature's value was found.
 
-    PRESENT: the keys are known and the value is alive. MISSING_DATA: nothing is stored for the keys, or it has expired; the
+    PRESENT: the keys are known and the value is alive. MISSING_DATA: nothing is stored for the keys, or it has
+        expired; the
     value is the feature's default. UNKNOWN: intervals that the value needs are not materialized; it is NULL.
     """
 
@@ -36,8 +37,8 @@ class FeatureVector:
         names: Feature names, in order; join keys first when they were asked for.
         values: Their values.
         statuses: Their statuses.
-        effective_us: Per value, the time up to which its data are complete, in microseconds; None where nothing is materialized.
-            Used as the time of a spine row, it gives the same value offline.
+        effective_us: Per value, the time up to which its data are complete, in microseconds; None where nothing is
+            materialized. Used as the time of a spine row, it gives the same value offline.
 
     Source: SDK page, get_online_features.
     """

@@ -57,7 +57,7 @@ class WorkspaceStores:
         return self.ledger.coverage(self.workspace, view.name, store)
 
     def read_offline(self, view: FeatureView, schema: pa.Schema, interval: Interval) -> pa.Table:
-        """Return the stored rows with `start <= time < end`, columns and types of `schema`; none where nothing was written."""
+        """Return the stored rows with `start <= time < end`, columns as in `schema`; none before the first write."""
         if not self.offline.exists(view.name):
             return schema.empty_table()
         with duckdb.connect() as con:
