@@ -70,7 +70,7 @@ def worlds(draw: st.DrawFn) -> World:
     keys = st.fixed_dictionaries(
         {"user": st.sampled_from(["a", "b", None]), "shop": st.sampled_from([1, -(2**40), None])}
     )
-    numbers = st.floats(allow_nan=True, width=32) | st.sampled_from([1e20, 1.0, -1e20]) | st.none()
+    numbers = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf]) | st.sampled_from([1e20, 1.0, -1e20]) | st.none()
     values = st.fixed_dictionaries(
         {"v": numbers, "k": st.none() | st.integers(-(2**53), 2**53), "s": st.none() | st.sampled_from(["x", "y", ""])}
     )

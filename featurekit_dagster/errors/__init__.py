@@ -1,0 +1,95 @@
+"""Every error that the project raises on purpose.
+
+Each class takes its facts as keyword arguments, keeps them as attributes and writes its own message: what was given,
+what the rule is, what to do. `retryable` says whether trying the same again can help; only orchestration reads it.
+"""
+
+from featurekit_dagster.errors.base import (
+    FeatureKitError,
+    NotFoundError,
+    TectonValidationError,
+    safe_reason,
+)
+from featurekit_dagster.errors.compute import (
+    AggregationOverflow,
+    JobStateError,
+    MaterializationFailed,
+    OutputSchemaMismatch,
+    SourceError,
+    TileOverflow,
+    TransformError,
+    UnsupportedKeyType,
+)
+from featurekit_dagster.errors.declarations import (
+    BeforeFeatureStart,
+    DeclarationError,
+    IntervalNotComplete,
+    MisalignedInterval,
+    OverlappingMaterialization,
+    PlanError,
+)
+from featurekit_dagster.errors.reads import (
+    JoinKeyMismatch,
+    NotMaterialized,
+    ReadError,
+    SpineError,
+)
+from featurekit_dagster.errors.stores import (
+    CommitConflict,
+    ConcurrentOnlineWrite,
+    KeyTooLong,
+    LeaseHeld,
+    LeaseLost,
+    LedgerOnOtherHost,
+    LedgerVersionMismatch,
+    OnlineLayoutMismatch,
+    OnlineRecordsMismatch,
+    OnlineStoreBusy,
+    RowsOutsideInterval,
+    StoredSchemaMismatch,
+    StoreError,
+    TableMissing,
+    Unsupported,
+    UnusableLakePath,
+)
+
+__all__ = [
+    "AggregationOverflow",
+    "BeforeFeatureStart",
+    "CommitConflict",
+    "ConcurrentOnlineWrite",
+    "DeclarationError",
+    "FeatureKitError",
+    "IntervalNotComplete",
+    "JobStateError",
+    "JoinKeyMismatch",
+    "KeyTooLong",
+    "LeaseHeld",
+    "LeaseLost",
+    "LedgerOnOtherHost",
+    "LedgerVersionMismatch",
+    "MaterializationFailed",
+    "MisalignedInterval",
+    "NotFoundError",
+    "NotMaterialized",
+    "OnlineLayoutMismatch",
+    "OnlineRecordsMismatch",
+    "OnlineStoreBusy",
+    "OutputSchemaMismatch",
+    "OverlappingMaterialization",
+    "PlanError",
+    "ReadError",
+    "RowsOutsideInterval",
+    "SourceError",
+    "SpineError",
+    "StoreError",
+    "StoredSchemaMismatch",
+    "TableMissing",
+    "TectonValidationError",
+    "TileOverflow",
+    "TransformError",
+    "Unsupported",
+    "UnsupportedKeyType",
+    "UnusableLakePath",
+    "safe_reason",
+]

@@ -1,0 +1,116 @@
+"""Sources, transformations and jobs that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featurekit_dagster.errors.base import FeatureKitError, TectonValidationError, safe_reason
+from featurekit_dagster.intervals import Interval
+
+
+class SourceError(FeatureKitError):
+    """A source cannot be read.
+
+    Args:
+        source: Name of the source.
+        reason: What the reader said, without row values.
+    """
+
+    retryable = True
+
+    def __init__(self, *, source: str, reason: str) -> None:
+        self.source, self.reason = source, reason
+        super().__init__(f"source {source!r} cannot be read: {reason}")
+
+
+class TransformError(FeatureKitError):
+    """A transformation could not be run or returned something unusable."""
+
+
+class OutputSchemaMismatch(TransformError):
+    """A transformation's output does not have the declared columns.
+
+    Args:
+        view: The feature view.
+        faults: One clause per column: missing, extra, or of another type.
+    """
+
+    def __init__(self, *, view: str, faults: Sequence[str]) -> None:
+        self.view, self.faults = view, tuple(faults)
+        super().__init__(f"{view}: the transformation's output differs from the declaration: " + "; ".join(faults))
+
+
+class UnsupportedKeyType(TectonValidationError):
+    """A join key column has a type that cannot be a key.
+
+    Args:
+        column: Name of the key column.
+        given: Its type, or the two types where the sides disagree.
+    """
+
+    def __init__(self, *, column: str, given: str) -> None:
+        self.column, self.given = column, given
+        super().__init__(
+            f"join key {column!r} is {given}; keys are strings, integers, bytes, booleans or timestamps, "
+            "of the same kind on both sides; convert the column"
+        )
+
+
+class TileOverflow(TransformError):
+    """The sum of integers of a single tile does not fit 64 bits.
+
+    Args:
+        columns: The integer columns that are summed; one of them is too large.
+    """
+
+    def __init__(self, *, columns: Sequence[str]) -> None:
+        self.columns = tuple(columns)
+        super().__init__(
+            f"the sum of one tile of {' or '.join(self.columns)} does not fit 64 bits; return the column as Float64"
+        )
+
+
+class AggregationOverflow(TransformError):
+    """A sum of integers does not fit the feature's type.
+
+    Args:
+        feature: The feature.
+        dtype: Its type.
+        count: Number of windows concerned.
+    """
+
+    def __init__(self, *, feature: str, dtype: str, count: int) -> None:
+        self.feature, self.dtype, self.count = feature, dtype, count
+        windows = "1 window" if count == 1 else f"{count:,} windows"
+        super().__init__(
+            f"{feature}: the sum over {windows} does not fit {dtype}; sums keep the type of their column, "
+            "so return the column in a wider type (Int64 or Float64)"
+        )
+
+
+class JobStateError(FeatureKitError):
+    """A job cannot go from the state it is in to the one that was asked for."""
+
+    def __init__(self, *, job_id: str, state: str, wanted: str, reason: str | None = None) -> None:
+        self.job_id, self.state, self.wanted, self.reason = job_id, state, wanted, reason
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"job {job_id} is {state}{because} and cannot become {wanted}; only a running job can; start a new job"
+        )
+
+
+class MaterializationFailed(FeatureKitError):
+    """One or more jobs of a run failed; the others are done.
+
+    Args:
+        view: The feature view.
+        failures: The interval of each failed job, and its error.
+    """
+
+    def __init__(self, *, view: str, failures: Sequence[tuple[Interval, Exception]]) -> None:
+        self.view, self.failures = view, tuple(failures)
+        self.retryable = any(getattr(error, "retryable", True) for _, error in self.failures)
+        count = "1 job" if len(self.failures) == 1 else f"{len(self.failures)} jobs"
+        lines = [f"  - {interval}: {safe_reason(error)}" for interval, error in self.failures[:10]]
+        more = [f"  - and {len(self.failures) - 10} more"] if len(self.failures) > 10 else []
+        super().__init__("\n".join([f"{view}: {count} failed", *lines, *more]))

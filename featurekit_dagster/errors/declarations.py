@@ -1,0 +1,88 @@
+"""Declarations and intervals that are refused before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featurekit_dagster.errors.base import TectonValidationError
+from featurekit_dagster.intervals import Interval, IntervalSet
+
+
+class DeclarationError(TectonValidationError):
+    """A declaration breaks one or more rules; all of them are listed.
+
+    Args:
+        subject: The declared object, as `kind 'name'`.
+        faults: One sentence per broken rule: the given value, the rule, the remedy. Equal ones are told once.
+    """
+
+    def __init__(self, *, subject: str, faults: Sequence[str]) -> None:
+        self.subject = subject
+        self.faults = tuple(dict.fromkeys(faults))
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__(f"{subject}: {count}\n" + "\n".join(f"  - {fault}" for fault in self.faults))
+
+
+class PlanError(TectonValidationError):
+    """An interval cannot be planned as asked."""
+
+
+class MisalignedInterval(PlanError):
+    """An interval does not lie on the epoch grid of its view."""
+
+    def __init__(self, *, view: str, what: str, given: str, rule: str, remedy: str) -> None:
+        self.view, self.what, self.given, self.rule, self.remedy = view, what, given, rule, remedy
+        super().__init__(f"{view}: {what} {given} {rule}; {remedy}")
+
+
+class OverlappingMaterialization(PlanError):
+    """A job would write what another job has written or is writing.
+
+    Args:
+        view: The feature view.
+        interval: The refused interval.
+        store: `online` or `offline`.
+        overlap: The part that is taken already.
+        running: Whether the other job is still queued or running (else it succeeded).
+        job_id: The other job, where it is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        view: str,
+        interval: Interval,
+        store: str,
+        overlap: IntervalSet,
+        running: bool,
+        job_id: str | None = None,
+    ) -> None:
+        self.view, self.interval, self.store = view, interval, store
+        self.overlap, self.running, self.job_id = overlap, running, job_id
+        other = f"job {job_id}" if job_id else "an earlier job"
+        if running:
+            what = f"{other} is queued or running there; wait for it or cancel it first"
+        else:
+            what = f"{other} succeeded there; pass overwrite=True to replace what it wrote"
+        super().__init__(f"{view}: {interval} overlaps {overlap} in the {store} store: {what}")
+
+
+class BeforeFeatureStart(PlanError):
+    """An interval begins before the view's materialization start."""
+
+    def __init__(self, *, view: str, given: str, first: str) -> None:
+        self.view, self.given, self.first = view, given, first
+        super().__init__(
+            f"{view}: start {given} is before the materialization start {first}; begin there, "
+            "or move feature_start_time"
+        )
+
+
+class IntervalNotComplete(PlanError):
+    """An interval ends after the last complete one."""
+
+    def __init__(self, *, view: str, given: str, last: str) -> None:
+        self.view, self.given, self.last = view, given, last
+        super().__init__(
+            f"{view}: end {given} is after the last complete interval, which ends {last}; end there or wait"
+        )

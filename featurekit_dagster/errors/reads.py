@@ -1,0 +1,48 @@
+"""Reads that have no answer."""
+
+from __future__ import annotations
+
+from featurekit_dagster.errors.base import FeatureKitError, TectonValidationError
+from featurekit_dagster.intervals import IntervalSet
+
+
+class NotMaterialized(FeatureKitError):
+    """A read needs intervals that were never materialized.
+
+    Args:
+        view: The feature view.
+        missing: What is not covered.
+        rows: Number of spine rows that need it (0 when the read has no spine).
+    """
+
+    def __init__(self, *, view: str, missing: IntervalSet, rows: int = 0) -> None:
+        self.view, self.missing, self.rows = view, missing, rows
+        needs = f"{rows:,} spine rows need" if rows else "the read needs"
+        shown = ", ".join(str(i) for i in missing.intervals[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        super().__init__(
+            f"{view}: {needs} {shown}{more}, which is not materialized offline; materialize it, "
+            f"pass allow_gaps=True to get NULL for the rows concerned, or from_source=True to compute them"
+        )
+
+
+class JoinKeyMismatch(TectonValidationError):
+    """A join key cannot be a key of the view; the message never shows the value.
+
+    Args:
+        view: The feature view.
+        what: What was given, by column and type.
+        rule: What the view takes.
+    """
+
+    def __init__(self, *, view: str, what: str, rule: str) -> None:
+        self.view, self.what, self.rule = view, what, rule
+        super().__init__(f"{view}: {what}; the view {rule}")
+
+
+class SpineError(TectonValidationError):
+    """A spine lacks a column, or a column cannot be used as it is."""
+
+
+class ReadError(TectonValidationError):
+    """A read was asked for in a way that has no answer."""
