@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, null, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, null, or_, select, update
 
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
@@ -31,7 +31,7 @@ _END_JOB = (
 )
 _END_ATTEMPTS = (
     update(attempts)
-    .where(attempts.c.job_id == bindparam("job"), attempts.c.state.in_(("PENDING", RUNNING)))
+    .where(attempts.c.job_id == bindparam("job"), or_(attempts.c.state == "PENDING", attempts.c.state == RUNNING))
     .values(state=bindparam("ended_state"), reason=bindparam("ended_reason"), updated_us=bindparam("ended_us"))
 )
 
@@ -155,7 +155,7 @@ def fail_jobs(connection: Connection, ids: Sequence[str], reason: str, now_us: i
 def fail_active(connection: Connection, condition: ColumnElement[bool], reason: str, now_us: int) -> tuple[str, ...]:
     """Fail the active jobs that meet a condition; return their ids."""
     active = jobs.c.state.in_(ACTIVE_STATES)
-    ids = tuple(connection.execute(select(jobs.c.id).where(active, condition)).scalars())
+    ids = tuple(connection.execute(select(jobs.c.id).where(active, condition).order_by(jobs.c.sequence)).scalars())
     fail_jobs(connection, ids, reason, now_us)
     return ids
 

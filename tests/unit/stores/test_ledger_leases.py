@@ -1,0 +1,203 @@
+"""What the ledger promises about leases, and how it tells a process that lives from one that does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from featurekit_dagster.errors import JobStateError, LeaseHeld, LeaseLost
+from featurekit_dagster.stores.ledger import Ledger
+from featurekit_dagster.stores.ledger_leases import Lease
+from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
+from tests.support import ledger_client
+
+MINUTE = timedelta(minutes=1)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2024, 6, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.db", clock=clock)
+    yield opened
+    opened.close()
+
+
+def test_the_epoch_grows_with_every_acquisition_of_a_name(ledger: Ledger) -> None:
+    epochs = []
+    for _ in range(3):
+        lease = ledger.acquire("a", "job", MINUTE)
+        epochs.append(lease.epoch)
+        ledger.release(lease)
+    assert epochs == [1, 2, 3]
+    assert ledger.acquire("b", "job", MINUTE).epoch == 1
+
+
+@pytest.mark.parametrize("holder", ["other", "job"])
+def test_a_lease_has_one_holder_at_a_time(ledger: Ledger, holder: str) -> None:
+    ledger.acquire("a", "job", MINUTE)
+    with pytest.raises(LeaseHeld, match="a is held by job until 2024-06-01T00:01Z"):
+        ledger.acquire("a", holder, MINUTE)
+    assert ledger.acquire("b", holder, MINUTE).holder == holder
+
+
+def test_a_lease_that_ran_out_is_taken_over_and_its_jobs_fail(ledger: Ledger, clock: Clock) -> None:
+    by_id, by_run, bystander = (ledger_client.claim_day(ledger, number) for number in range(3))
+    old = ledger.acquire("a", by_id.id, MINUTE)
+    ledger.acquire("b", "run-of-client", 10 * MINUTE)
+    clock.now += MINUTE
+    assert ledger.acquire("a", "next", MINUTE).epoch == old.epoch + 1
+    assert [ledger.job(job.id).state for job in (by_id, by_run, bystander)] == ["FAILURE", "RUNNING", "RUNNING"]
+    assert ledger.job(by_id.id).reason == "its lease ran out"
+    with pytest.raises(JobStateError):
+        ledger.succeed(by_id.id, stats={})
+    clock.now += 10 * MINUTE
+    ledger.acquire("b", "next", MINUTE)
+    assert [ledger.job(job.id).state for job in (by_run, bystander)] == ["FAILURE", "FAILURE"]
+
+
+def test_a_lease_lasts_to_its_end_and_no_longer(ledger: Ledger, clock: Clock) -> None:
+    ledger.acquire("a", "job", MINUTE)
+    clock.now += MINUTE - timedelta(microseconds=1)
+    with pytest.raises(LeaseHeld):
+        ledger.acquire("a", "other", MINUTE)
+    clock.now += timedelta(microseconds=1)
+    assert ledger.acquire("a", "other", MINUTE).epoch == 2
+
+
+def test_a_renewed_lease_lasts_its_time_again(ledger: Ledger, clock: Clock) -> None:
+    lease = ledger.acquire("a", "job", MINUTE)
+    clock.now += MINUTE / 2
+    ledger.renew(lease)
+    clock.now += MINUTE * 3 / 4
+    with pytest.raises(LeaseHeld):
+        ledger.acquire("a", "other", MINUTE)
+
+
+def test_a_lease_taken_over_cannot_be_renewed_and_its_release_does_nothing(ledger: Ledger, clock: Clock) -> None:
+    old = ledger.acquire("a", "job", MINUTE)
+    clock.now += MINUTE
+    new = ledger.acquire("a", "other", MINUTE)
+    with pytest.raises(LeaseLost, match="epoch 1 is gone, the current epoch is 2") as lost:
+        ledger.renew(old)
+    assert (lost.value.epoch, lost.value.current) == (1, 2)
+    ledger.release(old)
+    ledger.renew(new)
+
+
+def test_a_released_lease_cannot_be_renewed(ledger: Ledger) -> None:
+    lease = ledger.acquire("a", "job", MINUTE)
+    ledger.release(lease)
+    ledger.release(lease)
+    with pytest.raises(LeaseLost):
+        ledger.renew(lease)
+
+
+def test_a_lease_of_a_killed_process_is_taken_over_and_its_jobs_fail(tmp_path: Path, ledger: Ledger) -> None:
+    process = ledger_client.start("hold", tmp_path / "ledger.db", "a")
+    ledger_client.go(process)
+    job_id = ledger_client.answer(process)
+    own = ledger_client.claim_day(ledger, 1)
+    with pytest.raises(LeaseHeld):
+        ledger.acquire("a", "next", MINUTE)
+    process.kill()
+    # Not waited for yet: a process that has ended but is still listed counts as ended.
+    lease = acquire_within_seconds(ledger, "a")
+    ledger_client.end(process)
+    assert lease.epoch == 2
+    assert (ledger.job(job_id).state, ledger.job(job_id).reason) == ("FAILURE", "its process ended")
+    assert ledger.job(own.id).state == "RUNNING"
+
+
+def acquire_within_seconds(ledger: Ledger, name: str) -> Lease:
+    for _ in range(200):
+        try:
+            return ledger.acquire(name, "next", MINUTE)
+        except LeaseHeld:
+            time.sleep(0.02)
+    return ledger.acquire(name, "next", MINUTE)
+
+
+def test_a_with_block_gives_its_lease_back_whatever_happens(ledger: Ledger) -> None:
+    def work() -> None:
+        with ledger.lease("a", "job") as lease:
+            assert (lease.name, lease.epoch, lease.holder) == ("a", 1, "job")
+            raise RuntimeError("body")
+
+    with pytest.raises(RuntimeError, match="body"):
+        work()
+    with ledger.lease("a", "other") as lease:
+        assert lease.epoch == 2
+
+
+def test_a_with_block_waits_for_its_turn(ledger: Ledger) -> None:
+    lease = ledger.acquire("a", "job", MINUTE)
+    with pytest.raises(LeaseHeld), ledger.lease("a", "other", wait=timedelta(seconds=0.1)):
+        pass
+    ledger.release(lease)
+    with ledger.lease("a", "other", wait=timedelta(seconds=5)) as waited:
+        assert waited.epoch == 2
+
+
+def test_a_with_block_renews_its_lease_while_it_runs(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db", clock=lambda: datetime.now(UTC))
+    with ledger.lease("a", "job", ttl=timedelta(seconds=1)):
+        time.sleep(1.5)
+        with pytest.raises(LeaseHeld):
+            ledger.acquire("a", "other", MINUTE)
+    assert ledger.acquire("a", "other", MINUTE).epoch == 2
+    ledger.close()
+
+
+def test_the_process_that_asks_is_alive() -> None:
+    own = current_process()
+    assert own.pid == os.getpid()
+    assert not own.is_dead
+    assert ProcessIdentity.parse(str(own)) == own
+
+
+def test_a_process_that_ended_is_dead_before_and_after_its_parent_noticed() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    start = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    identity = replace(current_process(), pid=child.pid, started=start)
+    assert not identity.is_dead
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert identity.is_dead
+    child.communicate()
+    assert identity.is_dead
+
+
+def test_a_later_process_with_the_same_number_is_another_one() -> None:
+    assert replace(current_process(), started="1").is_dead
+
+
+def test_processes_before_a_restart_of_the_host_are_dead() -> None:
+    assert replace(current_process(), boot="earlier").is_dead
+
+
+def test_processes_that_cannot_be_seen_count_as_alive() -> None:
+    own = current_process()
+    assert not replace(own, host="other", started="1").is_dead
+    assert not replace(own, namespace="pid:[1]", started="1").is_dead
