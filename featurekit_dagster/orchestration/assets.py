@@ -1,0 +1,160 @@
+"""One asset per feature view: a run materializes a contiguous range of its partitions.
+
+The body turns Dagster's keys into an interval, has the recipe carried out, and tells Dagster what is covered now.
+"""
+
+# No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.errors import MaterializationFailed, PlanError
+from featurekit_dagster.intervals import Interval
+from featurekit_dagster.orchestration.checks import check_events
+from featurekit_dagster.orchestration.materializations import (
+    ADOPTED,
+    MaterializationRequest,
+    failure_of,
+    materializations,
+)
+from featurekit_dagster.orchestration.partitions import interval_of_keys
+from featurekit_dagster.orchestration.reconcile import restate_after_run
+from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
+from featurekit_dagster.orchestration.translator import TRIGGER, run_tags, view_key, view_spec
+from featurekit_dagster.planning.planner import check_interval
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+OnPartition = Callable[[str], None]
+AssetJob = Any  # what `define_asset_job` returns; its class has no public name
+
+
+CONFIG = {
+    "overwrite": dg.Field(
+        dg.Noneable(bool),
+        default_value=None,
+        is_required=False,
+        description="True replaces everything in the range, False refuses a range that is covered already. By default "
+        "missing parts are filled, and covered ones are replaced when a person starts the run.",
+    ),
+    "online": dg.Field(bool, default_value=True, description="Write the online store, where the view has one."),
+    "offline": dg.Field(bool, default_value=True, description="Write the offline store, where the view has one."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AssetRun:
+    """One run of one view's asset, whatever started it.
+
+    Args:
+        view: The feature view.
+        key: Its asset key.
+        workspace: The workspace, for its clock.
+        stores: Where rows and record are kept.
+        instance: Where events are kept.
+        log: The run's log.
+    """
+
+    view: FeatureView
+    key: dg.AssetKey
+    workspace: BoundWorkspace
+    stores: WorkspaceStores
+    instance: dg.DagsterInstance
+    log: logging.Logger
+
+    def events(self, request: MaterializationRequest) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+        """Yield the materialization of each partition as its job commits, and the results of the checks at the end.
+
+        Raises:
+            dagster.Failure: A job failed or the request was refused; partitions yielded before stay materialized.
+        """
+        failure: dg.Failure | None = None
+        done: set[str] = set()
+        try:
+            check_interval(self.view, request.interval.start, request.interval.end, self.workspace.now())
+            for event in materializations(self.view, self.key, request, self.stores, self.log):
+                done.add(event.partition or "")
+                yield event
+        except MaterializationFailed as failed:
+            failure = failure_of(failed)
+        except PlanError as refused:
+            failure = dg.Failure(description=str(refused), allow_retries=False)
+        restate_after_run(self.view, self.key, self.stores, self.instance, request.interval, done, failed=bool(failure))
+        yield from check_events(self.view, self.key, self.stores, self.workspace.now(), request.interval)
+        if failure is not None:
+            raise failure
+
+
+def view_asset(
+    view: FeatureView,
+    workspace: BoundWorkspace,
+    prefix: str | None = None,
+    on_partition: OnPartition | None = None,
+) -> dg.AssetsDefinition:
+    """Return the asset of a view.
+
+    Args:
+        view: A view that writes a store.
+        workspace: The workspace it is declared in.
+        prefix: First part of the asset key, if wanted.
+        on_partition: Called with the key of each partition that is done; for progress in this process.
+    """
+    key, resource = view_key(view, prefix), resource_key(prefix)
+
+    def materialize(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+        stores: FeatureStores = getattr(context.resources, resource)
+        run = AssetRun(view, key, workspace, stores.open(workspace), context.instance, context.log)
+        request = MaterializationRequest(
+            interval=interval_of_run(view, context),
+            trigger=context.run.tags.get(TRIGGER, ADOPTED),
+            run_id=context.run.run_id,
+            **context.op_execution_context.op_config,
+        )
+        for event in run.events(request):
+            if isinstance(event, dg.AssetCheckEvaluation):
+                context.log_event(event)
+                continue
+            yield event
+            if on_partition is not None and event.partition is not None:
+                on_partition(event.partition)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; without it a range is one run per partition
+        return dg.multi_asset(
+            specs=[view_spec(view, workspace, prefix)],
+            name="__".join(key.path),
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            config_schema=CONFIG,
+            required_resource_keys={resource},
+        )(materialize)
+
+
+def asset_job_of(view: FeatureView, asset: dg.AssetsDefinition) -> AssetJob:
+    """Return the job that materializes partitions of one view; its schedule runs it, and `dagster job` can."""
+    return dg.define_asset_job(
+        f"materialize_{'__'.join(asset.key.path)}",
+        selection=dg.AssetSelection.assets(asset).without_checks(),
+        description=f"Materialize partitions of {view.name}.",
+        tags=run_tags(view),
+        executor_def=dg.in_process_executor,
+    )
+
+
+def interval_of_run(view: FeatureView, context: dg.AssetExecutionContext) -> Interval:
+    """Return the interval of the partitions that a run was started for.
+
+    Raises:
+        dagster.Failure: It was started without partitions.
+    """
+    if not context.has_partition_key and not context.has_partition_key_range:
+        raise dg.Failure(
+            description=f"{view.name}: the run has no partitions; give a partition or a range of them, or run the job "
+            "'backfill' with view, start and end",
+            allow_retries=False,
+        )
+    return interval_of_keys(view, context.partition_key_range)

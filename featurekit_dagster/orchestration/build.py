@@ -1,0 +1,55 @@
+"""From a workspace to Dagster definitions: assets, checks, jobs, schedules, resources."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.errors import DeclarationError
+from featurekit_dagster.orchestration.assets import asset_job_of, view_asset
+from featurekit_dagster.orchestration.checks import view_checks
+from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
+from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
+from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
+from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
+from featurekit_dagster.orchestration.translator import source_spec
+from featurekit_dagster.planning.planner import stores_of
+
+
+def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> dg.Definitions:
+    """Return the definitions of a workspace: each view that writes a store is an asset, each source an external one.
+
+    Args:
+        workspace: Declarations bound to stores and a clock.
+        prefix: First part of every asset key and name; needed only where several workspaces share a code location.
+
+    Raises:
+        DeclarationError: A `batch_schedule` cannot be partitions, or makes too many; all such views are listed.
+    """
+    views = [view for view in workspace.repo.views if stores_of(view)]
+    _check_partitions(workspace, views)
+    assets = {view.name: view_asset(view, workspace, prefix) for view in views}
+    jobs = {view.name: asset_job_of(view, assets[view.name]) for view in views}
+    schedules = [
+        view_schedule(view, workspace, assets[view.name], jobs[view.name], prefix)
+        for view in views
+        if has_schedule(view)
+    ]
+    return dg.Definitions(
+        assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
+        asset_checks=[view_checks(view, workspace, prefix) for view in views],
+        jobs=[*jobs.values(), backfill_job(workspace, prefix), overwrite_job(workspace, prefix)],
+        schedules=schedules,
+        resources={resource_key(prefix): FeatureStores.of(workspace)},
+        executor=dg.in_process_executor,
+    )
+
+
+def _check_partitions(workspace: BoundWorkspace, views: list[FeatureView]) -> None:
+    faults = [fault for view in views if (fault := schedule_fault(view))]
+    if not faults:
+        covered = {name for name, _ in workspace.snapshot().covered}
+        counted = [count_fault(view, workspace.now(), exists=view.name in covered) for view in views]
+        faults = [fault for fault in counted if fault]
+    if faults:
+        raise DeclarationError(subject=f"workspace {workspace.name!r}", faults=faults)

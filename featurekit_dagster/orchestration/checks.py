@@ -1,0 +1,196 @@
+"""Asset checks: is what is stored what was declared, and is it all there?
+
+They run at the end of each materialization, on its range, and whenever a person asks, on the whole view. Results carry
+counts only.
+"""
+
+# No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.engine.duck import connect, naive_literal, quoted
+from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.errors import TableMissing
+from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
+from featurekit_dagster.orchestration.translator import view_key
+from featurekit_dagster.planning.planner import stores_of, wanted_interval
+from featurekit_dagster.planning.tasks import OFFLINE
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+SCHEMA, INSIDE_COVERAGE, UNIQUE_ROWS, UP_TO_DATE = "schema", "inside_coverage", "unique_rows", "up_to_date"
+
+_OFFLINE_CHECKS = {
+    SCHEMA: "The offline table has the declared columns, with the declared types.",
+    INSIDE_COVERAGE: "No row of the offline table lies outside the intervals that the ledger knows to be materialized.",
+    UNIQUE_ROWS: "No two rows of the offline table have the same join keys and time.",
+}
+_UP_TO_DATE = "The newest interval whose sources are complete is materialized in every store that the view writes."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOutcome:
+    """What one check found.
+
+    Args:
+        name: Which check.
+        passed: Whether all is well.
+        description: One sentence.
+        counts: Numbers and intervals, never values.
+    """
+
+    name: str
+    passed: bool
+    description: str
+    counts: dict[str, int | str] = field(default_factory=dict)
+
+
+def check_specs(view: FeatureView, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """Return the checks of a view, in the order in which they are made."""
+    described = {**(_OFFLINE_CHECKS if view.offline else {}), UP_TO_DATE: _UP_TO_DATE}
+    return [dg.AssetCheckSpec(name, asset=key, description=text) for name, text in described.items()]
+
+
+def check_view(
+    view: FeatureView, stores: WorkspaceStores, now: datetime, interval: Interval | None = None
+) -> Iterator[CheckOutcome]:
+    """Yield what each check of a view finds.
+
+    Args:
+        view: The feature view.
+        stores: Where rows and record are kept.
+        now: Time by which complete intervals are told.
+        interval: Rows are compared with each other only in this range; everywhere by default.
+    """
+    if view.offline:
+        yield from _check_offline(view, stores, interval)
+    yield _check_up_to_date(view, stores, now)
+
+
+def check_events(
+    view: FeatureView, key: dg.AssetKey, stores: WorkspaceStores, now: datetime, interval: Interval
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield the results of all checks as events, for a run that has just materialized `interval`."""
+    for outcome in check_view(view, stores, now, interval):
+        yield dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=outcome.name,
+            passed=outcome.passed,
+            description=outcome.description,
+            severity=_severity(view, outcome.name),
+            metadata={f"featurekit/{name}": value for name, value in outcome.counts.items()},
+        )
+
+
+def view_checks(view: FeatureView, workspace: BoundWorkspace, prefix: str | None = None) -> dg.AssetChecksDefinition:
+    """Return the checks of a view, to be run without materializing anything."""
+    key, resource = view_key(view, prefix), resource_key(prefix)
+
+    @dg.multi_asset_check(
+        name=f"{'__'.join(key.path)}_checks", specs=check_specs(view, key), required_resource_keys={resource}
+    )
+    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        stores: FeatureStores = getattr(context.resources, resource)
+        for outcome in check_view(view, stores.open(workspace), workspace.now()):
+            yield dg.AssetCheckResult(
+                asset_key=key,
+                check_name=outcome.name,
+                passed=outcome.passed,
+                description=outcome.description,
+                severity=_severity(view, outcome.name),
+                metadata={f"featurekit/{name}": value for name, value in outcome.counts.items()},
+            )
+
+    return check
+
+
+def _severity(view: FeatureView, name: str) -> dg.AssetCheckSeverity:
+    """Rows of a view without aggregates may repeat in its source; reads then take the later one."""
+    warns = name == UP_TO_DATE or (name == UNIQUE_ROWS and not view.is_aggregate)
+    return dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR
+
+
+def _check_offline(view: FeatureView, stores: WorkspaceStores, interval: Interval | None) -> Iterator[CheckOutcome]:
+    covered = stores.coverage(view, OFFLINE)
+    try:
+        faults = stores.offline.schema_faults(view.name, stored_schema(view))
+    except TableMissing:
+        faults = ["there is no offline table, although the ledger says that intervals are materialized"]
+        faults = faults if covered else []
+        for name in _OFFLINE_CHECKS:
+            yield CheckOutcome(name=name, passed=not faults, description="; ".join(faults) or "Nothing is stored yet.")
+        return
+    said = "; ".join(faults) or "All declared columns are stored."
+    yield CheckOutcome(name=SCHEMA, passed=not faults, description=said, counts={"faults": len(faults)})
+    if faults:
+        for name in (INSIDE_COVERAGE, UNIQUE_ROWS):
+            yield CheckOutcome(name=name, passed=False, description="Not looked at: the columns are not as declared.")
+        return
+    outside = _rows_outside(view, stores, covered)
+    yield CheckOutcome(
+        name=INSIDE_COVERAGE,
+        passed=outside == 0,
+        description=f"{outside:,} rows lie outside the materialized intervals.",
+        counts={"rows_outside": outside, "intervals": len(covered)},
+    )
+    repeated = _repeated(view, stores, interval)
+    yield CheckOutcome(
+        name=UNIQUE_ROWS,
+        passed=repeated == 0,
+        description=f"{repeated:,} pairs of join keys and time occur more than once.",
+        counts={"repeated": repeated} | ({} if interval is None else {"looked_at": str(interval)}),
+    )
+
+
+def _rows_outside(view: FeatureView, stores: WorkspaceStores, covered: IntervalSet) -> int:
+    time = quoted(view.stored_time_column)
+    spans = [
+        f"({time} >= {naive_literal(i.start)}::TIMESTAMPTZ AND {time} < {naive_literal(i.end)}::TIMESTAMPTZ)"
+        for i in covered
+    ]
+    inside = " OR ".join(spans) or "false"
+    return _count(view, stores, None, [view.stored_time_column], "count(*) FROM {rows} WHERE NOT (" + inside + ")")
+
+
+def _repeated(view: FeatureView, stores: WorkspaceStores, interval: Interval | None) -> int:
+    columns = [*view.key_names, view.stored_time_column]
+    names = ", ".join(map(quoted, columns))
+    query = f"count(*) FROM (SELECT 1 FROM {{rows}} GROUP BY {names} HAVING count(*) > 1)"
+    return _count(view, stores, interval, columns, query)
+
+
+def _count(
+    view: FeatureView, stores: WorkspaceStores, interval: Interval | None, columns: Sequence[str], query: str
+) -> int:
+    with connect() as con:
+        rows = stores.offline.relation(
+            con,
+            view.name,
+            schema=stored_schema(view),
+            time_column=view.stored_time_column,
+            interval=interval,
+            columns=columns,
+        )
+        found = con.execute("SELECT " + query.replace("{rows}", rows)).fetchone()
+    return int(found[0]) if found else 0
+
+
+def _check_up_to_date(view: FeatureView, stores: WorkspaceStores, now: datetime) -> CheckOutcome:
+    wanted = wanted_interval(view, now)
+    if wanted is None:
+        return CheckOutcome(name=UP_TO_DATE, passed=True, description="Nothing has to be materialized by itself yet.")
+    newest = Interval(max(wanted.start, wanted.end - view.batch_schedule), wanted.end)
+    lacking = [store for store in stores_of(view) if not stores.coverage(view, store).covers(newest)]
+    missing = sum(len(IntervalSet([wanted]).subtract(stores.coverage(view, s)).intervals) for s in stores_of(view))
+    said = f"{newest} is not materialized {' and '.join(lacking)}." if lacking else f"{newest} is materialized."
+    return CheckOutcome(
+        name=UP_TO_DATE,
+        passed=not lacking,
+        description=said,
+        counts={"newest_interval": str(newest), "gaps": missing},
+    )

@@ -1,0 +1,223 @@
+"""What a Dagster run of a view does: it finds its tasks in the ledger, carries them out, and reports its partitions.
+
+The asset of a view and the jobs `backfill` and `overwrite` share this; only how they are asked differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.errors import LeaseHeld, MaterializationFailed, PlanError
+from featurekit_dagster.execution.materialize import JobReport, run_tasks
+from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.orchestration.partitions import key_of
+from featurekit_dagster.planning.planner import missing_runs, split_tasks, stores_of
+from featurekit_dagster.planning.tasks import LedgerSnapshot, Task
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+SCHEDULE, BACKFILL, MANUAL, ADOPTED = "schedule", "backfill", "manual", "dagster_ui"
+
+_POLL_SECONDS = 1.0
+_FRAMES_SHOWN = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaterializationRequest:
+    """What one run of one view was asked to do.
+
+    Args:
+        interval: The range, on the view's grid.
+        trigger: Who asked: `schedule`, `backfill`, `manual`; `dagster_ui` for a run that the ledger does not know.
+        run_id: The Dagster run.
+        overwrite: True replaces everything in the range, False refuses what is covered already; None lets the trigger
+            decide: schedule and backfill leave covered parts alone, an adopted run replaces them.
+        online: Whether the online store is written, where the view has one.
+        offline: Whether the offline store is written, where the view has one.
+    """
+
+    interval: Interval
+    trigger: str
+    run_id: str
+    overwrite: bool | None = None
+    online: bool = True
+    offline: bool = True
+
+
+def tasks_of(view: FeatureView, request: MaterializationRequest, snapshot: LedgerSnapshot) -> tuple[Task, ...]:
+    """Return the tasks of a run, in order of time.
+
+    Of an adopted run, parts that are covered in every chosen store are overwritten and all others are normal tasks.
+
+    Raises:
+        PlanError: The view writes none of the chosen stores.
+    """
+    online, offline = view.online and request.online, view.offline and request.offline
+    if not (online or offline):
+        raise PlanError(f"{view.name}: it does not write the chosen stores; it writes {', '.join(stores_of(view))}")
+    if request.overwrite is not None:
+        return split_tasks(view, request.interval, online=online, offline=offline, overwrite=request.overwrite)
+    chosen = replace(view, online=online, offline=offline)
+    missing = tuple(missing_runs(chosen, request.interval, snapshot))
+    tasks = [task for run in missing for task in run.tasks]
+    if request.trigger == ADOPTED:
+        covered = IntervalSet([request.interval]).subtract(run.interval for run in missing)
+        for interval in covered:
+            tasks += split_tasks(view, interval, online=online, offline=offline, overwrite=True)
+    return tuple(sorted(tasks, key=lambda task: task.interval))
+
+
+def materializations(
+    view: FeatureView,
+    key: dg.AssetKey,
+    request: MaterializationRequest,
+    stores: WorkspaceStores,
+    log: logging.Logger,
+) -> Iterator[dg.AssetMaterialization]:
+    """Carry out a run, and yield a materialization for each partition that now has every store its view writes.
+
+    A run whose range was covered in the meantime finds nothing to do. While another run writes the view, it waits.
+
+    Args:
+        view: The feature view.
+        key: Its asset key.
+        request: What the run was asked to do.
+        stores: Where rows and record are kept.
+        log: Told about each job.
+
+    Raises:
+        MaterializationFailed: At least one job failed; raised after the last one was tried.
+        PlanError: The view writes none of the chosen stores.
+    """
+    try:
+        for report in _reports(view, request, stores, log):
+            job = report.job
+            log.info(f"{view.name}: job {job.id} wrote {report.rows:,} rows of {job.interval}")
+            covered = covered_everywhere(view, stores).intersect([job.interval])
+            yield from _partitions(view, key, report, covered)
+    finally:
+        _abandon(view, request, stores)
+
+
+def covered_everywhere(view: FeatureView, stores: WorkspaceStores) -> IntervalSet:
+    """Return what is covered in every store that the view writes."""
+    first, *others = (stores.coverage(view, store) for store in stores_of(view))
+    for covered in others:
+        first = first.intersect(covered)
+    return first
+
+
+def failure_of(failed: MaterializationFailed) -> dg.Failure:
+    """Return what Dagster is told about failed jobs: which, why, and where, but no value and no foreign text.
+
+    Raise it outside any `except` block: Dagster stores the text of every exception in the chain.
+    """
+    metadata: dict[str, Any] = {}
+    for number, (interval, error) in enumerate(failed.failures[:10], 1):
+        metadata[f"featurekit/failed_{number}"] = f"{interval}: {_where(error)}"
+    return dg.Failure(description=str(failed), metadata=metadata, allow_retries=False)
+
+
+def _reports(
+    view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores, log: logging.Logger
+) -> Iterator[JobReport]:
+    waits = False
+    while True:
+        tasks = _planned(view, request, stores, log)
+        try:
+            yield from run_tasks(view, tasks, stores, trigger=request.trigger, run_id=request.run_id)
+        except LeaseHeld as held:
+            if not waits:
+                log.info(f"waiting: {held}")
+            waits = True
+        else:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _planned(
+    view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores, log: logging.Logger
+) -> Iterator[Task]:
+    """Yield the tasks; computed when the first is wanted, which is when this run alone writes the view."""
+    tasks = tasks_of(view, request, stores.ledger.snapshot(stores.workspace))
+    replaced = IntervalSet(task.interval for task in tasks if task.overwrite)
+    if not tasks:
+        log.info(f"{view.name}: nothing to do, {request.interval} is covered already")
+    else:
+        log.info(f"{view.name}: {_count(len(tasks), 'job')} for {request.interval} ({request.trigger})")
+    if replaced:
+        log.info(f"{view.name}: overwrites {replaced}")
+    yield from tasks
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _partitions(
+    view: FeatureView, key: dg.AssetKey, report: JobReport, covered: IntervalSet
+) -> Iterator[dg.AssetMaterialization]:
+    """Yield one event per partition, each with its own row count; the last one also tells about the whole job."""
+    cells = [cell for interval in covered for cell in interval.split_on_grid(view.batch_schedule)]
+    for number, cell in enumerate(cells, 1):
+        metadata: dict[str, Any] = {
+            "dagster/row_count": report.rows_by_start.get(cell.start, 0),
+            "featurekit/window_start": dg.MetadataValue.timestamp(cell.start),
+            "featurekit/window_end": dg.MetadataValue.timestamp(cell.end),
+            "featurekit/job": report.job.id,
+        }
+        if report.job.overwrite:
+            metadata["featurekit/overwrite"] = True
+        if number == len(cells):
+            metadata |= _about_job(report)
+        yield dg.AssetMaterialization(key, partition=key_of(cell.start), metadata=metadata)
+
+
+def _about_job(report: JobReport) -> dict[str, Any]:
+    job = report.job
+    facts: dict[str, Any] = {
+        "job_interval": str(job.interval),
+        "job_rows": report.rows,
+        "job_trigger": job.trigger,
+        "job_stores": ", ".join(job.stores),
+        "job_null_rates": {
+            column: round(nulls / report.rows, 4) for column, nulls in report.null_counts.items() if report.rows
+        },
+    }
+    if report.offline is not None:
+        facts |= {
+            "job_rows_replaced": report.offline.rows_replaced,
+            "job_offline_bytes": report.offline.bytes,
+            "job_offline_version": report.offline.version,
+        }
+    if report.online is not None:
+        facts["job_rows_online"] = report.online.rows_written
+    return {f"featurekit/{name}": value for name, value in facts.items()}
+
+
+def _abandon(view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores) -> None:
+    """Fail what an interrupt left running, so that the range is free at once."""
+    left = [
+        job.id
+        for job in stores.ledger.jobs(stores.workspace, view.name, states=["RUNNING"])
+        if any(attempt.run_id == request.run_id for attempt in job.attempts)
+    ]
+    if left:
+        stores.ledger.abandon(left, reason="its run was ended before it was done")
+
+
+def _where(error: BaseException) -> str:
+    """Return the kinds of an error and its causes, and the lines where the innermost was raised."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    frames = traceback.extract_tb(chain[-1].__traceback__)[-_FRAMES_SHOWN:]
+    lines = ", ".join(f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames)
+    return " from ".join(type(link).__name__ for link in chain) + (f" at {lines}" if lines else "")

@@ -1,0 +1,145 @@
+"""A feature view's batch intervals as Dagster partitions: cron, keys, and intervals back from keys.
+
+`partition` is Dagster's word for one cell of the `batch_schedule` grid; everything below this layer says interval.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.windows import format_duration
+from featurekit_dagster.intervals import Interval, IntervalSet, floor_time
+from featurekit_dagster.planning.grid import last_complete_end, last_ready_end
+
+KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
+MANY_PARTITIONS, TOO_MANY_PARTITIONS = 20_000, 100_000
+
+_MINUTE, _HOUR, _DAY, _WEEK = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=7)
+_MINUTES, _HOURS = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30), (1, 2, 3, 4, 6, 8, 12)
+_EPOCH_WEEKDAY = 4  # Thursday, as cron counts
+
+
+def schedule_fault(view: FeatureView) -> str | None:
+    """Return why a view's batch schedule cannot be partitions, or None.
+
+    Cron starts again each hour, day and week, so only divisors of those (and the week from a Thursday on) lie on the
+    epoch grid everywhere.
+    """
+    width = view.batch_schedule
+    minutes, hours = (timedelta(minutes=n) for n in _MINUTES), (timedelta(hours=n) for n in _HOURS)
+    if width in (*minutes, *hours, _DAY, _WEEK):
+        return None
+    return (
+        f"feature view {view.name!r}: batch_schedule {format_duration(width)} cannot be partitions, because cron "
+        f"cannot put it on the grid of the Unix epoch; give {', '.join(map(str, _MINUTES))} minutes, "
+        f"{', '.join(map(str, _HOURS))} hours, 1 day or 7 days"
+    )
+
+
+def cron_of(width: timedelta, delay: timedelta = timedelta(0)) -> str:
+    """Return the cron expression (UTC) of every grid point of `width`, moved by `delay`.
+
+    Cron counts in minutes, so a delay with seconds is rounded up to the next one.
+
+    >>> cron_of(timedelta(days=1)), cron_of(timedelta(days=1), timedelta(hours=1)), cron_of(timedelta(days=7))
+    ('0 0 * * *', '0 1 * * *', '0 0 * * 4')
+    """
+    phase = -(-delay // _MINUTE) * _MINUTE % width
+    day, hour, minute = phase // _DAY, phase % _DAY // _HOUR, phase % _HOUR // _MINUTE
+    if width >= _WEEK:
+        return f"{minute} {hour} * * {(_EPOCH_WEEKDAY + day) % 7}"
+    if width >= _DAY:
+        return f"{minute} {hour} * * *"
+    if width >= _HOUR:
+        return f"{minute} {_every(width // _HOUR, hour, 24)} * * *"
+    return f"{_every(width // _MINUTE, minute, 60)} * * * *"
+
+
+def _every(step: int, first: int, count: int) -> str:
+    if step == 1:
+        return "*"
+    return f"{first}-{count - 1}/{step}" if first else f"*/{step}"
+
+
+def partitions_of(view: FeatureView, fixed_now: datetime | None = None) -> dg.TimeWindowPartitionsDefinition:
+    """Return the partitions of a view, from its materialization start on.
+
+    Args:
+        view: A view that writes a store and whose schedule has no fault.
+        fixed_now: The time of a workspace whose clock stands still; partitions then end with the last ready interval.
+    """
+    start = _start_of(view)
+    return dg.TimeWindowPartitionsDefinition(
+        start=start,
+        end=None if fixed_now is None else max(start, last_ready_end(view, fixed_now)),
+        fmt=KEY_FORMAT,
+        cron_schedule=cron_of(view.batch_schedule),
+        timezone="UTC",
+    )
+
+
+def count_fault(view: FeatureView, now: datetime, *, exists: bool) -> str | None:
+    """Return why a view has too many partitions, or None; warn where they are many.
+
+    Args:
+        view: The feature view.
+        now: Time at which they are counted.
+        exists: Whether something of the view is materialized already; then it only warns.
+
+    Raises:
+        ValueError: The view has no feature start time.
+    """
+    count = max(0, (last_complete_end(view, now) - _start_of(view)) // view.batch_schedule)
+    if count <= MANY_PARTITIONS:
+        return None
+    sentence = (
+        f"feature view {view.name!r}: batch_schedule {format_duration(view.batch_schedule)} makes {count:,} "
+        f"partitions; Dagster gets slow above {MANY_PARTITIONS:,} and takes at most {TOO_MANY_PARTITIONS:,}; give a "
+        "longer batch_schedule (aggregation_interval may stay short), or a later feature_start_time"
+    )
+    if count > TOO_MANY_PARTITIONS and not exists:
+        return sentence
+    warnings.warn(sentence, stacklevel=2)
+    return None
+
+
+def key_of(start: datetime) -> str:
+    """Return the partition key of the interval that starts at `start`."""
+    return start.astimezone(UTC).strftime(KEY_FORMAT)
+
+
+def keys_of(view: FeatureView, intervals: Iterable[Interval]) -> Iterator[str]:
+    """Yield the keys of all partitions that lie wholly inside intervals, in order of time."""
+    for interval in IntervalSet(intervals):
+        for cell in interval.split_on_grid(view.batch_schedule):
+            if cell.duration == view.batch_schedule:
+                yield key_of(cell.start)
+
+
+def interval_of_keys(view: FeatureView, keys: dg.PartitionKeyRange) -> Interval:
+    """Return the interval from the start of the first partition to the end of the last.
+
+    Keys are computed with, not looked up in a list, so a range of any length costs the same. One that is off the grid
+    gives an interval that is off the grid, which planning refuses.
+
+    Raises:
+        ValueError: A key has another form, or the range is empty.
+    """
+    first, last = (datetime.strptime(key, KEY_FORMAT).replace(tzinfo=UTC) for key in (keys.start, keys.end))
+    return Interval(first, last + view.batch_schedule)
+
+
+def key_range(view: FeatureView, interval: Interval) -> dg.PartitionKeyRange:
+    """Return the range of keys of the partitions of an aligned interval."""
+    return dg.PartitionKeyRange(key_of(interval.start), key_of(interval.end - view.batch_schedule))
+
+
+def _start_of(view: FeatureView) -> datetime:
+    if view.materialization_start is None:
+        raise ValueError(f"{view.name} has no feature start time")
+    return floor_time(view.materialization_start, view.batch_schedule)

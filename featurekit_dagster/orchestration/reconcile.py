@@ -1,0 +1,85 @@
+"""Dagster's partition status follows the ledger: what is covered is shown as materialized.
+
+Only this direction is needed: single partitions cannot be taken back in Dagster, so lost coverage is a check's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import islice
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.intervals import Interval
+from featurekit_dagster.orchestration.materializations import covered_everywhere
+from featurekit_dagster.orchestration.partitions import keys_of
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+MOST_AT_ONCE = 1_000
+
+
+def restate(instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Iterable[str], why: str) -> int:
+    """Report partitions as materialized by events without a run; return how many."""
+    count = 0
+    for partition in partitions:
+        metadata = {"featurekit/restated": why}
+        instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=partition, metadata=metadata))
+        count += 1
+    return count
+
+
+def restate_after_run(
+    view: FeatureView,
+    key: dg.AssetKey,
+    stores: WorkspaceStores,
+    instance: dg.DagsterInstance,
+    interval: Interval,
+    reported: Collection[str],
+    *,
+    failed: bool,
+) -> int:
+    """Report again what a run touched, left as it was, and is covered; return how many partitions.
+
+    A failed run turns all its partitions to failed, also those whose data it did not change.
+
+    Args:
+        view: The feature view.
+        key: Its asset key.
+        stores: Where the ledger is.
+        instance: Where Dagster keeps its events.
+        interval: The range of the run.
+        reported: Partitions that the run itself has reported.
+        failed: Whether the run fails.
+    """
+    covered = [k for k in keys_of(view, covered_everywhere(view, stores).intersect([interval])) if k not in reported]
+    if covered and not failed:
+        known = instance.get_materialized_partitions(key)
+        covered = [k for k in covered if k not in known]
+    why = "covered before a run that failed" if failed else "covered by a job outside Dagster"
+    return restate(instance, key, covered, why)
+
+
+def reconcile(
+    view: FeatureView,
+    asset: dg.AssetsDefinition,
+    stores: WorkspaceStores,
+    instance: dg.DagsterInstance,
+    most: int = MOST_AT_ONCE,
+) -> int:
+    """Report partitions that are covered but not shown as materialized, nor in a run; return how many.
+
+    Args:
+        view: The feature view.
+        asset: Its asset.
+        stores: Where the ledger is.
+        instance: Where Dagster keeps its events.
+        most: At most so many at once; the rest is left to the next call.
+    """
+    covered = list(keys_of(view, covered_everywhere(view, stores)))
+    if not covered or asset.partitions_def is None:
+        return 0
+    statuses = instance.get_status_by_partition(asset.key, covered, asset.partitions_def) or {}
+    shown = {"MATERIALIZED", "IN_PROGRESS"}
+    hidden = (k for k in covered if (status := statuses.get(k)) is None or status.value not in shown)
+    return restate(instance, asset.key, islice(hidden, most), "covered in the ledger, but not shown as materialized")
