@@ -6,6 +6,7 @@ Times are integer microseconds since the Unix epoch. A changed layout raises `SC
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DisconnectionError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
 
 from featurekit_dagster.errors import Unsupported
 
@@ -137,8 +139,20 @@ def _sqlite_url(location: str | Path) -> URL:
 def _on_connect(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions of its own; _on_begin does
     record.info["pid"] = os.getpid()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {_BUSY_TIMEOUT_MS}"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    _switch_to_wal(connection)
+
+
+@retry(
+    retry=retry_if_exception_type(sqlite3.OperationalError),
+    wait=wait_random(0.005, 0.05),
+    stop=stop_after_delay(_BUSY_TIMEOUT_MS / 1000),
+    reraise=True,
+)
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch a new ledger to its mode; SQLite's own waiting does not cover several processes that switch it at once."""
+    connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _on_checkout(connection: Any, record: Any, proxy: Any) -> None:

@@ -357,3 +357,24 @@ def test_a_job_costs_the_ledger_a_few_milliseconds(ledger: Ledger) -> None:
     for number in range(1, 101):
         finish(ledger, days(number, number + 1))
     assert (time.process_time() - began) / 100 < 0.010
+
+
+def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
+    """Switching SQLite to its write-ahead log is the one step that its own waiting does not cover."""
+    opened: list[Ledger] = []
+    for number in range(20 if SOAK else 5):
+        path = tmp_path / f"{number}.db"
+        gate = threading.Barrier(6)
+
+        def open_ledger(path: Path = path, gate: threading.Barrier = gate) -> None:
+            gate.wait()
+            opened.append(Ledger(path, clock=lambda: NOW))
+
+        threads = [threading.Thread(target=open_ledger) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(opened) == 6 * (20 if SOAK else 5)
+    for ledger in opened:
+        ledger.close()
