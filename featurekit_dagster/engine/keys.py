@@ -11,14 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.engine.columns import Int64Array, int64_values, numbers, to_column
 from featurekit_dagster.errors import UnsupportedKeyType
-
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 ABSENT = -1
 _PACKED_BITS = 63
@@ -125,14 +122,6 @@ def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
     return column if column.type == dtype else column.cast(dtype)
 
 
-def int64_values(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]:
-    """Return an int64 column as an array, NULL as a value that occurs or 0, and where it is NULL (None: nowhere)."""
-    if not column.null_count:
-        return np.asarray(column.to_numpy(), np.int64), None
-    filled = column.fill_null(pc.min(column).as_py() or 0)
-    return np.asarray(filled.to_numpy(), np.int64), np.asarray(column.is_null().to_numpy(), np.bool_)
-
-
 def _look_up(rows: pa.ChunkedArray, probes: pa.ChunkedArray) -> KeyCodes:
     """Return codes by Arrow's hash table, which compares the values themselves and finds NULL by NULL."""
     known = pc.unique(probes)
@@ -143,9 +132,7 @@ def _positions(column: pa.ChunkedArray, known: pa.Array) -> Int64Array:
     if not len(known):
         return np.full(len(column), ABSENT, np.int64)
     found = pc.index_in(column, value_set=known)
-    if found.null_count:
-        found = found.fill_null(ABSENT)
-    return np.asarray(found.to_numpy(), np.int64)
+    return numbers(found.fill_null(ABSENT) if found.null_count else found).astype(np.int64)
 
 
 def _dense(rows: Int64Array, probes: Int64Array) -> KeyCodes:
@@ -155,7 +142,7 @@ def _dense(rows: Int64Array, probes: Int64Array) -> KeyCodes:
     low, high = int(probes.min()), int(probes.max())
     slots = high - low + 1
     if slots > max(_DIRECT_SLOTS, 4 * (len(rows) + len(probes))):
-        return _look_up(pa.chunked_array([rows]), pa.chunked_array([probes]))
+        return _look_up(to_column(rows, None, pa.int64()), to_column(probes, None, pa.int64()))
     present = np.zeros(slots + 1, np.bool_)
     present[probes - low] = True
     table = np.full(slots + 1, ABSENT, np.int64)
@@ -246,10 +233,3 @@ def stable_order(packed: Int64Array, within: Int64Array | None = None) -> Int64A
         ranks = (rows, ordered[tied]) if within is None else (rows, within[rows], ordered[tied])
         order[tied] = rows[np.lexsort(ranks)]
     return order
-
-
-def microseconds(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]:
-    """Return a timestamp or int64 column as `int64_values` does, timestamps in microseconds since the epoch."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us", column.type.tz))
-    return int64_values(column.cast(pa.int64()))

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from featurekit_dagster.domain.windows import TimeWindow
-from featurekit_dagster.engine.keys import Int64Array, TimePacking, encode_keys, microseconds, stable_order
+from featurekit_dagster.engine.columns import Int64Array, microseconds, to_column
+from featurekit_dagster.engine.keys import TimePacking, encode_keys, stable_order
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE
 from featurekit_dagster.intervals import duration_us
 
@@ -120,5 +121,5 @@ def change_edges(
     order = np.argsort(packed)
     fresh = np.concatenate(([True], packed[order][1:] != packed[order][:-1]))[: len(order)]
     chosen = order[fresh]
-    columns = key_columns.take(pa.array(chosen % max(tiles.num_rows, 1)))
-    return columns.append_column(EDGE, pa.array(every_edge[chosen]).cast(_TIMESTAMP))
+    columns = key_columns.take(to_column(chosen % max(tiles.num_rows, 1), None, pa.int64()))
+    return columns.append_column(EDGE, to_column(every_edge[chosen], None, _TIMESTAMP))

@@ -11,16 +11,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
 from featurekit_dagster.domain.schema import DataType, Int32
 from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.engine.arrow import arrow_type
-from featurekit_dagster.engine.keys import Int64Array, TimePacking, encode_keys, microseconds, stable_order
+from featurekit_dagster.engine.columns import (
+    BoolArray,
+    Int64Array,
+    Values,
+    microseconds,
+    numbers,
+    numpy_type,
+    present,
+    to_column,
+)
+from featurekit_dagster.engine.keys import TimePacking, encode_keys, stable_order
 from featurekit_dagster.engine.rollup_extremes import last_positions, neutral, range_extremes
-from featurekit_dagster.engine.rollup_sums import BoolArray, Ranges, count_ranges, float_sums, integer_sums
+from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, float_sums, integer_sums
 from featurekit_dagster.engine.rollup_variance import Moments, merge_moments
 from featurekit_dagster.errors import AggregationOverflow
 from featurekit_dagster.intervals import duration_us
@@ -28,7 +37,6 @@ from featurekit_dagster.intervals import duration_us
 ANCHOR_TIME = "_anchor_time"
 EDGE = "_edge"
 
-Values = npt.NDArray[Any]
 Answer = tuple[Values, BoolArray | None]
 
 
@@ -190,16 +198,17 @@ class _Kernel:
         column = self._tiles.column(partial.name)
         key = ("valid " + partial.name, feature.window)
         if key not in self._done:
-            valid = self._sorted(np.asarray(column.is_valid().to_numpy())) if column.null_count else None
+            flags = present(column)
+            valid = None if flags is None else self._sorted(flags)
             for window in self._windows[partial.name]:
                 self._done[key[0], window] = last_positions(valid, self._search.ranges[window])
         found = self._done[key][self._search.target]
-        missing = found < 0
+        there = found >= 0
         if self._search.unknown is not None:
-            missing |= self._search.unknown
+            there &= ~self._search.unknown
         if self._search.rows is not None and self._search.size:
             found = self._search.rows[found]
-        return column.combine_chunks().take(pa.array(found, mask=missing)).cast(arrow_type(feature.dtype))
+        return column.combine_chunks().take(to_column(found, there, pa.int64())).cast(arrow_type(feature.dtype))
 
     def _range(self, partial: PartialColumn, window: TimeWindow) -> Answer:
         """Return count, sum, min or max of a partial column over a window, and where there is any value."""
@@ -235,13 +244,12 @@ class _Kernel:
     def _load(self, partial: PartialColumn) -> Answer:
         """Return a partial column of the sorted tiles, NULL as what changes nothing, and where it is not NULL."""
         column = self._tiles.column(partial.name).cast(arrow_type(partial.dtype))
-        valid: BoolArray | None = None
-        if column.null_count:
-            valid = self._sorted(np.asarray(column.is_valid().to_numpy()))
-            kind = np.dtype(column.type.to_pandas_dtype())
-            nothing = neutral(kind, largest=partial.kind == "max") if partial.kind in ("min", "max") else 0
-            column = column.fill_null(pa.scalar(nothing, column.type))
-        return self._sorted(column.to_numpy()), valid
+        flags = present(column)
+        if flags is None:
+            return self._sorted(numbers(column)), None
+        extreme = partial.kind in ("min", "max")
+        nothing = neutral(numpy_type(column.type), largest=partial.kind == "max") if extreme else 0
+        return self._sorted(numbers(column.fill_null(pa.scalar(nothing, column.type)))), self._sorted(flags)
 
     def _sorted(self, values: Values) -> Values:
         return values if self._search.rows is None else values[self._search.rows]
@@ -249,11 +257,11 @@ class _Kernel:
     def _spread(self, values: Values, valid: BoolArray | None, dtype: DataType) -> pa.ChunkedArray:
         """Return the answers of the distinct (key, edge) pairs for every probe."""
         kind = arrow_type(dtype)
-        answers = values.astype(kind.to_pandas_dtype(), copy=False)[self._search.target]
-        missing = None if valid is None else ~valid[self._search.target]
+        answers = values.astype(numpy_type(kind), copy=False)[self._search.target]
+        there = None if valid is None else valid[self._search.target]
         if self._search.unknown is not None:
-            missing = self._search.unknown if missing is None else missing | self._search.unknown
-        return pa.chunked_array([pa.array(answers, kind, mask=missing)])
+            there = ~self._search.unknown if there is None else there & ~self._search.unknown
+        return to_column(answers, there, kind)
 
 
 def _check_fits(feature: AggregateFeature, sums: Int64Array, overflow: BoolArray | None) -> None:

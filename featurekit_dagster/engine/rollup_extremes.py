@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from featurekit_dagster.engine.rollup_sums import BoolArray, Int64Array, Ranges
-
-Values = npt.NDArray[Any]
+from featurekit_dagster.engine.columns import BoolArray, Int64Array, Values
+from featurekit_dagster.engine.rollup_sums import Ranges
 
 
 def range_extremes(values: Values, ranges: Sequence[Ranges], *, largest: bool) -> list[Values]:

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
+from featurekit_dagster.engine.columns import BoolArray, FloatArray, Int64Array, Values
 
 # What the sum of one level over one range may need, the sign apart.
 _LEVEL_BITS = 62
@@ -42,7 +39,7 @@ def longest(ranges: Sequence[Ranges]) -> int:
     return max((int(part.lengths.max()) for part in ranges if len(part.low)), default=0)
 
 
-def prefix(values: npt.NDArray[np.generic]) -> Int64Array:
+def prefix(values: Values) -> Int64Array:
     """Return the int64 prefix sums, one longer than `values`; they wrap around, which differences undo."""
     sums = np.empty(len(values) + 1, np.int64)
     sums[0] = 0

@@ -12,17 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from featurekit_dagster.engine.rollup_sums import (
-    FloatArray,
-    Int64Array,
-    Ranges,
-    count_ranges,
-    difference,
-    float_sums,
-    prefix,
-)
+from featurekit_dagster.engine.columns import FloatArray, Int64Array
+from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, difference, float_sums, prefix
 
 # Below this share of the sum of squares the difference has lost more digits than the bound allows.
 _CANCELLED = 1e-4
@@ -106,7 +98,7 @@ def _settle(found: FloatArray, part: Ranges, square: FloatArray, tiles: _Tiles) 
         found[block] = _direct(part.low[block], lengths[block], tiles)
 
 
-def _blocks(chosen: npt.NDArray[np.intp], lengths: Int64Array) -> Iterator[npt.NDArray[np.intp]]:
+def _blocks(chosen: Int64Array, lengths: Int64Array) -> Iterator[Int64Array]:
     """Yield the chosen ranges in groups of bounded total length."""
     ends = np.cumsum(lengths[chosen])
     start = 0

@@ -110,3 +110,33 @@ def build_tiles(
         table = table.set_column(place, partial.name, table.column(place).cast(arrow_type(partial.dtype)))
     place = table.schema.get_field_index(ANCHOR_TIME)
     return table.set_column(place, ANCHOR_TIME, table.column(place).cast(pa.timestamp("us", "UTC")))
+
+
+def row_query(relation: str, *, keys: Sequence[str], timestamp: str, partials: Iterable[PartialColumn]) -> str:
+    """Return the SQL that makes every event a tile of its own: `keys`, `_anchor_time` and the partial columns.
+
+    For one answer straight from the source it spares the GROUP BY: `roll_up` with `tile_us=1` combines the rows to the
+    same features as the tiles, as long as windows and edges are whole tiles. `_anchor_time` is the event's own time.
+
+    Args:
+        relation: A name or a parenthesised query.
+        keys: Join keys.
+        timestamp: Event time, TIMESTAMP (read as UTC) or TIMESTAMPTZ. Events without one are left out.
+        partials: What to build.
+    """
+    names = "".join(f"{quoted(key)}, " for key in keys)
+    columns = "".join(f", {_own_value(partial)} AS {quoted(partial.name)}" for partial in partials)
+    anchor = f"make_timestamptz(epoch_us({quoted(timestamp)})) AS {quoted(ANCHOR_TIME)}"
+    return f"SELECT {names}{anchor}{columns} FROM {relation} WHERE {quoted(timestamp)} IS NOT NULL"
+
+
+def _own_value(partial: PartialColumn) -> str:
+    """Return the SQL of a partial column over a single event."""
+    column = quoted(partial.column)
+    if partial.kind == "count":
+        return f"CAST({column} IS NOT NULL AS BIGINT)"
+    if partial.kind == "m2":
+        return f"CASE WHEN {column} IS NOT NULL THEN CAST(0 AS DOUBLE) END"
+    if partial.kind == "mean" or (partial.kind == "sum" and not partial.dtype.is_integer):
+        return f"CAST({column} AS DOUBLE)"
+    return f"CAST({column} AS BIGINT)" if partial.kind == "sum" else column
