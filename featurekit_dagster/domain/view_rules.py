@@ -120,14 +120,10 @@ def _resolve_inputs(draft: Draft, function: Callable[..., Any]) -> None:
 
 def _parameters(draft: Draft, function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     """Return the parameters of the transformation, or None where it has none that could be called by name."""
-    if not callable(function):
+    if not inspect.isfunction(function):  # of other callables neither code nor file is to be seen
         draft.faults.append(f"{described(function)} is decorated; decorate the function that is the transformation")
         return None
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        draft.faults.append(f"the parameters of {_name_of(function)} cannot be read; decorate a function")
-        return None
+    parameters = inspect.signature(function).parameters
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     wrong = [str(p).split(":")[0].split("=")[0] for p in parameters.values() if p.kind not in by_name]
     if wrong:
@@ -221,17 +217,10 @@ def _resolve_rest(draft: Draft, function: Callable[..., Any]) -> None:
         "description": given["description"] or inspect.getdoc(function),
         "owner": given["owner"],
         "tags": dict(given["tags"] or {}),
-        "defined_in": _file_of(function),
+        "defined_in": inspect.getsourcefile(function) if inspect.isfunction(function) else None,
     }
     aggregates: tuple[AggregateFeature, ...] = draft.get("aggregates")
     if aggregates and draft.resolved["incremental_backfills"]:
         draft.faults.append(
             "incremental_backfills=True with aggregates; tiles need no incremental backfill, leave it out"
         )
-
-
-def _file_of(function: Callable[..., Any]) -> str | None:
-    try:
-        return inspect.getsourcefile(function)
-    except TypeError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.unit.domain.declared import (
     faults,
     file_source,
     plain,
+    spending,
 )
 
 KEY = SCHEMA[0]
@@ -72,8 +74,18 @@ def test_only_one_parameter_receives_the_context() -> None:
     )
 
 
-def test_only_a_function_is_decorated() -> None:
-    assert faults(plain, plain()) == ("a FeatureView is decorated; decorate the function that is the transformation",)
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (plain(), "a FeatureView"),
+        (partial(spending), "a partial"),
+        (len, "a builtin_function_or_method"),
+        (int, "a type"),
+    ],
+)
+def test_only_a_function_is_decorated(given: Any, what: str) -> None:
+    found = faults(plain, given, name="spending")
+    assert found == (f"{what} is decorated; decorate the function that is the transformation",)
 
 
 def test_a_feature_view_as_source_is_refused() -> None:
