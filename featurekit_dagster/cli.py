@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
+from featurekit_dagster.intervals import format_time
 
 if TYPE_CHECKING:
     from featurekit_dagster.domain.feature_view import FeatureView
@@ -75,6 +76,42 @@ def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson 
         print_json(plan_record(each) for each in plans)
     else:
         print_plan(open_console(), bound.name, chosen, plans, now)
+
+
+@app.command()
+def materialize(
+    views: ViewNames = None,
+    start: Start = None,
+    end: End = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there; needs --start and --end.")
+    ] = False,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
+) -> None:
+    """Do what is missing up to now, or a given interval, through Dagster runs in this process."""
+    from featurekit_dagster.cli_materialize import asked_runs, carry_out, missing_runs
+    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
+    from featurekit_dagster.cli_reports import outcome_record, print_outcomes
+
+    if (start is None) != (end is None) or (overwrite and start is None):
+        raise typer.BadParameter("give --start and --end together; --overwrite needs both")
+    bound = _workspace(workspace)
+    now, chosen, snapshot = bound.now(), _views(bound, views), _snapshot(bound, _ledger(bound))
+    if start is not None and end is not None:
+        work = asked_runs(bound, chosen, snapshot, start, end, overwrite=overwrite)
+    else:
+        work = missing_runs(chosen, snapshot, now)
+    if not json:
+        print_line(open_console(), f"Materialization of workspace {bound.name} at {format_time(now)}", style="bold")
+        print_notes(open_console(), [(each.view.name, each.note) for each in work])
+    outcomes = carry_out(bound, work, open_console(stderr=True), quiet=json)
+    if json:
+        print_json(outcome_record(each) for each in outcomes)
+    elif outcomes:
+        print_outcomes(open_console(), outcomes)
+    if not all(outcome.is_success for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -158,6 +195,22 @@ def historical(
     if out is not None:
         write_frame(table, out)
     print_frame_head(table, out, json=json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def dev(context: typer.Context, workspace: WorkspaceName = None) -> None:
+    """Open the Dagster UI of this project, on this machine only; other options go to `dagster dev`."""
+    from featurekit_dagster.cli_dagster import dev_command
+
+    dev_command(_workspace(workspace), context.args).become()
+
+
+@app.command()
+def demo() -> None:
+    """Run the example: from flights to features, a model and online vectors."""
+    from featurekit_dagster.cli_dagster import run_demo
+
+    raise typer.Exit(run_demo())
 
 
 def _readable(workspace: Workspace, name: str) -> tuple[Any, list[Field]]:

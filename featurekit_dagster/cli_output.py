@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +76,8 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:,.6g}" if math.isfinite(value) else str(value)
+        text = f"{value:,.6g}"
+        return text + ".0" if re.fullmatch(r"-?[\d,]+", text) else text
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
@@ -141,7 +143,6 @@ def print_table(
             lines = _blocks(titles, [*rows, *([total] if total else [])])
         for line in lines:
             console.print(line, no_wrap=True, overflow="ignore", crop=False)
-    console.print()
 
 
 def print_frame(console: Console, names: Sequence[str], types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -173,10 +174,16 @@ def value_text(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
-def print_notes(console: Console, notes: Iterable[tuple[str, str]], *, style: str = "") -> None:
-    """Print `subject: text` paragraphs, later lines indented."""
+def print_notes(
+    console: Console, notes: Sequence[tuple[str, str]], *, title: str | None = None, style: str = ""
+) -> None:
+    """Print an empty line, the title and `subject: text` paragraphs, later lines indented; without notes nothing."""
     from rich.text import Text
 
+    if notes:
+        console.print()
+    if notes and title is not None:
+        print_line(console, title, style="bold")
     for subject, text in notes:
         lines = textwrap.wrap(
             f"{subject}: {text}",
@@ -193,7 +200,7 @@ def print_notes(console: Console, notes: Iterable[tuple[str, str]], *, style: st
 
 def print_line(console: Console, text: str, *, style: str = "") -> None:
     """Print a sentence, wrapped at words."""
-    for line in textwrap.wrap(text, max(console.width - 1, 40), break_long_words=False, break_on_hyphens=False) or [""]:
+    for line in textwrap.wrap(text, max(console.width - 1, 40), break_long_words=False, break_on_hyphens=False):
         console.print(line, style=style, no_wrap=True, overflow="ignore", crop=False)
 
 
@@ -206,6 +213,9 @@ def _ends(interval: Interval) -> tuple[datetime, datetime]:
 
 
 def _is_number(value: Any) -> bool:
+    """Tell whether a cell is a number, or the text of one, or empty."""
+    if isinstance(value, str):
+        return re.fullmatch(r"-?[\d,]+(\.\d+)?", value) is not None
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.cli_output import (
     SHOWN_INTERVALS,
-    cell,
     count_of,
     open_console,
     print_frame,
@@ -72,7 +71,7 @@ def print_plan(
 ) -> None:
     """Print one row per view, totals, the reasons and the warnings."""
     print_line(console, f"Plan of workspace {workspace} at {format_time(now)}", style="bold")
-    print_line(console, "")
+    console.print()
     titles = ("Feature view", "Interval", "Partitions", "Jobs", "Queries", "Runs")
     rows = [
         (p.view, _intervals_cell(view, p.runs), p.partitions, p.jobs, p.queries, len(p.runs))
@@ -82,16 +81,10 @@ def print_plan(
     total = (count_of(len(rows), "feature view"), None, *sums) if len(rows) > 1 else None
     print_table(console, titles, rows, total)
     print_notes(console, [(plan.view, plan.reason) for plan in plans])
-    warnings = [(plan.view, text) for plan in plans for text in plan.warnings]
-    if warnings:
-        print_line(console, "")
-        print_line(console, "Warnings", style="bold yellow")
-        print_notes(console, warnings)
-    print_line(console, "")
-    if any(plan.runs for plan in plans):
-        print_line(console, "Run featurekit materialize to do it.")
-    else:
-        print_line(console, "There is nothing to do.")
+    print_notes(console, [(plan.view, text) for plan in plans for text in plan.warnings], title="Warnings")
+    console.print()
+    has_work = any(plan.runs for plan in plans)
+    print_line(console, "Run featurekit materialize to do it." if has_work else "There is nothing to do.")
 
 
 def _intervals_cell(view: FeatureView, runs: Sequence[RunPlan]) -> str:
@@ -202,7 +195,7 @@ def job_record(job: JobRecord) -> dict[str, Any]:
 def print_status(console: Console, workspace: str, statuses: Sequence[ViewStatus], now: datetime, limit: int) -> None:
     """Print how far each view is, holes, and the jobs that run or failed."""
     print_line(console, f"Status of workspace {workspace} at {format_time(now)}", style="bold")
-    print_line(console, "")
+    console.print()
     titles = ("Feature view", "Offline to", "Online to", "Wanted to", "Missing", "Last job")
     print_table(console, titles, [_status_row(status) for status in statuses])
     holes = [
@@ -213,12 +206,9 @@ def print_status(console: Console, workspace: str, statuses: Sequence[ViewStatus
     ]
     print_notes(console, holes)
     jobs = [job for status in statuses for job in status.open_jobs]
-    if jobs:
-        print_line(console, "")
-        print_line(console, "Jobs that run or failed", style="bold")
-        print_notes(console, [job_note(job) for job in jobs[:limit]])
-        if len(jobs) > limit:
-            print_line(console, f"  and {len(jobs) - limit:,} more; --limit shows them")
+    print_notes(console, [_job_note(job) for job in jobs[:limit]], title="Jobs that run or failed")
+    if len(jobs) > limit:
+        console.print(f"  and {len(jobs) - limit:,} more; --limit shows them")
 
 
 def _status_row(status: ViewStatus) -> tuple[Any, ...]:
@@ -231,11 +221,15 @@ def _status_row(status: ViewStatus) -> tuple[Any, ...]:
     return (status.view.name, *ends, wanted, status.missing_partitions, last)
 
 
-def job_note(job: JobRecord) -> tuple[str, str]:
-    """Return what to print about a job that runs or failed."""
+def _job_note(job: JobRecord) -> tuple[str, str]:
     detail = f"job {job.id}, started by {job.trigger}" + (f", attempt {len(job.attempts)}" if job.attempts else "")
-    reason = f"{job.reason} ({detail})" if job.reason else detail
+    reason = f"{_own_words(job)} ({detail})" if job.reason else detail
     return f"{job.state} {job.view} {short_interval(job.interval)}", reason
+
+
+def _own_words(job: JobRecord) -> str:
+    """Return why a job failed, without the view's name in front."""
+    return (job.reason or "no reason is known").removeprefix(f"{job.view}: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +260,10 @@ class ViewOutcome:
         """Whether everything is done."""
         return not self.failed and self.error is None
 
+    def with_error(self, error: str) -> ViewOutcome:
+        """Return the same outcome with the reason why a run failed."""
+        return replace(self, error=error)
+
     def count(self, name: str) -> int:
         """Return the sum of one count over the jobs."""
         return sum(job.stats.get(name, 0) for job in self.jobs)
@@ -287,13 +285,26 @@ def outcome_record(outcome: ViewOutcome) -> dict[str, Any]:
 def print_outcomes(console: Console, outcomes: Sequence[ViewOutcome]) -> None:
     """Print what was done, and every failed interval with its reason."""
     titles = ("Feature view", "Partitions", "Jobs", "Failed", "Rows", "Seconds")
-    rows = [(o.view, o.partitions, len(o.jobs), len(o.failed), o.count("rows"), round(o.seconds, 1)) for o in outcomes]
-    sums = [sum(row[column] for row in rows) for column in range(1, len(titles))]
-    total = (count_of(len(rows), "feature view"), *sums) if len(rows) > 1 else None
+    rows = [(o.view, o.partitions, len(o.jobs), len(o.failed), o.count("rows"), f"{o.seconds:.1f}") for o in outcomes]
+    sums = [sum(row[column] for row in rows) for column in range(1, len(titles) - 1)]
+    seconds = f"{sum(outcome.seconds for outcome in outcomes):.1f}"
+    total = (count_of(len(rows), "feature view"), *sums, seconds) if len(rows) > 1 else None
+    console.print()
     print_table(console, titles, rows, total)
-    failures = [job_note(job) for outcome in outcomes for job in outcome.failed]
-    failures += [(outcome.view, outcome.error) for outcome in outcomes if outcome.error]
-    print_notes(console, failures, style="red")
+    failures = [note for outcome in outcomes for note in _failure_notes(outcome)]
+    print_notes(console, failures, title="Failed", style="red")
+
+
+def _failure_notes(outcome: ViewOutcome) -> list[tuple[str, str]]:
+    """Return one note per reason, with all intervals that failed for it."""
+    by_reason: dict[str, list[Interval]] = {}
+    for job in outcome.failed:
+        by_reason.setdefault(_own_words(job), []).append(job.interval)
+    notes = [
+        (f"{outcome.view} {short_intervals(IntervalSet(intervals))}", f"{count_of(len(intervals), 'job')}: {reason}")
+        for reason, intervals in by_reason.items()
+    ]
+    return notes + ([(outcome.view, outcome.error)] if outcome.error else [])
 
 
 def vector_records(vector: FeatureVector) -> list[dict[str, Any]]:
@@ -329,17 +340,6 @@ def print_frame_head(table: pa.Table, written_to: Path | None, *, json: bool) ->
     console = open_console()
     if written_to is None:
         print_frame(console, table.column_names, types, rows)
+        console.print()
     place = f" written to {written_to}" if written_to else ""
     print_line(console, f"{count_of(table.num_rows, 'row')}, {count_of(table.num_columns, 'column')}{place}")
-
-
-def period(seconds: float) -> str:
-    """Return a time span for people.
-
-    >>> period(4.21), period(125)
-    ('4.2 s', '2 min 5 s')
-    """
-    if seconds < 60:
-        return f"{cell(round(seconds, 1))} s"
-    minutes, rest = divmod(round(timedelta(seconds=seconds).total_seconds()), 60)
-    return f"{minutes} min {rest} s"

@@ -27,7 +27,7 @@ DAY = timedelta(days=1)
 FIRST_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = datetime(2024, 1, 11, tzinfo=UTC)
 DAYS, USERS = 10, (7, 8)
-SCHEMA = [Field("user_id", Int64), Field("at", Timestamp), Field("amount", Float64), Field("shop", String)]
+SCHEMA = [Field("user_id", Int64), Field("bought_at", Timestamp), Field("amount", Float64), Field("shop", String)]
 
 
 def write_purchases(path: Path) -> None:
@@ -36,21 +36,24 @@ def write_purchases(path: Path) -> None:
     from pyarrow import parquet
 
     rows = [
-        {"user_id": user, "at": FIRST_DAY + day * DAY + DAY / 2, "amount": 10.0 * (day + 1) + offset, "shop": f"s{day}"}
+        (user, FIRST_DAY + day * DAY + DAY / 2, 10.0 * (day + 1) + offset, f"s{day}")
         for day in range(DAYS)
         for offset, user in enumerate(USERS)
     ]
     times = pa.timestamp("us", tz="UTC")
     types = [pa.int64(), times, pa.float64(), pa.string()]
     schema = pa.schema([pa.field(f.name, t) for f, t in zip(SCHEMA, types, strict=True)])
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
+    parquet.write_table(pa.Table.from_arrays(columns, schema=schema), path)
 
 
 def shop_workspace(folder: Path) -> Workspace:
     """Return the workspace whose source and stores are in a folder."""
     source = BatchSource(
         name="purchases",
-        batch_config=FileConfig(uri=str(folder / "purchases.parquet"), file_format="parquet", timestamp_field="at"),
+        batch_config=FileConfig(
+            uri=str(folder / "purchases.parquet"), file_format="parquet", timestamp_field="bought_at"
+        ),
     )
     user = Entity(name="user", join_keys=[Field("user_id", Int64)])
 
@@ -58,7 +61,7 @@ def shop_workspace(folder: Path) -> Workspace:
         sources=[FilteredSource(source)],
         entities=[user],
         mode="sql",
-        schema=[Field("user_id", Int64), Field("at", Timestamp), Field("amount", Float64)],
+        schema=[Field("user_id", Int64), Field("bought_at", Timestamp), Field("amount", Float64)],
         aggregation_interval=DAY,
         batch_schedule=DAY,
         aggregations=[
@@ -72,7 +75,7 @@ def shop_workspace(folder: Path) -> Workspace:
     )
     def spend(purchases: str) -> str:
         """What a user spent."""
-        return f"SELECT user_id, at, amount FROM {purchases}"
+        return f"SELECT user_id, bought_at, amount FROM {purchases}"
 
     @batch_feature_view(
         sources=[source],
@@ -90,8 +93,8 @@ def shop_workspace(folder: Path) -> Workspace:
         """The last purchase; an error on days on which the file `broken` says so."""
         broken = folder / "broken"
         if broken.exists():
-            return f"SELECT user_id, at, error('never shown') AS amount, shop FROM {purchases}"
-        return f"SELECT user_id, at, amount, shop FROM {purchases}"
+            return f"SELECT user_id, bought_at, error('never shown') AS amount, shop FROM {purchases}"
+        return f"SELECT user_id, bought_at, amount, shop FROM {purchases}"
 
     @batch_feature_view(
         sources=[FilteredSource(source)],
@@ -107,7 +110,7 @@ def shop_workspace(folder: Path) -> Workspace:
     )
     def last_purchase(purchases: str) -> str:
         """The last purchase, on demand."""
-        return f"SELECT user_id, at, amount, shop FROM {purchases}"
+        return f"SELECT user_id, bought_at, amount, shop FROM {purchases}"
 
     service = FeatureService(name="offers", features=[spend, last_purchase[["amount"]]])
     declarations = [spend, user_most_recent_purchase_with_everything, last_purchase, service]

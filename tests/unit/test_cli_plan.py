@@ -16,6 +16,7 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.sdk import Workspace
 from featurekit_dagster.stores.ledger import Ledger
 from tests.conftest import ROOT
+from tests.unit.cli_runner import bind, output
 from tests.unit.cli_shop import DAY, FIRST_DAY, NOW, shop_workspace
 
 GOLDEN = ROOT / "tests" / "golden" / "cli"
@@ -35,15 +36,8 @@ finally:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A workspace of its own, found by the variable FEATUREKIT_WORKSPACE."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    workspace = shop_workspace(tmp_path)
-    module = type(sys)("cli_shop_of_this_test")
-    module.__dict__["workspace"] = workspace
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setenv("FEATUREKIT_WORKSPACE", f"{module.__name__}:workspace")
-    return workspace
+    """A workspace of its own, which the command line finds."""
+    return bind(shop_workspace(tmp_path), tmp_path, monkeypatch)
 
 
 def ledger_of(workspace: Workspace) -> Ledger:
@@ -56,12 +50,6 @@ def claim(ledger: Ledger, view: str, interval: Interval, *, online: bool = True)
         workspace="shop", view=view, interval=interval, online=online, offline=True, trigger="backfill", run_id="run-1"
     )
     return job.id
-
-
-def output(*arguments: str, width: int = 80) -> str:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(width)})
-    assert result.exit_code == 0, result.output
-    return "\n".join(line.rstrip() for line in result.stdout.splitlines()) + "\n"
 
 
 def run_in_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

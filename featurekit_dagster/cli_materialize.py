@@ -1,0 +1,168 @@
+"""`featurekit materialize`: which runs there are to do, doing them with progress, and what became of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from featurekit_dagster.cli_output import count_of, print_line, short_interval
+from featurekit_dagster.cli_reports import ViewOutcome
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.errors import OverlappingMaterialization
+from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.planning.planner import plan_view, stores_of
+from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+    from rich.console import Console
+
+    from featurekit_dagster.orchestration.run import Progress
+    from featurekit_dagster.sdk import Workspace
+
+Advance = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewWork:
+    """What is to be done for one view.
+
+    Args:
+        view: The feature view.
+        runs: In order of time; none when there is nothing to do.
+        note: What a person is told before it begins.
+    """
+
+    view: FeatureView
+    runs: tuple[RunPlan, ...]
+    note: str
+
+    @property
+    def partitions(self) -> int:
+        """Number of batch intervals."""
+        return sum(run.interval.duration // self.view.batch_schedule for run in self.runs)
+
+
+def missing_runs(views: Sequence[FeatureView], snapshot: LedgerSnapshot, now: datetime) -> list[ViewWork]:
+    """Return what the planner finds missing, with a word on what is there already."""
+    work = []
+    for view in views:
+        plan = plan_view(view, snapshot, now)
+        note = plan.reason
+        if plan.runs and plan.wanted is not None:
+            wanted = plan.wanted.duration // view.batch_schedule
+            jobs = f"{count_of(plan.partitions, 'partition')} in {count_of(plan.jobs, 'job')}"
+            done = wanted - plan.partitions
+            note = jobs if done <= 0 else f"{jobs}; {done:,} of {wanted:,} partitions are covered already or running"
+        work.append(ViewWork(view=view, runs=plan.runs, note=note))
+    return work
+
+
+def asked_runs(
+    workspace: Workspace,
+    views: Sequence[FeatureView],
+    snapshot: LedgerSnapshot,
+    start: datetime,
+    end: datetime,
+    *,
+    overwrite: bool,
+) -> list[ViewWork]:
+    """Return one run per view for an interval that was asked for; nothing is started when one of them is refused.
+
+    Raises:
+        PlanError: The interval is off a view's grid, outside its time, or, without `overwrite`, overlaps what is there.
+    """
+    work = []
+    for view in views:
+        run = workspace.plan_interval(view.name, start, end, overwrite=overwrite)
+        _refuse_overlap(view, run.interval, snapshot, overwrite=overwrite)
+        one = ViewWork(view=view, runs=(run,), note=short_interval(run.interval))
+        jobs = f"{count_of(one.partitions, 'partition')} in {count_of(len(run.tasks), 'job')}"
+        replaced = " replacing what is there" if overwrite else ""
+        work.append(ViewWork(view=view, runs=(run,), note=f"{short_interval(run.interval)}, {jobs}{replaced}"))
+    return work
+
+
+def carry_out(workspace: Workspace, work: Sequence[ViewWork], console: Console, *, quiet: bool) -> list[ViewOutcome]:
+    """Do the runs, one after another, and return what became of each view that had any.
+
+    Args:
+        workspace: Declarations bound to a lake.
+        work: What is to be done.
+        console: Where progress bars go.
+        quiet: Whether to show none.
+    """
+    todo = [each for each in work if each.runs]
+    if not todo:
+        return []
+    from featurekit_dagster.orchestration.run import open_instance
+
+    outcomes = []
+    with open_instance(workspace) as instance, _bars(todo, console, quiet=quiet) as advance:
+        for each in todo:
+            outcomes.append(_carry_out(workspace, each, instance, advance))
+    return outcomes
+
+
+def _carry_out(workspace: Workspace, work: ViewWork, instance: DagsterInstance, advance: Advance) -> ViewOutcome:
+    from featurekit_dagster.orchestration.run import failure_text, materialize_in_process
+
+    name, done, started = work.view.name, 0, time.perf_counter()
+    run_ids, errors = set(), []
+    for run in work.runs:
+
+        def on_progress(progress: Progress, before: int = done) -> None:
+            advance(name, before + progress.done)
+
+        result = materialize_in_process(workspace, run, instance, on_progress)
+        run_ids.add(result.run_id)
+        errors += [text] if (text := failure_text(result)) else []
+        done += run.interval.duration // work.view.batch_schedule
+    ledger = workspace.stores.ledger
+    jobs = [job for job in ledger.jobs(workspace.name, name) if any(a.run_id in run_ids for a in job.attempts)]
+    outcome = ViewOutcome(
+        view=name, partitions=work.partitions, jobs=tuple(reversed(jobs)), seconds=time.perf_counter() - started
+    )
+    # what the failed jobs say themselves need not be said twice
+    return outcome if outcome.failed or not errors else outcome.with_error("; ".join(errors))
+
+
+def _refuse_overlap(view: FeatureView, interval: Interval, snapshot: LedgerSnapshot, *, overwrite: bool) -> None:
+    """Raise when an interval is being written, or was written and may not be overwritten."""
+    running = snapshot.running.get(view.name, IntervalSet()).intersect([interval])
+    for store in stores_of(view):
+        covered = IntervalSet() if overwrite else snapshot.coverage(view.name, store).intersect([interval])
+        if running or covered:
+            raise OverlappingMaterialization(
+                view=view.name, interval=interval, store=store, overlap=running or covered, running=bool(running)
+            )
+
+
+@contextmanager
+def _bars(work: Sequence[ViewWork], console: Console, *, quiet: bool) -> Iterator[Advance]:
+    """Show one progress bar per view, on a terminal; elsewhere a line per finished view."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    total = {each.view.name: each.partitions for each in work}
+    if quiet or not console.is_terminal:
+
+        def say(view: str, done: int) -> None:
+            if done == total[view] and not quiet:
+                print_line(console, f"{view}: {count_of(done, 'partition')} done")
+
+        yield say
+        return
+    bar = BarColumn(complete_style="cyan", finished_style="green")
+    columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars = {name: progress.add_task(name, total=count, start=False) for name, count in total.items()}
+
+        def advance(view: str, done: int) -> None:
+            progress.start_task(bars[view])
+            progress.update(bars[view], completed=done)
+
+        yield advance
