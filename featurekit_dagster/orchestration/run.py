@@ -19,6 +19,7 @@ from featurekit_dagster.orchestration.translator import run_tags
 from featurekit_dagster.planning.tasks import RunPlan
 
 SETTINGS = "dagster.yaml"
+_QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ def materialize_in_process(
         [asset],
         instance=instance,
         resources={resource_key(None): FeatureStores.of(workspace)},
-        run_config={"ops": {asset.node_def.name: {"config": config}}},
+        run_config={"ops": {asset.node_def.name: {"config": config}}, "loggers": _QUIET},
         tags={**run_tags(view, MANUAL if overwrite else BACKFILL), RANGE_START: keys.start, RANGE_END: keys.end},
         raise_on_error=False,
     )
