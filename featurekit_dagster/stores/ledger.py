@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, insert, inspect, or_, select
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import (
@@ -23,7 +24,7 @@ from featurekit_dagster.errors import (
     LedgerVersionMismatch,
     NotFoundError,
 )
-from featurekit_dagster.intervals import Interval, IntervalSet, to_us
+from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
 from featurekit_dagster.planning.tasks import LedgerSnapshot
 from featurekit_dagster.stores.ledger_claims import (
     Place,
@@ -60,6 +61,7 @@ from featurekit_dagster.stores.ledger_tables import (
     jobs,
     metadata,
     open_engine,
+    views,
 )
 
 _KNOWN_IDS_SHOWN = 5
@@ -267,6 +269,15 @@ class Ledger:
             else:
                 running.setdefault(job.view, []).append(job.interval)
         return LedgerSnapshot(covered=covered, running=_merged(running), failed=_merged(failed))
+
+    def register(self, workspace: str, view: str) -> datetime:
+        """Return when a view was first asked about here; a view that is known already keeps its time."""
+        key = {"workspace": workspace, "view": view}
+        with self._write() as connection:
+            new = {**key, "created_us": to_us(self._clock())}
+            connection.execute(sqlite_insert(views).values(**new).on_conflict_do_nothing())
+            known = select(views.c.created_us).filter_by(**key)
+            return from_us(connection.execute(known).scalar_one())
 
     def acquire(self, name: str, holder: str, ttl: timedelta = LEASE_TIME) -> Lease:
         """Take a lease; see `LeaseBook.acquire`."""

@@ -45,6 +45,14 @@ facts = Table(
     Column("value", String, nullable=False),
 )
 
+views = Table(
+    "views",
+    metadata,
+    Column("workspace", String, primary_key=True),
+    Column("view", String, primary_key=True),
+    Column("created_us", Integer, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,
