@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 import tomllib
@@ -62,7 +61,7 @@ class Workspace:
         lake: str | Path | None = None,
         clock: Callable[[], datetime] | datetime | None = None,
     ) -> None:
-        caller = inspect.stack()[1].filename
+        caller = sys._getframe(1).f_code.co_filename
         self.name = name
         self.repo = Repository.gather(declarations)
         self.home = Path(home or os.environ.get("FEATUREKIT_HOME") or Path(caller).resolve().parent / ".featurekit")

@@ -27,7 +27,8 @@ class WorkspaceStores:
     Args:
         workspace: Name of the workspace.
         home: Local directory with `ledger.db` and `online/`.
-        lake: Root of the offline tables: a local path or any URI that delta-rs takes.
+        lake: Root of the offline tables: a local path or any URI that delta-rs takes. A workspace keeps its tables below
+            its name, so that two of them in one lake never write the same table.
         clock: Returns "now".
     """
 
@@ -45,7 +46,7 @@ class WorkspaceStores:
     @cached_property
     def offline(self) -> DeltaOfflineStore:
         """The history of all feature values."""
-        return DeltaOfflineStore(self.lake)
+        return DeltaOfflineStore(f"{self.lake.rstrip('/')}/{self.workspace}")
 
     @cached_property
     def online(self) -> OnlineStore:
