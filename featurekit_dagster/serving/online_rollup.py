@@ -7,6 +7,7 @@ dozen tiles is faster than NumPy; many keys go through `online_rollup_batch.py`.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from ctypes import c_float
 from dataclasses import dataclass
@@ -23,6 +24,13 @@ from featurekit_dagster.stores.packing import ValueCodec, presence
 Reduce = Callable[[Sequence[Any]], Any]
 Finish = Callable[[Any], Any]
 Moments = tuple[int, float]
+# Edge relative to the chunk, present tiles, their number, and all cells column by column.
+_Chunk = tuple[int, int, int, tuple[Any, ...]]
+# All cells of a chunk, number of tiles, first tile of the window, first tile after it.
+_Part = tuple[tuple[Any, ...], int, int, int]
+
+# Words 0 to 2 of a value: which tiles are there, which are from batch, which columns have NULLs (up to 64 columns).
+_LEAD = struct.Struct("<QQQ")
 
 # From here on one NumPy pass is faster than a loop over keys, or over the chunks of one key.
 _BATCH_KEYS = 8
@@ -67,8 +75,9 @@ class OnlineRollup:
         groups = [[(at, f) for at, f in enumerate(features) if f.window == window] for window in distinct]
         self._windows = tuple(_compile_window(group, columns, tile_us) for group in groups)
         self._defaults = [feature.default for feature in features]
-        self._first = min(window.begin for window in self._windows)
-        self._last = max(window.end for window in self._windows)
+        self._unpackers: list[Callable[[bytes, int], tuple[Any, ...]]] | None = None
+        if self._codec.is_fixed and self._codec.lead_bytes == _LEAD.size:
+            self._unpackers = [self._codec.struct_of_rows(rows).unpack_from for rows in range(TILES_PER_CHUNK + 1)]
         self._batch = BatchRollup(features, partials, tile_us, self._codec) if self._codec.is_fixed else None
 
     def one(self, packed: PackedTiles, edge_us: int) -> Sequence[Any] | None:
@@ -88,16 +97,68 @@ class OnlineRollup:
         if len(packed) >= _BATCH_CHUNKS and self._batch is not None:
             return self._in_batch([packed], edge_us)[0]
         edge = -(-edge_us // self._tile_us)
-        chunks = [(chunk * TILES_PER_CHUNK, presence(value)) for chunk, value in packed]
-        if _rank(chunks, edge + self._first) == _rank(chunks, edge + self._last):
-            return None
-        columns, has_null = self._columns(packed, chunks)
-        answer = self._defaults.copy()
+        if self._unpackers is None:
+            return self._any_cells(packed, edge)
+        chunks = []
+        for chunk, value in packed:
+            present, _, nulls = _LEAD.unpack_from(value)
+            if nulls:
+                return self._any_cells(packed, edge)
+            rows = present.bit_count()
+            chunks.append((edge - chunk * TILES_PER_CHUNK, present, rows, self._unpackers[rows](value, _LEAD.size)))
+        return self._one_chunk(*chunks[0]) if len(chunks) == 1 else self._chunks(chunks)
+
+    def _one_chunk(self, edge: int, present: int, rows: int, cells: tuple[Any, ...]) -> Sequence[Any] | None:
+        """Return `one` of a single chunk without NULLs, by far the most frequent; `edge` is relative to the chunk."""
+        answer, is_found = self._defaults.copy(), False
         for window in self._windows:
-            low, high = _rank(chunks, edge + window.begin), _rank(chunks, edge + window.end)
+            low, high = _rank(present, rows, edge + window.begin), _rank(present, rows, edge + window.end)
             if low < high:
-                _answer_window(window, columns, low, high, has_null, answer)
-        return answer
+                is_found = True
+                found = [reduce(cells[at * rows + low : at * rows + high]) for at, reduce in window.measures]
+                for columns in window.moments:
+                    found.append(_moments(*[cells[at * rows + low : at * rows + high] for at in columns]))
+                _finish_window(window, found, answer)
+        return answer if is_found else None
+
+    def _chunks(self, chunks: Sequence[_Chunk]) -> Sequence[Any] | None:
+        """Return `one` of several chunks without NULLs."""
+        answer, is_found = self._defaults.copy(), False
+        for window in self._windows:
+            parts = []
+            for edge, present, rows, cells in chunks:
+                low, high = _rank(present, rows, edge + window.begin), _rank(present, rows, edge + window.end)
+                if low < high:
+                    parts.append((cells, rows, low, high))
+            if parts:
+                is_found = True
+                found = [reduce(_joined(parts, at)) for at, reduce in window.measures]
+                for columns in window.moments:
+                    found.append(_moments(*[_joined(parts, at) for at in columns]))
+                _finish_window(window, found, answer)
+        return answer if is_found else None
+
+    def _any_cells(self, packed: PackedTiles, edge: int) -> Sequence[Any] | None:
+        """Return `one` where there are NULLs or columns of variable width."""
+        chunks = []
+        for chunk, value in packed:
+            present = presence(value)
+            chunks.append((edge - chunk * TILES_PER_CHUNK, present, present.bit_count()))
+        columns = [
+            [cell for cells in parts for cell in cells]
+            for parts in zip(*[self._codec.columns(value) for _, value in packed], strict=True)
+        ]
+        answer, is_found = self._defaults.copy(), False
+        for window in self._windows:
+            low = sum([_rank(present, rows, edge + window.begin) for edge, present, rows in chunks])
+            high = sum([_rank(present, rows, edge + window.end) for edge, present, rows in chunks])
+            if low < high:
+                is_found = True
+                found = [_reduce_present(reduce, columns[at][low:high]) for at, reduce in window.measures]
+                for moments in window.moments:
+                    found.append(_moments(*[columns[at][low:high] for at in moments]))
+                _finish_window(window, found, answer)
+        return answer if is_found else None
 
     def many(self, packed: Sequence[PackedTiles], edge_us: int) -> list[Sequence[Any] | None]:
         """Return `one` of each key, in order; last digits of variances may differ."""
@@ -109,24 +170,6 @@ class OnlineRollup:
         assert self._batch is not None
         return self._batch.many(packed, edge_us)
 
-    def _columns(self, packed: PackedTiles, chunks: list[tuple[int, int]]) -> tuple[Sequence[Sequence[Any]], bool]:
-        """Return the cells of each column over all chunks, and whether one of them is None."""
-        codec = self._codec
-        lead = codec.lead_bytes
-        if codec.is_fixed and not any([any(value[16:lead]) for _, value in packed]):
-            parts: list[Sequence[Sequence[Any]]] = []
-            for (_, value), (_, present) in zip(packed, chunks, strict=True):
-                rows = present.bit_count()
-                flat = codec.struct_of_rows(rows).unpack_from(value, lead)
-                parts.append([flat[at : at + rows] for at in range(0, len(flat), rows)])
-            has_null = False
-        else:
-            parts = [codec.columns(value) for _, value in packed]
-            has_null = True
-        if len(parts) == 1:
-            return parts[0], has_null
-        return [[cell for part in column for cell in part] for column in zip(*parts, strict=True)], has_null
-
 
 def compile_rollup(
     features: Sequence[AggregateFeature], partials: Sequence[PartialColumn], tile_us: int
@@ -135,28 +178,23 @@ def compile_rollup(
     return OnlineRollup(features, partials, tile_us)
 
 
-def _rank(chunks: Sequence[tuple[int, int]], tile: int) -> int:
-    """Return how many stored tiles begin before a tile number."""
-    rank = 0
-    for start, present in chunks:
-        slot = tile - start
-        if slot >= TILES_PER_CHUNK:
-            rank += present.bit_count()
-        elif slot > 0:
-            return rank + (present & ((1 << slot) - 1)).bit_count()
-    return rank
+def _rank(present: int, rows: int, slot: int) -> int:
+    """Return how many of a chunk's tiles come before a slot, which may lie outside of it."""
+    if slot <= 0:
+        return 0
+    return rows if slot >= TILES_PER_CHUNK else (present & ((1 << slot) - 1)).bit_count()
 
 
-def _answer_window(
-    window: _Window, columns: Sequence[Sequence[Any]], low: int, high: int, has_null: bool, answer: list[Any]
-) -> None:
-    """Put the features of one window into the answer."""
-    if has_null:
-        found = [_reduce_present(reduce, columns[column][low:high]) for column, reduce in window.measures]
-    else:
-        found = [reduce(columns[column][low:high]) for column, reduce in window.measures]
-    for count, mean, m2 in window.moments:
-        found.append(_moments(columns[count][low:high], columns[mean][low:high], columns[m2][low:high]))
+def _joined(parts: Sequence[_Part], at: int) -> Sequence[Any]:
+    """Return a column's cells in a window, from all chunks."""
+    cells: tuple[Any, ...] = ()
+    for part, rows, low, high in parts:
+        cells += part[at * rows + low : at * rows + high]
+    return cells
+
+
+def _finish_window(window: _Window, found: list[Any], answer: list[Any]) -> None:
+    """Put what was computed over a window into the answer."""
     for position, place, finish in window.outputs:
         value = found[place]
         answer[position] = value if finish is None or value is None else finish(value)

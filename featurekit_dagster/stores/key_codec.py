@@ -37,6 +37,10 @@ _NULL_TEXT = b"\x00"
 _ZERO, _ESCAPED_ZERO, _END = b"\x00", b"\x00\xff", b"\x00\x01"
 _HASHED = b"\x02"
 
+_NUL = "\x00"
+# Characters whose UTF-8 form fits a key whatever they are.
+_SURELY_SHORT = 99
+
 _WIDTHS = {Int32: 9, Int64: 9, Timestamp: 9, Bool: 2}
 
 
@@ -161,19 +165,44 @@ class KeyCodec:
         self._fields = layout.key_fields
         self._prefix = struct.pack(">H", layout.generation)
         self._encoders = tuple(_ENCODERS[field.dtype] for field in self._fields)
+        self.encode = self._compile()
 
     @property
     def generation_prefix(self) -> bytes:
         """What every stored key of the generation begins with."""
         return self._prefix
 
-    def encode(self, key: Key) -> bytes:
-        """Return the stored form of a key, without a chunk number.
+    def _compile(self) -> Callable[[Key], bytes]:
+        """Return `encode`: the general form, or a shorter way to the same for one key of a usual type.
+
+        `encode(key)` returns the stored form of a key, without a chunk number.
 
         Raises:
             JoinKeyMismatch: A value has the wrong type, or there are too few or too many.
             KeyTooLong: The key of a wildcard view has more than 400 encoded bytes.
         """
+        begin, general = self._prefix + b"\x01", self._encode_any
+
+        def encode_integer(key: Key) -> bytes:
+            if len(key) == 1 and type(value := key[0]) is int and -_SIGN <= value < _SIGN:
+                return begin + _PACK_U64(value + _SIGN)
+            return general(key)
+
+        def encode_text(key: Key) -> bytes:
+            if len(key) == 1 and type(value := key[0]) is str and len(value) < _SURELY_SHORT and _NUL not in value:
+                try:
+                    return begin + value.encode() + _END
+                except UnicodeEncodeError:
+                    pass
+            return general(key)
+
+        if len(self._fields) == 1 and self._fields[0].dtype in (Int32, Int64):
+            return encode_integer
+        if len(self._fields) == 1 and self._fields[0].dtype == String:
+            return encode_text
+        return general
+
+    def _encode_any(self, key: Key) -> bytes:
         if len(key) != len(self._encoders):
             raise self._wrong_count(len(key), len(self._encoders))
         try:

@@ -73,7 +73,17 @@ class _View:
         self.signature = _signature(layout)
         meta = b"\x00\x00" + self.keys.generation_prefix
         self.layout_key, self.marker_key = meta + b"layout", meta + b"marker"
-        self._decoded: tuple[bytes, _Marker] = (b"", _NOT_COVERED)
+        self.encode = self.keys.encode
+        self.decoded_marker: tuple[bytes, _Marker] = (b"", _NOT_COVERED)
+        self._suffixes: tuple[int, int, list[tuple[int, bytes]]] = (0, 0, [(0, chunk_suffix(0))])
+
+    def chunk_suffixes(self, first: int, last: int) -> list[tuple[int, bytes]]:
+        """Return chunk numbers and key endings of some chunks; reads at one edge ask for the same ones."""
+        known_first, known_last, suffixes = self._suffixes
+        if first != known_first or last != known_last:
+            suffixes = [(chunk, chunk_suffix(chunk)) for chunk in range(first, last + 1)]
+            self._suffixes = (first, last, suffixes)
+        return suffixes
 
     def generation(self) -> Generation:
         """Return what the writer works on."""
@@ -87,12 +97,8 @@ class _View:
             signature=self.signature,
         )
 
-    def marker(self, transaction: lmdb.Transaction[bytes]) -> _Marker:
-        """Return the coverage marker; decoded once per stored value."""
-        raw = transaction.get(self.marker_key)
-        known, marker = self._decoded
-        if raw == known:
-            return marker
+    def decode_marker(self, raw: bytes | None, transaction: lmdb.Transaction[bytes]) -> _Marker:
+        """Return what a stored coverage marker says, and remember it with its bytes in `decoded_marker`."""
         if raw is None:
             if transaction.get(self.layout_key, self.signature) != self.signature:
                 raise OnlineLayoutMismatch(view=self.layout.view, generation=self.layout.generation)
@@ -102,7 +108,7 @@ class _View:
             raise OnlineLayoutMismatch(view=self.layout.view, generation=self.layout.generation)
         spans = tuple(_SPAN.iter_unpack(raw[_MARKER_HEAD.size :]))
         marker = _Marker(epoch, IntervalSet(Interval(from_us(a), from_us(b)) for a, b in spans), spans)
-        self._decoded = (raw, marker)
+        self.decoded_marker = (raw, marker)
         return marker
 
     def encode_marker(self, covered: IntervalSet, epoch: int) -> bytes:
@@ -120,12 +126,19 @@ class LmdbSnapshot:
         self._view = view
 
     def __enter__(self) -> LmdbSnapshot:
-        transaction = self._transaction = self._view.environment.begin_read()
-        try:
-            self._marker = _NOT_COVERED if transaction is None else self._view.marker(transaction)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        view = self._view
+        transaction = self._transaction = view.environment.begin_read()
+        if transaction is None:
+            self._marker = _NOT_COVERED
+            return self
+        raw = transaction.get(view.marker_key)
+        known, self._marker = view.decoded_marker
+        if raw != known:
+            try:
+                self._marker = view.decode_marker(raw, transaction)
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -153,18 +166,17 @@ class LmdbSnapshot:
     def packed_tiles(self, key: Key, since_us: int, until_us: int) -> PackedTiles:
         """Return a key's stored chunks that may hold tiles starting in `[since_us, until_us)`, and perhaps others."""
         view, transaction = self._view, self._transaction
-        base = view.keys.encode(key)
+        base = view.encode(key)
         if transaction is None:
             return []
         first, last = since_us // view.chunk_us, (until_us - 1) // view.chunk_us
-        if last - first < _CHUNKS_BY_GET:
-            get, found = transaction.get, []
-            for chunk in range(first, last + 1):
-                value = get(base + chunk_suffix(chunk))
-                if value is not None:
-                    found.append((chunk, value))
-        else:
-            found = list(self._scan_key(transaction, base, first, last))
+        if last - first >= _CHUNKS_BY_GET:
+            return list(self._scan_key(transaction, base, first, last))
+        get, found = transaction.get, []
+        for chunk, suffix in view.chunk_suffixes(first, last):
+            value = get(base + suffix)
+            if value is not None:
+                found.append((chunk, value))
         return found
 
     @staticmethod
@@ -180,7 +192,18 @@ class LmdbSnapshot:
 
     def packed_tiles_many(self, keys: Sequence[Key], since_us: int, until_us: int) -> list[PackedTiles]:
         """Return `packed_tiles` of each key, in order."""
-        return [self.packed_tiles(key, since_us, until_us) for key in keys]
+        view, transaction = self._view, self._transaction
+        first, last = since_us // view.chunk_us, (until_us - 1) // view.chunk_us
+        if transaction is None or last - first >= _CHUNKS_BY_GET:
+            return [self.packed_tiles(key, since_us, until_us) for key in keys]
+        bases, get = list(map(view.encode, keys)), transaction.get
+        if first == last:
+            suffix = chunk_suffix(first)
+            values = [get(base + suffix) for base in bases]
+            return [[] if value is None else [(first, value)] for value in values]
+        suffixes = view.chunk_suffixes(first, last)
+        found = [[(chunk, get(base + suffix)) for chunk, suffix in suffixes] for base in bases]
+        return [[(chunk, value) for chunk, value in tiles if value is not None] for tiles in found]
 
     def packed_tiles_prefix(self, prefix: Key, since_us: int, until_us: int) -> dict[Key, PackedTiles]:
         """Return `packed_tiles` of every stored key that begins with `prefix`, by whole key in key order."""
