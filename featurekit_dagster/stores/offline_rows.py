@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_dagster.errors import RowsOutsideInterval, StoredSchemaMismatch
-from featurekit_dagster.intervals import Interval, duration_us, floor_time, from_us
+from featurekit_dagster.intervals import Interval, floor_time
 
 PARTITION_COLUMN = "time_partition"
 UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
@@ -58,12 +57,16 @@ def check_times(view: str, rows: pa.Table, interval: Interval, time_column: str)
 
 
 def arranged(rows: pa.Table, time_column: str, sort_by: Sequence[str], size: timedelta) -> pa.Table:
-    """Add the partition column and order the rows by it and by `sort_by`."""
-    us = rows.column(time_column).cast(pa.int64()).to_numpy()
-    width = duration_us(size)
-    starts, codes = np.unique(us - us % width, return_inverse=True)
-    dates = pa.array([from_us(int(start)).date().isoformat() for start in starts], pa.string())
-    rows = rows.append_column(PARTITION_COLUMN, dates.take(pa.array(codes)))
+    """Add the partition column and order the rows by it and by `sort_by`.
+
+    Args:
+        rows: Rows with a time each.
+        time_column: Column of type `UTC_MICROSECONDS`.
+        sort_by: Columns that order the rows of a partition.
+        size: Width of a partition, whole seconds; partitions are aligned to the Unix epoch.
+    """
+    starts = pc.floor_temporal(rows.column(time_column), multiple=size // timedelta(seconds=1), unit="second")
+    rows = rows.append_column(PARTITION_COLUMN, starts.cast(pa.date32()).cast(pa.string()))
     return rows.sort_by([(column, "ascending") for column in (PARTITION_COLUMN, *sort_by)])
 
 
