@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.cli_output import count_of, print_line, short_interval
 from featurekit_dagster.cli_reports import ViewOutcome
@@ -18,7 +18,6 @@ from featurekit_dagster.planning.planner import plan_view, stores_of
 from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
     from rich.console import Console
 
     from featurekit_dagster.orchestration.run import Progress
@@ -108,7 +107,7 @@ def carry_out(workspace: Workspace, work: Sequence[ViewWork], console: Console, 
     return outcomes
 
 
-def _carry_out(workspace: Workspace, work: ViewWork, instance: DagsterInstance, advance: Advance) -> ViewOutcome:
+def _carry_out(workspace: Workspace, work: ViewWork, instance: Any, advance: Advance) -> ViewOutcome:
     from featurekit_dagster.orchestration.run import failure_text, materialize_in_process
 
     name, done, started = work.view.name, 0, time.perf_counter()

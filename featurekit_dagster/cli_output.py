@@ -200,7 +200,7 @@ def print_notes(
 
 def print_line(console: Console, text: str, *, style: str = "") -> None:
     """Print a sentence, wrapped at words."""
-    for line in textwrap.wrap(text, max(console.width - 1, 40), break_long_words=False, break_on_hyphens=False):
+    for line in textwrap.wrap(text, max(console.width - 1, 40), break_long_words=False, break_on_hyphens=False) or [""]:
         console.print(line, style=style, no_wrap=True, overflow="ignore", crop=False)
 
 

@@ -90,10 +90,7 @@ def shop_workspace(folder: Path) -> Workspace:
         offline=True,
     )
     def user_most_recent_purchase_with_everything(purchases: str) -> str:
-        """The last purchase; an error on days on which the file `broken` says so."""
-        broken = folder / "broken"
-        if broken.exists():
-            return f"SELECT user_id, bought_at, error('never shown') AS amount, shop FROM {purchases}"
+        """The last purchase, with the whole source read each day."""
         return f"SELECT user_id, bought_at, amount, shop FROM {purchases}"
 
     @batch_feature_view(
@@ -105,12 +102,17 @@ def shop_workspace(folder: Path) -> Workspace:
         ttl=5 * DAY,
         feature_start_time=FIRST_DAY,
         batch_trigger=BatchTriggerType.MANUAL,
+        max_backfill_interval=2 * DAY,
         online=True,
         offline=True,
     )
     def last_purchase(purchases: str) -> str:
-        """The last purchase, on demand."""
-        return f"SELECT user_id, bought_at, amount, shop FROM {purchases}"
+        """The last purchase, on demand; the fifth day cannot be read while there is a file named `broken`."""
+        broken = "bought_at::DATE = DATE '2024-01-05'" if (folder / "broken").exists() else "false"
+        return f"""
+            SELECT user_id, bought_at, CASE WHEN {broken} THEN error('never shown') ELSE amount END AS amount, shop
+            FROM {purchases}
+        """
 
     service = FeatureService(name="offers", features=[spend, last_purchase[["amount"]]])
     declarations = [spend, user_most_recent_purchase_with_everything, last_purchase, service]
