@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
@@ -406,6 +408,25 @@ def test_files_are_partitioned_by_utc_date_and_sorted(tmp_path: Path) -> None:
     assert sorted(by_day) == [f"time_partition=2024-03-0{day}" for day in (1, 2, 3)]
     assert all(found == sorted(found) for found in by_day.values())
     assert sum(map(len, by_day.values())) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_year_of_daily_partitions_is_one_quick_commit_and_a_day_of_it_a_quicker_one(tmp_path: Path) -> None:
+    store = DeltaOfflineStore(tmp_path)
+    with duckdb.connect() as con:
+        query = "SELECT 'k' || i % 4000 AS key, make_timestamptz(? + i * 90_000_000) AS time, i / 7 AS value"
+        rows = con.sql(f"{query} FROM range(350_000) AS t(i)", params=[to_us(T0)]).to_arrow_table().cast(SCHEMA)
+    first_day = rows.filter(pc.less(rows["time"], pa.scalar(T0 + DAY, SCHEMA.field("time").type)))
+    for table, interval, limit in ((rows, days(0, 365), 4), (rows, days(0, 365), 4), (first_day, days(0, 1), 0.4)):
+        version = store.version("view") if store.exists("view") else -1
+        began = time.process_time()
+        written = store.replace_interval(
+            "view", table, interval, schema=SCHEMA, time_column="time", sort_by=["key", "time"], job_id="j", epoch=1,
+            coverage=IntervalSet(),
+        )  # fmt: skip
+        assert time.process_time() - began < limit
+        assert (written.version, written.rows_written) == (version + 1, len(table))
+    assert len(list(Path(store.location("view")).glob("time_partition=*"))) == 365
 
 
 WRITES = 30 if SOAK else 6
