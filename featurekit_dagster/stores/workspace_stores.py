@@ -27,8 +27,8 @@ class WorkspaceStores:
     Args:
         workspace: Name of the workspace.
         home: Local directory with `ledger.db` and `online/`.
-        lake: Root of the offline tables: a local path or any URI that delta-rs takes. A workspace keeps its tables below
-            its name, so that two of them in one lake never write the same table.
+        lake: Root of the offline tables: a local path or any URI that delta-rs takes. A workspace keeps its tables
+            below its name, so that two of them in one lake never write the same table.
         clock: Returns "now".
     """
 
