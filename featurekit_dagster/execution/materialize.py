@@ -28,8 +28,6 @@ from featurekit_dagster.stores.online import OnlineWrite
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE = "claimed", "computed", "written_offline", "written_online"
-# Jobs of one view that overlap nothing wait their turn; a run that waits longer than this gives its place back.
-LEASE_WAIT = timedelta(minutes=10)
 OnStep = Callable[[str, Task], None]
 
 
@@ -81,11 +79,11 @@ def run_tasks(
 
     Raises:
         MaterializationFailed: At least one job failed; raised after the last one was tried.
-        LeaseHeld: Another process was writing the view for longer than `LEASE_WAIT`.
+        LeaseHeld: Another process is writing the view; nothing was started, so it can be tried again.
     """
     failures: list[tuple[Interval, Exception]] = []
     name = f"batch:{stores.workspace}/{view.name}"
-    with stores.ledger.lease(name, holder=run_id or "in process", wait=LEASE_WAIT) as lease:
+    with stores.ledger.lease(name, holder=run_id or "in process") as lease:
         for task in tasks:
             try:
                 yield _run_job(view, task, stores, lease, trigger=trigger, run_id=run_id, on_step=on_step)
