@@ -16,8 +16,8 @@ from typing import Any
 from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
 from featurekit_dagster.domain.schema import Bool, DataType, Field, Float32, Int32, Timestamp
 from featurekit_dagster.errors import AggregationOverflow
-from featurekit_dagster.intervals import duration_us, from_us
-from featurekit_dagster.serving.online_rollup_batch import BatchRollup
+from featurekit_dagster.intervals import from_us
+from featurekit_dagster.serving.online_rollup_batch import BatchRollup, window_span
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec, presence
 
@@ -161,7 +161,7 @@ class OnlineRollup:
         return answer if is_found else None
 
     def many(self, packed: Sequence[PackedTiles], edge_us: int) -> list[Sequence[Any] | None]:
-        """Return `one` of each key, in order; last digits of variances may differ."""
+        """Return `one` of each key, in order; the last digits of float sums, means and variances may differ."""
         if self._batch is None or len(packed) < _BATCH_KEYS:
             return [self.one(tiles, edge_us) for tiles in packed]
         return self._in_batch(packed, edge_us)
@@ -279,9 +279,8 @@ def _compile_window(
                 means.append((position, places[0], places[1], _mean_total(feature)))
             else:
                 outputs.append((position, places[0], _finish(feature)))
-    window = features[0][1].window
-    offset, size = duration_us(window.offset) // tile_us, duration_us(window.window_size) // tile_us
-    return _Window(offset - size, offset, tuple(measures), tuple(moments), tuple(outputs), tuple(means))
+    begin, end = window_span(features[0][1].window, tile_us)
+    return _Window(begin, end, tuple(measures), tuple(moments), tuple(outputs), tuple(means))
 
 
 def _reducer(partial: PartialColumn) -> Reduce:

@@ -224,6 +224,25 @@ class ValueCodec:
             self._unpack_heaps(words.tobytes(), heap_at.tolist(), owners.tolist(), columns)
         return Block(owners, leads, from_batch, columns, nulls)
 
+    def unpack_alike(self, values: Sequence[bytes]) -> tuple[IntArray, list[np.ndarray[Any, Any]]] | None:
+        """Return what chunks have that have tiles in the same slots, columns of fixed width and no NULLs.
+
+        Returns:
+            The slots, and per column a matrix of one row per value and one column per slot; None if they are not alike.
+        """
+        if self._variable or any(values[0][2 * WORD_BYTES : self.lead_bytes]):
+            return None
+        lead, size = values[0][: self.lead_bytes], len(values[0])
+        if any([len(value) != size or not value.startswith(lead) for value in values]):
+            return None
+        table = np.frombuffer(b"".join(values), np.uint64).reshape(len(values), -1)
+        slots = np.flatnonzero(np.unpackbits(table[0, :1].view(np.uint8), bitorder="little"))
+        columns: list[np.ndarray[Any, Any]] = []
+        for at, code in enumerate(self._codes):
+            first = self.lead_words + at * len(slots)
+            columns.append(table[:, first : first + len(slots)].view("<i8" if code == "q" else "<f8"))
+        return slots, columns
+
     def _unpack_leads(self, words: WordArray, begins: IntArray) -> tuple[IntArray, IntArray, BoolArray]:
         """Return owner, lead and source of every row."""
         first, second = words[begins], words[begins + 1]
