@@ -15,8 +15,7 @@ import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import MaterializationFailed, PlanError
-from featurekit_dagster.intervals import Interval
-from featurekit_dagster.orchestration.checks import check_events
+from featurekit_dagster.orchestration.checks import CheckOutcome, check_specs, check_view
 from featurekit_dagster.orchestration.materializations import (
     ADOPTED,
     MaterializationRequest,
@@ -67,7 +66,7 @@ class AssetRun:
     instance: dg.DagsterInstance
     log: logging.Logger
 
-    def events(self, request: MaterializationRequest) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    def events(self, request: MaterializationRequest) -> Iterator[dg.AssetMaterialization | CheckOutcome]:
         """Yield the materialization of each partition as its job commits, and the results of the checks at the end.
 
         Raises:
@@ -85,7 +84,7 @@ class AssetRun:
         except PlanError as refused:
             failure = dg.Failure(description=str(refused), allow_retries=False)
         restate_after_run(self.view, self.key, self.stores, self.instance, request.interval, done, failed=bool(failure))
-        yield from check_events(self.view, self.key, self.stores, self.workspace.now(), request.interval)
+        yield from check_view(self.view, self.stores, self.workspace.now(), request.interval)
         if failure is not None:
             raise failure
 
@@ -106,27 +105,29 @@ def view_asset(
     """
     key, resource = view_key(view, prefix), resource_key(prefix)
 
-    def materialize(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
-        stores: FeatureStores = getattr(context.resources, resource)
-        run = AssetRun(view, key, workspace, stores.open(workspace), context.instance, context.log)
-        request = MaterializationRequest(
-            interval=interval_of_run(view, context),
-            trigger=context.run.tags.get(TRIGGER, ADOPTED),
-            run_id=context.run.run_id,
-            **context.op_execution_context.op_config,
-        )
-        for event in run.events(request):
-            if isinstance(event, dg.AssetCheckEvaluation):
-                context.log_event(event)
-                continue
-            yield event
-            if on_partition is not None and event.partition is not None:
-                on_partition(event.partition)
+    def materialize(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.AssetCheckResult]:
+        opened: FeatureStores = getattr(context.resources, resource)
+        stores = opened.open(workspace)
+        chosen = {check.name for check in context.selected_asset_check_keys}
+        if not context.selected_asset_keys:
+            found: Iterator[dg.AssetMaterialization | CheckOutcome] = check_view(view, stores, workspace.now())
+        else:
+            run = AssetRun(view, key, workspace, stores, context.instance, context.log)
+            found = run.events(_requested(view, context))
+        for event in found:
+            if isinstance(event, dg.AssetMaterialization):
+                yield event
+                if on_partition is not None:
+                    on_partition(event.partition or "")
+            elif event.name in chosen:
+                yield event.result(key)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy; without it a range is one run per partition
         return dg.multi_asset(
             specs=[view_spec(view, workspace, prefix)],
+            check_specs=check_specs(view, key),
+            can_subset=True,  # the checks can be run alone
             name="__".join(key.path),
             backfill_policy=dg.BackfillPolicy.single_run(),
             config_schema=CONFIG,
@@ -138,15 +139,15 @@ def asset_job_of(view: FeatureView, asset: dg.AssetsDefinition) -> AssetJob:
     """Return the job that materializes partitions of one view; its schedule runs it, and `dagster job` can."""
     return dg.define_asset_job(
         f"materialize_{'__'.join(asset.key.path)}",
-        selection=dg.AssetSelection.assets(asset).without_checks(),
+        selection=dg.AssetSelection.assets(asset),
         description=f"Materialize partitions of {view.name}.",
         tags=run_tags(view),
         executor_def=dg.in_process_executor,
     )
 
 
-def interval_of_run(view: FeatureView, context: dg.AssetExecutionContext) -> Interval:
-    """Return the interval of the partitions that a run was started for.
+def _requested(view: FeatureView, context: dg.AssetExecutionContext) -> MaterializationRequest:
+    """Return what the run was asked to do, from its partitions, tags and configuration.
 
     Raises:
         dagster.Failure: It was started without partitions.
@@ -157,4 +158,9 @@ def interval_of_run(view: FeatureView, context: dg.AssetExecutionContext) -> Int
             "'backfill' with view, start and end",
             allow_retries=False,
         )
-    return interval_of_keys(view, context.partition_key_range)
+    return MaterializationRequest(
+        interval=interval_of_keys(view, context.partition_key_range),
+        trigger=context.run.tags.get(TRIGGER, ADOPTED),
+        run_id=context.run.run_id,
+        **context.op_execution_context.op_config,
+    )

@@ -1,4 +1,4 @@
-"""From a workspace to Dagster definitions: assets, checks, jobs, schedules, resources."""
+"""From a workspace to Dagster definitions: assets with their checks, jobs, schedules, resources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.orchestration.assets import asset_job_of, view_asset
-from featurekit_dagster.orchestration.checks import view_checks
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -37,7 +36,6 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     ]
     return dg.Definitions(
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
-        asset_checks=[view_checks(view, workspace, prefix) for view in views],
         jobs=[*jobs.values(), backfill_job(workspace, prefix), overwrite_job(workspace, prefix)],
         schedules=schedules,
         resources={resource_key(prefix): FeatureStores.of(workspace)},

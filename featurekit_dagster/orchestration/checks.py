@@ -4,11 +4,12 @@ They run at the end of each materialization, on its range, and whenever a person
 counts only.
 """
 
-# No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import dagster as dg
 
@@ -17,8 +18,6 @@ from featurekit_dagster.engine.duck import connect, naive_literal, quoted
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import TableMissing
 from featurekit_dagster.intervals import Interval, IntervalSet
-from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import view_key
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
 from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
@@ -42,12 +41,30 @@ class CheckOutcome:
         passed: Whether all is well.
         description: One sentence.
         counts: Numbers and intervals, never values.
+        warns: Whether a failure is only a warning.
     """
 
     name: str
     passed: bool
     description: str
     counts: dict[str, int | str] = field(default_factory=dict)
+    warns: bool = False
+
+    def result(self, key: dg.AssetKey) -> dg.AssetCheckResult:
+        """Return what a step that carries the check yields."""
+        return dg.AssetCheckResult(asset_key=key, check_name=self.name, **self._facts())
+
+    def evaluation(self, key: dg.AssetKey) -> dg.AssetCheckEvaluation:
+        """Return what any other step logs."""
+        return dg.AssetCheckEvaluation(asset_key=key, check_name=self.name, **self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "description": self.description,
+            "severity": dg.AssetCheckSeverity.WARN if self.warns else dg.AssetCheckSeverity.ERROR,
+            "metadata": {f"featurekit/{name}": value for name, value in self.counts.items()},
+        }
 
 
 def check_specs(view: FeatureView, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
@@ -70,49 +87,6 @@ def check_view(
     if view.offline:
         yield from _check_offline(view, stores, interval)
     yield _check_up_to_date(view, stores, now)
-
-
-def check_events(
-    view: FeatureView, key: dg.AssetKey, stores: WorkspaceStores, now: datetime, interval: Interval
-) -> Iterator[dg.AssetCheckEvaluation]:
-    """Yield the results of all checks as events, for a run that has just materialized `interval`."""
-    for outcome in check_view(view, stores, now, interval):
-        yield dg.AssetCheckEvaluation(
-            asset_key=key,
-            check_name=outcome.name,
-            passed=outcome.passed,
-            description=outcome.description,
-            severity=_severity(view, outcome.name),
-            metadata={f"featurekit/{name}": value for name, value in outcome.counts.items()},
-        )
-
-
-def view_checks(view: FeatureView, workspace: BoundWorkspace, prefix: str | None = None) -> dg.AssetChecksDefinition:
-    """Return the checks of a view, to be run without materializing anything."""
-    key, resource = view_key(view, prefix), resource_key(prefix)
-
-    @dg.multi_asset_check(
-        name=f"{'__'.join(key.path)}_checks", specs=check_specs(view, key), required_resource_keys={resource}
-    )
-    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        stores: FeatureStores = getattr(context.resources, resource)
-        for outcome in check_view(view, stores.open(workspace), workspace.now()):
-            yield dg.AssetCheckResult(
-                asset_key=key,
-                check_name=outcome.name,
-                passed=outcome.passed,
-                description=outcome.description,
-                severity=_severity(view, outcome.name),
-                metadata={f"featurekit/{name}": value for name, value in outcome.counts.items()},
-            )
-
-    return check
-
-
-def _severity(view: FeatureView, name: str) -> dg.AssetCheckSeverity:
-    """Rows of a view without aggregates may repeat in its source; reads then take the later one."""
-    warns = name == UP_TO_DATE or (name == UNIQUE_ROWS and not view.is_aggregate)
-    return dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR
 
 
 def _check_offline(view: FeatureView, stores: WorkspaceStores, interval: Interval | None) -> Iterator[CheckOutcome]:
@@ -142,6 +116,8 @@ def _check_offline(view: FeatureView, stores: WorkspaceStores, interval: Interva
     yield CheckOutcome(
         name=UNIQUE_ROWS,
         passed=repeated == 0,
+        # rows of a view without aggregates may repeat in its source; reads then take the later one
+        warns=not view.is_aggregate,
         description=f"{repeated:,} pairs of join keys and time occur more than once.",
         counts={"repeated": repeated} | ({} if interval is None else {"looked_at": str(interval)}),
     )
@@ -191,6 +167,7 @@ def _check_up_to_date(view: FeatureView, stores: WorkspaceStores, now: datetime)
     return CheckOutcome(
         name=UP_TO_DATE,
         passed=not lacking,
+        warns=True,
         description=said,
         counts={"newest_interval": str(newest), "gaps": missing},
     )

@@ -73,8 +73,10 @@ def _range_job(
         context.instance.add_run_tags(context.run_id, {VIEW: view.name, TRIGGER: trigger})
         run = AssetRun(view, view_key(view, prefix), workspace, stores.open(workspace), context.instance, context.log)
         request = MaterializationRequest(interval=interval, trigger=trigger, run_id=context.run_id, overwrite=overwrite)
+        key = view_key(view, prefix)
         for event in run.events(request):
-            context.log_event(event)  # type: ignore[arg-type]  # checks are logged as well, the annotation lags
+            told = event if isinstance(event, dg.AssetMaterialization) else event.evaluation(key)
+            context.log_event(told)  # type: ignore[arg-type]  # checks are taken as well
 
     @dg.config_mapping(config_schema=schema)
     def of_op(given: Mapping[str, Any]) -> dict[str, Any]:

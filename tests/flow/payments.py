@@ -118,15 +118,18 @@ def payments_workspace(
 
     views = [
         batch_feature_view(
-            **shared | options,
+            **shared | {"aggregation_interval": DAY} | options,
             mode="sql",
-            aggregation_interval=DAY,
             aggregations=aggregations,
             feature_start_time=day(1),
             online=True,
         )(spending),
         batch_feature_view(
-            **shared, mode="pandas", incremental_backfills=True, feature_start_time=FIRST, description="The last payment."
+            **shared,
+            mode="pandas",
+            incremental_backfills=True,
+            feature_start_time=FIRST,
+            description="The last payment.",
         )(last_payment),
     ]
     service = FeatureService(name="fraud", features=views)
