@@ -11,6 +11,7 @@ import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -74,34 +75,30 @@ def make_view(name: str, source: Path) -> FeatureView:
         "timestamp_field": "event_time",
         "name": name,
     }
-    if name == "rows":
+    return _rows_view(facts) if name == "rows" else _tiles_view(facts)
 
-        @batch_feature_view(
-            **facts,
-            schema=[
-                Field("user_id", Int64),
-                Field("event_time", Timestamp),
-                Field("amount", Int64),
-                Field("merchant", String),
-            ],
-        )
-        def rows(events: str) -> str:
-            return f"SELECT user_id, event_time, amount, merchant FROM {events}"
 
-        return rows
+def _rows_view(facts: dict[str, Any]) -> FeatureView:
+    columns = [("user_id", Int64), ("event_time", Timestamp), ("amount", Int64), ("merchant", String)]
+
+    @batch_feature_view(**facts, schema=[Field(*column) for column in columns])
+    def rows(events: str) -> str:
+        return f"SELECT user_id, event_time, amount, merchant FROM {events}"
+
+    return rows
+
+
+def _tiles_view(facts: dict[str, Any]) -> FeatureView:
+    columns = [("user_id", Int64), ("event_time", Timestamp), ("amount", Int64), ("price", Float64)]
+    aggregated = [("amount", "sum"), ("amount", "count"), ("price", "max"), ("price", "last")]
 
     @batch_feature_view(
         **facts,
-        schema=[
-            Field("user_id", Int64),
-            Field("event_time", Timestamp),
-            Field("amount", Int64),
-            Field("price", Float64),
-        ],
+        schema=[Field(*column) for column in columns],
         aggregation_interval=HOUR,
         aggregations=[
             Aggregation(column=column, function=function, time_window=TimeWindow(window_size=DAY))
-            for column, function in (("amount", "sum"), ("amount", "count"), ("price", "max"), ("price", "last"))
+            for column, function in aggregated
         ],
     )
     def tiles(events: str) -> str:
