@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from featurekit_dagster.domain.schema import Bool, Bytes, DataType, Field, Int32, Int64, String, Timestamp
-from featurekit_dagster.errors import SourceError
+from featurekit_dagster.errors import SourceError, Unsupported
 from featurekit_dagster.intervals import as_utc
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ def frame_path(path: Path | None) -> Path | None:
     """Return the path of a frame if its ending says how to read or write it.
 
     Raises:
-        BadParameter: It ends otherwise.
+        BadParameter: It ends otherwise, or its folder does not exist.
     """
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(path.parent)!r}")
     if path is not None and path.suffix.lower() not in FRAME_SUFFIXES:
         raise typer.BadParameter(f"{path.name!r} ends in neither {' nor '.join(FRAME_SUFFIXES)}")
     return path
@@ -138,10 +140,18 @@ def read_spine(path: Path, fields: Sequence[Field]) -> pa.Table:
 
 
 def write_frame(table: pa.Table, path: Path) -> None:
-    """Write a table as Parquet or CSV, by the ending of the path."""
+    """Write a table as Parquet or CSV, by the ending of the path.
+
+    Raises:
+        Unsupported: A column with lists or records and a CSV file.
+    """
+    import pyarrow as pa
     from pyarrow import csv, parquet
 
     if path.suffix.lower() == ".parquet":
         parquet.write_table(table, path)
-    else:
-        csv.write_csv(table, path)
+        return
+    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
+    if nested:
+        raise Unsupported(f"{path.name}: a CSV file cannot hold the lists of {', '.join(nested)}; write .parquet")
+    csv.write_csv(table, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def asked_runs(
         _refuse_overlap(view, run.interval, snapshot, overwrite=overwrite)
         one = ViewWork(view=view, runs=(run,), note=short_interval(run.interval))
         jobs = f"{count_of(one.partitions, 'partition')} in {count_of(len(run.tasks), 'job')}"
-        replaced = " replacing what is there" if overwrite else ""
+        replaced = ", replacing what is there" if overwrite else ""
         work.append(ViewWork(view=view, runs=(run,), note=f"{short_interval(run.interval)}, {jobs}{replaced}"))
     return work
 
@@ -142,8 +143,28 @@ def _refuse_overlap(view: FeatureView, interval: Interval, snapshot: LedgerSnaps
 
 
 @contextmanager
-def _bars(work: Sequence[ViewWork], console: Console, *, quiet: bool) -> Iterator[Advance]:
+def _bars(work: Sequence[ViewWork], given: Console, *, quiet: bool) -> Iterator[Advance]:
     """Show one progress bar per view, on a terminal; elsewhere a line per finished view."""
+    with _kept_open(given) as console, _shown(work, console, quiet=quiet) as advance:
+        yield advance
+
+
+@contextmanager
+def _kept_open(console: Console) -> Iterator[Console]:
+    """Give a console on a copy of the file descriptor: Dagster turns the original to a log file during each step."""
+    from rich.console import Console
+
+    try:
+        copied = os.dup(console.file.fileno())
+    except (OSError, ValueError):
+        yield console  # a stream in memory stays where it is
+        return
+    with os.fdopen(copied, "w", encoding=console.encoding) as file:
+        yield Console(file=file, width=console.width, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def _shown(work: Sequence[ViewWork], console: Console, *, quiet: bool) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     total = {each.view.name: each.partitions for each in work}
@@ -155,7 +176,8 @@ def _bars(work: Sequence[ViewWork], console: Console, *, quiet: bool) -> Iterato
 
         yield say
         return
-    bar = BarColumn(complete_style="cyan", finished_style="green")
+    room = console.width - max(map(len, total)) - 24
+    bar = BarColumn(bar_width=max(10, min(40, room)), complete_style="cyan", finished_style="green")
     columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bars = {name: progress.add_task(name, total=count, start=False) for name, count in total.items()}

@@ -73,7 +73,7 @@ def print_plan(
     print_line(console, f"Plan of workspace {workspace} at {format_time(now)}", style="bold")
     console.print()
     titles = ("Feature view", "Interval", "Partitions", "Jobs", "Queries", "Runs")
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (p.view, _intervals_cell(view, p.runs), p.partitions, p.jobs, p.queries, len(p.runs))
         for view, p in zip(views, plans, strict=True)
     ]
@@ -285,7 +285,9 @@ def outcome_record(outcome: ViewOutcome) -> dict[str, Any]:
 def print_outcomes(console: Console, outcomes: Sequence[ViewOutcome]) -> None:
     """Print what was done, and every failed interval with its reason."""
     titles = ("Feature view", "Partitions", "Jobs", "Failed", "Rows", "Seconds")
-    rows = [(o.view, o.partitions, len(o.jobs), len(o.failed), o.count("rows"), f"{o.seconds:.1f}") for o in outcomes]
+    rows: list[tuple[Any, ...]] = [
+        (o.view, o.partitions, len(o.jobs), len(o.failed), o.count("rows"), f"{o.seconds:.1f}") for o in outcomes
+    ]
     sums = [sum(row[column] for row in rows) for column in range(1, len(titles) - 1)]
     seconds = f"{sum(outcome.seconds for outcome in outcomes):.1f}"
     total = (count_of(len(rows), "feature view"), *sums, seconds) if len(rows) > 1 else None

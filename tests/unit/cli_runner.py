@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,13 @@ from typer.testing import CliRunner
 
 from featurekit_dagster.cli import app
 from featurekit_dagster.sdk import Workspace
+from tests.conftest import ROOT
+
+SHOP_MODULE = """
+from pathlib import Path
+from tests.unit.cli_shop import shop_workspace
+workspace = shop_workspace(Path("."))
+"""
 
 
 def bind(workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
@@ -29,3 +38,11 @@ def output(*arguments: str, width: int = 80, exit_code: int = 0) -> str:
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(width)})
     assert result.exit_code == exit_code, result.output
     return "\n".join(line.rstrip() for line in result.stdout.splitlines()) + "\n"
+
+
+def in_subprocess(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Return what became of a Python script, run in a folder, whose workspace is the shop in that folder."""
+    (folder / "shop.py").write_text(SHOP_MODULE)
+    command = [sys.executable, "-c", script, *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "FEATUREKIT_WORKSPACE": "shop:workspace", "PATH": os.defpath}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

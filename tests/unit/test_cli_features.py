@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import typer
 from pyarrow import csv, parquet
 from typer.testing import CliRunner
 
 from featurekit_dagster.cli import app
+from featurekit_dagster.cli_input import parse_keys, write_frame
+from featurekit_dagster.domain.schema import JOIN_KEY_TYPES, Field
+from featurekit_dagster.errors import Unsupported
 from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.sdk import Workspace
 from tests.unit.cli_runner import bind, output
@@ -165,11 +169,36 @@ def test_a_service_is_read_with_a_spine_only(shop: Path, tmp_path: Path) -> None
         (["--start", "yesterday", "--end", "2024-01-05"], "'yesterday' is no ISO time"),
         (["--spine", "nowhere.csv"], "nowhere.csv"),
         (["--spine", "spine.txt"], "'spine.txt' ends in neither .parquet nor .csv"),
+        (["--start", "2024-01-05", "--end", "2024-01-06", "--out", "none/out.csv"], "there is no folder 'none'"),
     ],
 )
 def test_historical_refuses_what_it_cannot_read(shop: Path, arguments: list[str], message: str) -> None:
     (shop / "spine.txt").write_text("user_id\n")
     assert message in " ".join(refused("historical", "spend", *arguments, exit_code=2).split())
+
+
+def test_lists_are_not_written_to_csv(tmp_path: Path) -> None:
+    table = pa.table({"user_id": [7], "shops": [["s1", "s2"]]})
+    with pytest.raises(Unsupported, match=r"out\.csv: a CSV file cannot hold the lists of shops; write \.parquet"):
+        write_frame(table, tmp_path / "out.csv")
+    write_frame(table, tmp_path / "out.parquet")
+    assert parquet.read_table(tmp_path / "out.parquet") == table
+
+
+def test_every_join_key_type_is_parsed_from_text() -> None:
+    fields = [Field(dtype.name, dtype) for dtype in JOIN_KEY_TYPES]
+    texts = ["String= a=b ", "Int32=-5", "Int64=9223372036854775807", "Bytes=00ff", "Bool=True", "Timestamp=2024-01-05"]
+    assert parse_keys(texts, fields) == {
+        "String": " a=b ",
+        "Int32": -5,
+        "Int64": 2**63 - 1,
+        "Bytes": b"\x00\xff",
+        "Bool": True,
+        "Timestamp": FIRST_DAY + 4 * DAY,
+    }
+    for text in ("Int32=2147483648", "Bytes=0", "Bool=maybe", "Timestamp=noon"):
+        with pytest.raises(typer.BadParameter, match="is no "):
+            parse_keys([text], fields)
 
 
 def test_an_unreadable_spine_is_refused_without_showing_its_rows(shop: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from featurekit_dagster.cli import app
 from featurekit_dagster.cli_dagster import dev_command
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.sdk import Workspace
-from tests.unit.cli_runner import bind, output
+from tests.unit.cli_runner import bind, in_subprocess, output
 from tests.unit.cli_shop import DAY, FIRST_DAY, NOW, shop_workspace, write_purchases
 
 LATEST = "user_most_recent_purchase_with_everything"
@@ -89,6 +89,18 @@ def test_nothing_is_started_when_one_view_is_refused(shop: Workspace) -> None:
     answer = refused("materialize", "spend", LATEST, "--start", "2024-01-03T06:00", "--end", "2024-01-05", exit_code=1)
     assert "2024-01-03T06:00Z is not on the 1d grid of the Unix epoch" in answer
     assert not shop.home.exists()
+
+
+@pytest.mark.slow
+def test_progress_is_seen_although_dagster_turns_the_streams_to_its_logs(tmp_path: Path) -> None:
+    write_purchases(tmp_path / "purchases.parquet")
+    script = "from featurekit_dagster.cli import app; app()"
+    result = in_subprocess(tmp_path, script, "materialize", "spend", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    (outcome,) = json.loads(result.stdout)
+    assert (outcome["view"], outcome["rows"]) == ("spend", 20)
+    result = in_subprocess(tmp_path, script, "materialize", LATEST)
+    assert (result.returncode, result.stderr) == (0, f"{LATEST}: 10 partitions done\n")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,14 +14,11 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.sdk import Workspace
 from featurekit_dagster.stores.ledger import Ledger
 from tests.conftest import ROOT
-from tests.unit.cli_runner import bind, output
+from tests.unit.cli_runner import bind, in_subprocess, output
 from tests.unit.cli_shop import DAY, FIRST_DAY, NOW, shop_workspace
 
 GOLDEN = ROOT / "tests" / "golden" / "cli"
 HEAVY = {"dagster", "duckdb", "deltalake", "lmdb", "numpy", "pandas", "polars", "pyarrow", "sklearn"}
-SHOP_MODULE = (
-    "from pathlib import Path\nfrom tests.unit.cli_shop import shop_workspace\nworkspace = shop_workspace(Path('.'))\n"
-)
 PRINT_LOADED = f"""
 import sys
 from featurekit_dagster.cli import app
@@ -50,13 +45,6 @@ def claim(ledger: Ledger, view: str, interval: Interval, *, online: bool = True)
         workspace="shop", view=view, interval=interval, online=online, offline=True, trigger="backfill", run_id="run-1"
     )
     return job.id
-
-
-def run_in_process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (folder / "shop.py").write_text(SHOP_MODULE)
-    command = [sys.executable, "-c", PRINT_LOADED, *arguments]
-    environment = {"PYTHONPATH": f"{ROOT}", "FEATUREKIT_WORKSPACE": "shop:workspace", "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def assert_golden(name: str, text: str) -> None:
@@ -170,7 +158,7 @@ def test_wrong_usage_ends_with_exit_code_2(arguments: list[str]) -> None:
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    result = run_in_process(tmp_path, "--help")
+    result = in_subprocess(tmp_path, PRINT_LOADED, "--help")
     assert (result.returncode, result.stderr.split()) == (0, [])
     commands = ["plan", "materialize", "status", "get", "historical", "dev", "demo"]
     assert all(f"  {command} " in result.stdout for command in commands)
@@ -179,13 +167,13 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_plan_and_status_load_neither_dagster_nor_duckdb(tmp_path: Path, command: str) -> None:
     claim(ledger_of(shop_workspace(tmp_path)), "spend", Interval(FIRST_DAY, NOW))
-    result = run_in_process(tmp_path, command)
+    result = in_subprocess(tmp_path, PRINT_LOADED, command)
     assert (result.returncode, result.stderr.split()) == (0, [])
     assert "spend" in result.stdout
 
 
 def test_a_refusal_is_one_message_without_a_traceback(tmp_path: Path) -> None:
-    result = run_in_process(tmp_path, "plan", "spent")
+    result = in_subprocess(tmp_path, PRINT_LOADED, "plan", "spent")
     assert result.returncode == 1
     assert result.stderr.startswith("error: no feature view named 'spent'")
     assert "Traceback" not in result.stderr
