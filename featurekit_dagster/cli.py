@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.errors import FeatureKitError, NotFoundError
+from featurekit_dagster.errors import FeatureKitError, NotFoundError, TectonValidationError
 from featurekit_dagster.intervals import format_time
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 @app.command()
 def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Say what has to be done so that views are materialized up to now; change nothing."""
+    """Say what is missing up to now; change nothing."""
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_reports import plan_record, print_plan
     from featurekit_dagster.planning.planner import plan_views
@@ -89,7 +89,10 @@ def materialize(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Do what is missing up to now, or a given interval, through Dagster runs in this process."""
+    """Do what is missing up to now, or a given interval.
+
+    The jobs run in this process, as Dagster runs that its UI shows like any other.
+    """
     from featurekit_dagster.cli_materialize import asked_runs, carry_out, missing_runs
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
     from featurekit_dagster.cli_reports import outcome_record, print_outcomes
@@ -121,7 +124,10 @@ def status(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Say how far views are materialized, and which jobs run or failed."""
+    """Say how far views are materialized and which jobs failed.
+
+    Jobs that still run are listed too.
+    """
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_reports import ViewStatus, print_status, status_record
 
@@ -178,7 +184,7 @@ def historical(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Read features as of the times of a spine, or all values of a time range."""
+    """Read features as of the times of a spine, or of a time range."""
     from featurekit_dagster.cli_input import read_spine, write_frame
     from featurekit_dagster.cli_reports import print_frame_head
 
@@ -199,7 +205,10 @@ def historical(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def dev(context: typer.Context, workspace: WorkspaceName = None) -> None:
-    """Open the Dagster UI of this project, on this machine only; other options go to `dagster dev`."""
+    """Open the Dagster UI of this project, on this machine only.
+
+    Other options, such as --port, go to `dagster dev`.
+    """
     from featurekit_dagster.cli_dagster import dev_command
 
     dev_command(_workspace(workspace), context.args).become()
@@ -207,7 +216,7 @@ def dev(context: typer.Context, workspace: WorkspaceName = None) -> None:
 
 @app.command()
 def demo() -> None:
-    """Run the example: from flights to features, a model and online vectors."""
+    """Run the example: flights, features, a model, online vectors."""
     from featurekit_dagster.cli_dagster import run_demo
 
     raise typer.Exit(run_demo())
@@ -228,7 +237,17 @@ def _readable(workspace: Workspace, name: str) -> tuple[Any, list[Field]]:
 def _workspace(name: str | None) -> Workspace:
     from featurekit_dagster.sdk import get_workspace
 
-    return get_workspace(name)
+    try:
+        return get_workspace(name)
+    except NotFoundError as error:
+        if name is not None or error.kind != "workspace":
+            raise
+        if error.known:
+            raise TectonValidationError(f"choose a workspace: --workspace {' or '.join(error.known)}") from None
+        raise TectonValidationError(
+            f"no workspace is declared in {Path.cwd()} or above it; add [tool.featurekit.workspaces] with "
+            "dev = 'module:attribute' to pyproject.toml, or set FEATUREKIT_WORKSPACE=module:attribute"
+        ) from None
 
 
 def _views(workspace: Workspace, names: Sequence[str] | None) -> list[FeatureView]:

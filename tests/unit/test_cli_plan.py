@@ -150,6 +150,17 @@ def test_an_unknown_view_is_refused_with_one_line_and_exit_code_1() -> None:
     assert result.stderr == f"error: no feature view named 'spent'; there is {known}\n"
 
 
+def test_without_a_workspace_the_ways_to_name_one_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["plan"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: no workspace is declared in {tmp_path} or above it; add [tool.featurekit")
+    tables = '[tool.featurekit.workspaces]\ndev = "shop:workspace"\ntest = "shop:workspace"\n'
+    (tmp_path / "pyproject.toml").write_text(tables)
+    result = CliRunner().invoke(app, ["plan"])
+    assert (result.exit_code, result.stderr) == (1, "error: choose a workspace: --workspace dev or test\n")
+
+
 @pytest.mark.parametrize("arguments", [["plan", "--bad"], ["status", "--limit", "-1"], ["nothing"]])
 def test_wrong_usage_ends_with_exit_code_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
