@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 Form = Callable[[Path], pa.Table]
 TOLERANCE = 1e-9
+# A slow peer is not repeated beyond this, so that a whole run stays within minutes.
+_ENOUGH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class Case:
         prepare: Writes the input into a folder; given whether small sizes are wanted.
         ours: Our form.
         peers: The other forms by name; the best one counts.
-        target: Largest ratio of ours to the best peer, in CPU seconds.
-        slow: Peers that are compared and timed only once.
+        target: Largest ratio of ours to the peer, in CPU seconds.
+        against: The peer that the target names; None for the best one.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Case:
     ours: Form
     peers: Mapping[str, Form]
     target: float
-    slow: frozenset[str] = frozenset()
+    against: str | None = None
 
     def form(self, name: str) -> Form:
         """Return one of the forms by its name."""
@@ -81,23 +83,26 @@ def _report(case: Case, script: str, *, quick: bool, as_json: bool) -> None:
         for name in names:
             _start(script, case.name, name, folder, 0)
             _compare(Path(folder, "ours.answer"), Path(folder, f"{name}.answer"), f"{case.name}: {name}")
-        repeats = {name: 1 if quick or name in case.slow else 3 for name in names}
-        costs = {name: _start(script, case.name, name, folder, repeats[name]) for name in names}
-    best = min(case.peers, key=lambda name: costs[name].cpu)
-    ours, peer = costs["ours"].cpu, costs[best].cpu
+        costs = {name: _measured(script, case.name, name, folder, 1 if quick else 3) for name in names}
+    named = case.against or min(case.peers, key=lambda name: costs[name].cpu)
+    ours, peer = costs["ours"].cpu, costs[named].cpu
     line = {"case": case.name, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 3)}
     if as_json:
         print(json.dumps({**line, "target": case.target}), flush=True)
         return
-    print(f"\n{case.name}: {ours / peer:.2f} of {best} (target {case.target})")
+    print(f"\n{case.name}: {ours / peer:.2f} of {named} (target {case.target})")
     for name, cost in costs.items():
         print(f"  {name:<28} {cost.cpu:8.3f} CPU s  {cost.wall:8.3f} s  {cost.peak_mb:8.0f} MB", flush=True)
 
 
-def _start(script: str, case: str, name: str, folder: str, repeats: int) -> Cost | None:
+def _start(script: str, case: str, name: str, folder: str, repeats: int) -> str:
+    """Run one form in a process of its own and return what it prints."""
     command = [sys.executable, script, "--child", case, name, folder, str(repeats)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return Cost(*json.loads(done.stdout)) if repeats else None
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _measured(script: str, case: str, name: str, folder: str, repeats: int) -> Cost:
+    return Cost(*json.loads(_start(script, case, name, folder, repeats)))
 
 
 def _child(cases: Sequence[Case], case_name: str, name: str, folder: str, repeats: str) -> None:
@@ -106,16 +111,20 @@ def _child(cases: Sequence[Case], case_name: str, name: str, folder: str, repeat
     if repeats == "0":
         pq.write_table(form(Path(folder)), Path(folder, f"{name}.answer"))
         return
-    form(Path(folder))
-    costs = [_measure(form, Path(folder)) for _ in range(int(repeats))]
-    print(json.dumps([statistics.median(values) for values in zip(*costs, strict=True)]))
+    first = _measure(form, Path(folder))
+    costs: list[Cost] = []
+    while len(costs) < int(repeats) and sum(cost.wall for cost in costs) < _ENOUGH_SECONDS:
+        costs.append(_measure(form, Path(folder)))
+    # Allocators keep what the first run freed, so only that run shows how much memory the form needs.
+    cpu, wall = (statistics.median(values) for values in zip(*((cost.cpu, cost.wall) for cost in costs), strict=True))
+    print(json.dumps([cpu, wall, first.peak_mb]))
 
 
-def _measure(form: Form, folder: Path) -> tuple[float, float, float]:
+def _measure(form: Form, folder: Path) -> Cost:
     before, wall, cpu = _reset_peak(), time.perf_counter(), time.process_time()
     form(folder)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return cpu, wall, (_status("VmHWM") - before) / 1024
+    return Cost(cpu, wall, (_status("VmHWM") - before) / 1024)
 
 
 def _reset_peak() -> int:

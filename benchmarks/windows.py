@@ -13,9 +13,9 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from measuring import Case, Form, run
+from peers import sql
 
-from benchmarks.measuring import Case, Form, run
-from benchmarks.peers import sql
 from featurekit_dagster.domain.aggregation import AggregateFeature, partial_columns
 from featurekit_dagster.domain.schema import Field, Float64
 from featurekit_dagster.domain.windows import TimeWindow
@@ -92,7 +92,7 @@ def ours_from_events(folder: Path) -> pa.Table:
             timestamp="ts",
             partials=partial_columns(features(SUMS)),
         )
-        return answer(probes(con, folder), con.sql(query).to_arrow_table(), SUMS, 1)
+        return answer(probes(con, folder), con.sql(query).to_arrow_table(), SUMS, HOUR_US)
 
 
 def ours_from_tiles(folder: Path) -> pa.Table:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.engine.columns import Int64Array, int64_values, numbers, to_column
+from featurekit_dagster.engine.columns import BoolArray, Int64Array, int64_values, numbers, to_column
 from featurekit_dagster.errors import UnsupportedKeyType
 
 ABSENT = -1
@@ -217,19 +217,39 @@ class TimePacking:
         return (codes << self.bits) + times
 
 
-def stable_order(packed: Int64Array, within: Int64Array | None = None) -> Int64Array | None:
-    """Return the positions that sort `packed`, equal values by `within`, then in input order; None if sorted already.
+def sort_packed(
+    packed: Int64Array, rows: Int64Array | None, within: Int64Array | None = None
+) -> tuple[Int64Array, Int64Array | None]:
+    """Return packed codes in ascending order and the row number of each; equal ones by `within`, then by row number.
 
-    NumPy's quicksort is several times faster than its stable sort, so only runs of equal values are put right after it.
+    Args:
+        packed: Codes, none negative.
+        rows: Row number of each code, ascending; None when code `i` is of row `i`, in the answer as well.
+        within: What orders equal codes, if anything does.
     """
     if not len(packed) or (within is None and bool((packed[1:] >= packed[:-1]).all())):
-        return None
+        return packed, rows
+    row_numbers = np.arange(len(packed)) if rows is None else rows
+    bits = int(row_numbers[-1]).bit_length()
+    if within is None and int(packed.max()).bit_length() + bits <= _PACKED_BITS:
+        # Sorting one array of numbers is several times faster than finding the order that sorts it.
+        joint = (packed << bits) + row_numbers
+        joint.sort()
+        return joint >> bits, joint & ((1 << bits) - 1)
     order = np.argsort(packed)
     ordered = packed[order]
     same = ordered[1:] == ordered[:-1]
     if same.any():
+        # NumPy's quicksort beats its stable sort by far, so only runs of equal values are put right after it.
         tied = np.flatnonzero(np.concatenate((same, [False])) | np.concatenate(([False], same)))
-        rows = order[tied]
-        ranks = (rows, ordered[tied]) if within is None else (rows, within[rows], ordered[tied])
-        order[tied] = rows[np.lexsort(ranks)]
-    return order
+        places = order[tied]
+        ranks = (places, ordered[tied]) if within is None else (places, within[places], ordered[tied])
+        order[tied] = places[np.lexsort(ranks)]
+    return ordered, order if rows is None else rows[order]
+
+
+def first_of_each(ordered: Int64Array) -> BoolArray:
+    """Return which of the sorted values differ from the one before them."""
+    fresh = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=fresh[1:])
+    return fresh

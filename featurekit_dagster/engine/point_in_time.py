@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.engine.columns import Int64Array, microseconds, to_column
-from featurekit_dagster.engine.keys import TimePacking, encode_keys, stable_order
+from featurekit_dagster.engine.keys import TimePacking, encode_keys, first_of_each, sort_packed
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE
 from featurekit_dagster.intervals import duration_us
 
@@ -51,11 +51,8 @@ def latest_positions(
     chosen = None if known.all() else np.flatnonzero(known)
     row_codes, row_times = (codes.rows, times) if chosen is None else (codes.rows[chosen], times[chosen])
     packing = TimePacking.fit(row_times, codes.count)
-    packed = packing.pack_rows(row_codes, row_times)
-    order = stable_order(packed, None if row_order is None else _order_values(rows.column(row_order), chosen))
-    if order is not None:
-        packed = packed[order]
-        chosen = order if chosen is None else chosen[order]
+    ties = None if row_order is None else _order_values(rows.column(row_order), chosen)
+    packed, chosen = sort_packed(packing.pack_rows(row_codes, row_times), chosen, ties)
     probe_times, unasked = microseconds(probes.column(probe_time))
     found = _search(packed, packing, codes.probes, probe_times)
     if unasked is not None:
@@ -79,10 +76,11 @@ def _search(packed: Int64Array, packing: TimePacking, codes: Int64Array, times: 
     if not len(packed):
         return np.full(len(codes), -1, np.int64)
     needles = packing.pack_edges(codes, times, inclusive=True)
-    order = np.argsort(needles)
-    below = np.searchsorted(packed, needles[order]) - 1
-    found = np.empty_like(below)
-    found[order] = below
+    needles, order = sort_packed(needles, None)
+    found = np.searchsorted(packed, needles) - 1
+    if order is not None:
+        below, found = found, np.empty_like(found)
+        found[order] = below
     return np.where((found >= 0) & (packed[found] >> packing.bits == codes), found, -1)
 
 
@@ -118,8 +116,8 @@ def change_edges(
     every_edge = np.concatenate(list(edges.values()))
     every_code = np.tile(codes.probes, len(edges))
     packed = TimePacking.fit(every_edge, codes.count).pack_rows(every_code, every_edge)
-    order = np.argsort(packed)
-    fresh = np.concatenate(([True], packed[order][1:] != packed[order][:-1]))[: len(order)]
-    chosen = order[fresh]
+    packed, order = sort_packed(packed, None)
+    fresh = first_of_each(packed)
+    chosen = np.flatnonzero(fresh) if order is None else order[fresh]
     columns = key_columns.take(to_column(chosen % max(tiles.num_rows, 1), None, pa.int64()))
     return columns.append_column(EDGE, to_column(every_edge[chosen], None, _TIMESTAMP))

@@ -7,7 +7,7 @@ tables and positions (`rollup_extremes`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from featurekit_dagster.engine.columns import (
     present,
     to_column,
 )
-from featurekit_dagster.engine.keys import TimePacking, encode_keys, stable_order
+from featurekit_dagster.engine.keys import KeyCodes, TimePacking, encode_keys, first_of_each, sort_packed
 from featurekit_dagster.engine.rollup_extremes import last_positions, neutral, range_extremes
 from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, float_sums, integer_sums
 from featurekit_dagster.engine.rollup_variance import Moments, merge_moments
@@ -75,10 +75,10 @@ class _Search:
 
     Attributes:
         rows: Row numbers of these tiles in their table, in (key, tile) order; None when that is all rows as they are.
+        codes: Key code of each of them.
         ranges: Position ranges per window, one per distinct (key, edge).
         target: For each probe, the distinct (key, edge) it asks for.
         unknown: Probes without an edge, or None.
-        key_starts: Positions where a new key begins.
     """
 
     def __init__(
@@ -86,24 +86,18 @@ class _Search:
     ) -> None:
         codes = encode_keys(tiles, probes, keys)
         edges, self.unknown = microseconds(probes.column(EDGE))
+        moves = {moved for window in windows for moved in _bounds_us(window)}
+        probe_codes, edges, self.target = _distinct(codes, edges, 1 if any(m % tile_us for m in moves) else tile_us)
+        bounds = {moved: -((-edges - moved) // tile_us) for moved in moves}
         starts = microseconds(tiles.column(ANCHOR_TIME))[0] // tile_us
-        self.rows, row_codes, starts = _only_known(codes.rows, starts)
+        self.rows, row_codes, starts = _in_reach(codes.rows, starts, bounds.values())
         packing = TimePacking.fit(starts, codes.count)
-        packed = packing.pack_rows(row_codes, starts)
-        order = stable_order(packed)
-        if order is not None:
-            packed, row_codes = packed[order], row_codes[order]
-            self.rows = order if self.rows is None else self.rows[order]
-        self.size = len(packed)
-        self.key_starts = np.flatnonzero(np.concatenate(([True], row_codes[1:] != row_codes[:-1]))[: self.size])
-        probe_codes, edge_us, self.target = _distinct(codes.probes, edges, codes.count)
-        bounds: dict[int, Int64Array] = {}
-        for window in windows:
-            for moved in _bounds_us(window):
-                if moved not in bounds:
-                    first = -((-edge_us - moved) // tile_us)
-                    bounds[moved] = np.searchsorted(packed, packing.pack_edges(probe_codes, first))
-        self.ranges = {window: Ranges(*(bounds[moved] for moved in _bounds_us(window))) for window in windows}
+        packed, self.rows = sort_packed(packing.pack_rows(row_codes, starts), self.rows)
+        self.codes = packed >> packing.bits
+        found = {
+            moved: np.searchsorted(packed, packing.pack_edges(probe_codes, bound)) for moved, bound in bounds.items()
+        }
+        self.ranges = {window: Ranges(*(found[moved] for moved in _bounds_us(window))) for window in windows}
 
 
 def _bounds_us(window: TimeWindow) -> tuple[int, int]:
@@ -112,27 +106,37 @@ def _bounds_us(window: TimeWindow) -> tuple[int, int]:
     return offset - duration_us(window.window_size), offset
 
 
-def _only_known(codes: Int64Array, times: Int64Array) -> tuple[Int64Array | None, Int64Array, Int64Array]:
-    """Return the rows whose key a probe has: their numbers (None for all rows), codes and times."""
-    known = codes >= 0
-    if known.all():
+def _in_reach(
+    codes: Int64Array, times: Int64Array, bounds: Iterable[Int64Array]
+) -> tuple[Int64Array | None, Int64Array, Int64Array]:
+    """Return the rows that some probe's window may hold: their numbers (None for all rows), codes and times."""
+    kept = codes >= 0
+    ends = [(int(bound.min()), int(bound.max())) for bound in bounds if len(bound)]
+    if ends:
+        kept &= times >= min(low for low, _ in ends)
+        kept &= times < max(high for _, high in ends)
+    if kept.all():
         return None, codes, times
-    rows = np.flatnonzero(known)
+    rows = np.flatnonzero(kept)
     return rows, codes[rows], times[rows]
 
 
-def _distinct(codes: Int64Array, edges: Int64Array, count: int) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Return the distinct (code, edge) pairs in ascending order, and for each input pair its place among them."""
-    packed = TimePacking.fit(edges, count).pack_rows(codes, edges)
-    order = stable_order(packed)
-    if order is None:
-        order = np.arange(len(packed))
-    ordered = packed[order]
-    fresh = np.concatenate(([True], ordered[1:] != ordered[:-1]))[: len(packed)]
-    target = np.empty(len(packed), np.int64)
-    target[order] = np.cumsum(fresh) - 1
-    chosen = order[fresh]
-    return codes[chosen], edges[chosen], target
+def _distinct(codes: KeyCodes, edges: Int64Array, grid: int) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Return the distinct (code, edge) pairs in ascending order, and for each probe its place among them.
+
+    Edges between two grid times see the same tiles and are moved up to the second.
+    """
+    times = -(-edges // grid)
+    packing = TimePacking.fit(times, codes.count)
+    packed, order = sort_packed(packing.pack_rows(codes.probes, times), None)
+    fresh = first_of_each(packed)
+    places = np.cumsum(fresh) - 1
+    target = places
+    if order is not None:
+        target = np.empty_like(places)
+        target[order] = places
+    chosen = fresh if order is None else order[fresh]
+    return codes.probes[chosen], times[chosen] * grid, target
 
 
 class _Kernel:
@@ -185,7 +189,7 @@ class _Kernel:
         if key not in self._done:
             windows = self._windows[feature.partials[2].name]
             count, mean, m2 = (self._load(partial)[0] for partial in feature.partials)
-            moments = Moments(count, mean, m2, self._search.key_starts)
+            moments = Moments(count, mean, m2, np.flatnonzero(first_of_each(self._search.codes)))
             found = merge_moments(moments, [self._search.ranges[window] for window in windows])
             self._done.update({(key[0], window): pair for window, pair in zip(windows, found, strict=True)})
         count, m2 = self._done[key]
@@ -206,7 +210,7 @@ class _Kernel:
         there = found >= 0
         if self._search.unknown is not None:
             there &= ~self._search.unknown
-        if self._search.rows is not None and self._search.size:
+        if self._search.rows is not None and len(self._search.rows):
             found = self._search.rows[found]
         return column.combine_chunks().take(to_column(found, there, pa.int64())).cast(arrow_type(feature.dtype))
 
@@ -224,6 +228,11 @@ class _Kernel:
         """Compute a partial column over all windows that any feature needs it for."""
         windows = self._windows[partial.name]
         ranges = [self._search.ranges[window] for window in windows]
+        if partial.kind == "count" and _all_one(self._tiles.column(partial.name)):
+            self._done.update(
+                {(partial.name, window): (part.lengths, None) for window, part in zip(windows, ranges, strict=True)}
+            )
+            return
         values, valid = self._load(partial)
         overflow: list[BoolArray | None] = [None] * len(ranges)
         found: Sequence[Values]
@@ -272,3 +281,11 @@ def _check_fits(feature: AggregateFeature, sums: Int64Array, overflow: BoolArray
         count += int(((sums < limits.min) | (sums > limits.max)).sum())
     if count:
         raise AggregationOverflow(feature=feature.name, dtype=str(feature.column.dtype), count=count)
+
+
+def _all_one(column: pa.ChunkedArray) -> bool:
+    """Tell whether every tile counts one event, as tiles of single rows do; then windows are as long as they count."""
+    if column.null_count or not len(column):
+        return False
+    counts = numbers(column)
+    return bool(counts.min() == counts.max() == 1)

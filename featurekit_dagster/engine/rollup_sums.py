@@ -19,6 +19,7 @@ _LEVEL_BITS = 62
 # Stop when what is left of each value is below 2**-52 of the smallest value: as good as rounding each value once.
 _PRECISION_BITS = 52
 _SAFE_EXPONENT = 1000
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,21 @@ def prefix(values: Values) -> Int64Array:
     return sums
 
 
-def difference(sums: Int64Array, ranges: Ranges) -> Int64Array:
-    """Return the sum of each range from prefix sums."""
-    return np.asarray(sums[ranges.high] - sums[ranges.low])
+def differences(sums: Int64Array, ranges: Sequence[Ranges]) -> list[Int64Array]:
+    """Return the sum of each range from prefix sums; bounds that ranges share are looked up once."""
+    bounds = {id(bound): bound for part in ranges for bound in (part.low, part.high)}
+    found = {key: sums[bound] for key, bound in bounds.items()}
+    return [found[id(part.high)] - found[id(part.low)] for part in ranges]
 
 
 def count_ranges(flags: BoolArray, ranges: Sequence[Ranges]) -> list[Int64Array]:
     """Return how many positions of each range are set."""
-    sums = prefix(flags)
-    return [difference(sums, part) for part in ranges]
+    return differences(prefix(flags), ranges)
 
 
 def integer_sums(values: Int64Array, ranges: Sequence[Ranges]) -> tuple[list[Int64Array], list[BoolArray | None]]:
     """Return the sum of each range, and where it does not fit int64 (None where all do)."""
-    sums = prefix(values)
-    found = [difference(sums, part) for part in ranges]
+    found = differences(prefix(values), ranges)
     top = max(abs(int(values.max())), abs(int(values.min()))) if len(values) else 0
     if top * longest(ranges) < 1 << 63:
         return found, [None] * len(found)
@@ -104,17 +105,12 @@ def _finite_sums(values: FloatArray, top: float, ranges: Sequence[Ranges]) -> li
         return sums
     shift = bits - math.frexp(top)[1]
     floor_exponent: int | None = None
-    rest, scratch = values.copy(), np.empty_like(values)
+    rest = values.copy()
     while True:
-        # Cutting towards zero never makes a value larger, so that nothing overflows on the way back.
-        whole = _scale(rest, shift, out=scratch).astype(np.int64)
-        level = prefix(whole)
-        for total, part in zip(sums, ranges, strict=True):
-            units = difference(level, part).astype(np.float64)
-            np.add(total, _scale(units, -shift, out=units), out=total)
-        scratch[:] = whole
-        np.subtract(rest, _scale(scratch, -shift, out=scratch), out=rest)
-        if not rest.any():
+        level, left = _cut(rest, shift)
+        for total, units in zip(sums, differences(level, ranges), strict=True):
+            np.add(total, _scale(units.astype(np.float64), -shift), out=total)
+        if not left:
             return sums
         if floor_exponent is None:
             floor_exponent = math.frexp(float(np.abs(values[values != 0.0]).min()))[1] - 1
@@ -123,9 +119,27 @@ def _finite_sums(values: FloatArray, top: float, ranges: Sequence[Ranges]) -> li
         shift += bits
 
 
-def _scale(values: FloatArray, exponent: int, *, out: FloatArray) -> FloatArray:
-    """Return `values * 2**exponent` in `out`, also where the factor itself is no double."""
+def _cut(rest: FloatArray, shift: int) -> tuple[Int64Array, bool]:
+    """Take the multiples of `2**-shift` out of `rest`; return their prefix sums in that unit and whether any is left.
+
+    Cutting is towards zero, which makes no value larger, so nothing overflows on the way back. A block fits the cache.
+    """
+    sums = np.empty(len(rest) + 1, np.int64)
+    sums[0] = 0
+    left = False
+    for start in range(0, len(rest), _BLOCK):
+        block = rest[start : start + _BLOCK]
+        whole = _scale(block, shift).astype(np.int64)
+        np.subtract(block, _scale(whole.astype(np.float64), -shift), out=block)
+        left = left or bool(block.any())
+        whole[0] += sums[start]
+        np.cumsum(whole, out=sums[start + 1 : start + 1 + len(block)])
+    return sums, left
+
+
+def _scale(values: FloatArray, exponent: int) -> FloatArray:
+    """Return `values * 2**exponent`, also where the factor itself is no double."""
     with np.errstate(over="ignore", under="ignore"):
         if abs(exponent) < _SAFE_EXPONENT:
-            return np.multiply(values, 2.0**exponent, out=out)
-        return np.ldexp(values, exponent, out=out)
+            return np.multiply(values, 2.0**exponent)
+        return np.ldexp(values, exponent)

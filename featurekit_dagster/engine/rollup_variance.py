@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featurekit_dagster.engine.columns import FloatArray, Int64Array
-from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, difference, float_sums, prefix
+from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, differences, float_sums, prefix
 
 # Below this share of the sum of squares the difference has lost more digits than the bound allows.
 _CANCELLED = 1e-4
@@ -51,7 +51,7 @@ def merge_moments(tiles: Moments, ranges: Sequence[Ranges]) -> list[tuple[Int64A
         np.where(usable, tiles.mean, 0.0),
         np.where(usable, tiles.m2, 0.0),
     )
-    counts = prefix(tiles.count)
+    counts = differences(prefix(tiles.count), ranges)
     with np.errstate(over="ignore", invalid="ignore"):
         distance = clean.mean - _centres(clean, tiles.key_starts)
         moved = np.where(usable, clean.weight * distance, 0.0)
@@ -59,8 +59,7 @@ def merge_moments(tiles: Moments, ranges: Sequence[Ranges]) -> list[tuple[Int64A
         second = float_sums(clean.m2 + moved * distance, ranges)
         bad = count_ranges(odd, ranges) if odd.any() else [None] * len(ranges)
         answers = []
-        for part, linear, square, spoiled in zip(ranges, first, second, bad, strict=True):
-            number = difference(counts, part)
+        for part, number, linear, square, spoiled in zip(ranges, counts, first, second, bad, strict=True):
             found = square - linear * linear / np.maximum(number, 1)
             _settle(found, part, square, clean)
             if spoiled is not None:

@@ -115,8 +115,9 @@ def build_tiles(
 def row_query(relation: str, *, keys: Sequence[str], timestamp: str, partials: Iterable[PartialColumn]) -> str:
     """Return the SQL that makes every event a tile of its own: `keys`, `_anchor_time` and the partial columns.
 
-    For one answer straight from the source it spares the GROUP BY: `roll_up` with `tile_us=1` combines the rows to the
-    same features as the tiles, as long as windows and edges are whole tiles. `_anchor_time` is the event's own time.
+    For one answer straight from the source it spares the GROUP BY: `roll_up` combines the rows to the same features as
+    the tiles. `_anchor_time` is the event's own time. Rows of one tile are taken in the order they come in, so a `last`
+    needs them in order of time, or `tile_us=1` (windows and edges are whole tiles all the same).
 
     Args:
         relation: A name or a parenthesised query.

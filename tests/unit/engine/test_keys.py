@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurekit_dagster.engine.keys import ABSENT, TimePacking, encode_keys, stable_order
+from featurekit_dagster.engine.keys import ABSENT, TimePacking, encode_keys, sort_packed
 from featurekit_dagster.errors import UnsupportedKeyType
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -92,11 +92,16 @@ def test_an_edge_lies_above_exactly_the_earlier_rows_of_its_key(
         assert (packed < needle).tolist() == [row <= edge for row in rows]
 
 
-@given(values=st.lists(st.integers(0, 5), max_size=50), within=st.booleans())
-def test_order_is_stable(values: list[int], within: bool) -> None:
-    packed = np.array(values, np.int64)
-    second = -np.arange(len(values)) if within else None
-    order = stable_order(packed, second)
-    places = range(len(values))
-    wanted = sorted(places, key=lambda place: (values[place], -place if within else place))
-    assert (list(places) if order is None else order.tolist()) == wanted
+@given(
+    values=st.lists(st.sampled_from([0, 1, 2, 2**40, 2**62]), max_size=50), within=st.booleans(), numbered=st.booleans()
+)
+def test_order_is_stable(values: list[int], within: bool, numbered: bool) -> None:
+    rows = np.arange(len(values)) * 3 if numbered else None
+    ordered, order = sort_packed(np.array(values, np.int64), rows, -np.arange(len(values)) if within else None)
+    wanted = sorted(range(len(values)), key=lambda place: (values[place], -place if within else place))
+    assert ordered.tolist() == sorted(values)
+    if order is None:
+        assert not numbered
+        assert wanted == list(range(len(values)))
+    else:
+        assert order.tolist() == [place * 3 if numbered else place for place in wanted]
