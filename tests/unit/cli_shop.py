@@ -11,6 +11,7 @@ from featurekit_dagster import (
     BatchTriggerType,
     Entity,
     FeatureService,
+    FeatureView,
     Field,
     FileConfig,
     FilteredSource,
@@ -27,6 +28,7 @@ DAY = timedelta(days=1)
 FIRST_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NOW = datetime(2024, 1, 11, tzinfo=UTC)
 DAYS, USERS = 10, (7, 8)
+USER = Entity(name="user", join_keys=[Field("user_id", Int64)])
 SCHEMA = [Field("user_id", Int64), Field("bought_at", Timestamp), Field("amount", Float64), Field("shop", String)]
 
 
@@ -49,17 +51,20 @@ def write_purchases(path: Path) -> None:
 
 def shop_workspace(folder: Path) -> Workspace:
     """Return the workspace whose source and stores are in a folder."""
+    file = str(folder / "purchases.parquet")
     source = BatchSource(
-        name="purchases",
-        batch_config=FileConfig(
-            uri=str(folder / "purchases.parquet"), file_format="parquet", timestamp_field="bought_at"
-        ),
+        name="purchases", batch_config=FileConfig(uri=file, file_format="parquet", timestamp_field="bought_at")
     )
-    user = Entity(name="user", join_keys=[Field("user_id", Int64)])
+    spend, last_purchase = _spend(source), _last_purchase(source, folder / "broken")
+    service = FeatureService(name="offers", features=[spend, last_purchase[["amount"]]])
+    declarations = [spend, _most_recent_purchase(source), last_purchase, service]
+    return Workspace("shop", declarations, home=folder / "home", clock=NOW)
 
+
+def _spend(source: BatchSource) -> FeatureView:
     @batch_feature_view(
         sources=[FilteredSource(source)],
-        entities=[user],
+        entities=[USER],
         mode="sql",
         schema=[Field("user_id", Int64), Field("bought_at", Timestamp), Field("amount", Float64)],
         aggregation_interval=DAY,
@@ -77,9 +82,13 @@ def shop_workspace(folder: Path) -> Workspace:
         """What a user spent."""
         return f"SELECT user_id, bought_at, amount FROM {purchases}"
 
+    return spend
+
+
+def _most_recent_purchase(source: BatchSource) -> FeatureView:
     @batch_feature_view(
         sources=[source],
-        entities=[user],
+        entities=[USER],
         mode="sql",
         schema=SCHEMA,
         batch_schedule=DAY,
@@ -93,9 +102,13 @@ def shop_workspace(folder: Path) -> Workspace:
         """The last purchase, with the whole source read each day."""
         return f"SELECT user_id, bought_at, amount, shop FROM {purchases}"
 
+    return user_most_recent_purchase_with_everything
+
+
+def _last_purchase(source: BatchSource, broken: Path) -> FeatureView:
     @batch_feature_view(
         sources=[FilteredSource(source)],
-        entities=[user],
+        entities=[USER],
         mode="sql",
         schema=SCHEMA,
         batch_schedule=DAY,
@@ -108,12 +121,10 @@ def shop_workspace(folder: Path) -> Workspace:
     )
     def last_purchase(purchases: str) -> str:
         """The last purchase, on demand; the fifth day cannot be read while there is a file named `broken`."""
-        broken = "bought_at::DATE = DATE '2024-01-05'" if (folder / "broken").exists() else "false"
+        bad = "bought_at::DATE = DATE '2024-01-05'" if broken.exists() else "false"
         return f"""
-            SELECT user_id, bought_at, CASE WHEN {broken} THEN error('never shown') ELSE amount END AS amount, shop
+            SELECT user_id, bought_at, CASE WHEN {bad} THEN error('never shown') ELSE amount END AS amount, shop
             FROM {purchases}
         """
 
-    service = FeatureService(name="offers", features=[spend, last_purchase[["amount"]]])
-    declarations = [spend, user_most_recent_purchase_with_everything, last_purchase, service]
-    return Workspace("shop", declarations, home=folder / "home", clock=NOW)
+    return last_purchase
