@@ -8,10 +8,14 @@ import pyarrow as pa
 
 from featurekit_dagster.engine.arrow import to_arrow
 from featurekit_dagster.engine.transform import to_pandas
+from featurekit_dagster.errors import SpineError
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+UNCONVERTIBLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+"""What Arrow raises for values that it has no type for; its text quotes them."""
 
 
 class FeatureFrame:
@@ -40,7 +44,7 @@ class FeatureFrame:
         """Return an Arrow table."""
         if self._spine is None:
             return self._features
-        table = to_arrow(self._spine)
+        table = _spine_as_arrow(self._spine)
         if self._timestamp_key is not None and self._timestamps is not None:
             position = table.column_names.index(self._timestamp_key)
             table = table.set_column(position, self._timestamp_key, self._timestamps)
@@ -61,27 +65,27 @@ class FeatureFrame:
             times = self._timestamps.to_pandas()
             times.index = frame.index
             frame[self._timestamp_key] = times
+        import pandas as pd  # noqa: PLC0415 - loaded when asked for
+
         features.index = frame.index
-        for name in features.columns:
-            frame[name] = features[name]
-        return frame
+        return pd.concat([frame, features], axis=1)
 
     def to_polars(self) -> pl.DataFrame:
-        """Return a polars frame."""
+        """Return a polars frame; a polars spine keeps the types of its other columns."""
         import polars as pl  # noqa: PLC0415 - loaded when asked for
 
-        frame = pl.from_arrow(self.to_arrow())
-        if not isinstance(frame, pl.DataFrame):
-            raise TypeError("an Arrow table became no polars frame")
-        return frame
+        if not isinstance(self._spine, pl.DataFrame):
+            return pl.DataFrame(self.to_arrow())
+        frame = self._spine
+        if self._timestamp_key is not None and self._timestamps is not None:
+            frame = frame.with_columns(pl.Series(self._timestamp_key, self._timestamps))
+        return frame.hstack(pl.DataFrame(self._features))
 
     @property
     def columns(self) -> list[str]:
         """Names of all columns, in order."""
-        spine = list(self._spine.columns if hasattr(self._spine, "columns") else ()) if self._spine is not None else []
-        if isinstance(self._spine, pa.Table):
-            spine = self._spine.column_names
-        return [*map(str, spine), *self._features.column_names]
+        spine = [] if self._spine is None else column_names(self._spine)
+        return [*spine, *self._features.column_names]
 
     @property
     def schema(self) -> pa.Schema:
@@ -93,3 +97,27 @@ class FeatureFrame:
 
     def __repr__(self) -> str:
         return f"FeatureFrame({len(self):,} rows: {', '.join(self.columns)})"
+
+
+def column_names(frame: Any) -> list[str]:
+    """Return the names of a frame's columns.
+
+    Raises:
+        SpineError: It is no frame.
+    """
+    if isinstance(frame, pa.Table | pa.RecordBatch):
+        return list(frame.schema.names)
+    if hasattr(frame, "collect_schema"):
+        return list(frame.collect_schema().names())
+    if hasattr(frame, "columns"):
+        return list(map(str, frame.columns))
+    raise SpineError(f"a {type(frame).__name__} is no frame; give a pandas, polars or Arrow table")
+
+
+def _spine_as_arrow(spine: Any) -> pa.Table:
+    try:
+        return to_arrow(spine)
+    except UNCONVERTIBLE:
+        raise SpineError(
+            "a column of the spine holds objects that Arrow has no type for; use to_pandas(), or convert it"
+        ) from None

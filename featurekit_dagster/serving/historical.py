@@ -11,9 +11,9 @@ import pyarrow as pa
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.domain.schema import DataType
 from featurekit_dagster.errors import SpineError
-from featurekit_dagster.serving.frame import FeatureFrame
+from featurekit_dagster.serving.frame import FeatureFrame, column_names
 from featurekit_dagster.serving.point_in_time import features_at
-from featurekit_dagster.serving.spine import as_key, column_names, read_spine, select_columns
+from featurekit_dagster.serving.spine import as_key, read_spine, select_columns
 from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pyarrow.compute as pc
 
 from featurekit_dagster.domain.schema import DataType
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type, to_arrow
-from featurekit_dagster.errors import SpineError
-from featurekit_dagster.serving.frame import FeatureFrame
+from featurekit_dagster.errors import SpineError, TectonValidationError
+from featurekit_dagster.serving.frame import UNCONVERTIBLE, FeatureFrame, column_names
 from featurekit_dagster.serving.stored import Mask, Times
+
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def read_spine(frame: Any, keys: Mapping[str, DataType], timestamp_key: str | No
     Raises:
         SpineError: A column is missing, is of a type that cannot hold the key, or no time column can be told.
     """
-    original = frame.to_arrow() if isinstance(frame, FeatureFrame) else frame
+    original = _computed(frame)
     names = column_names(original)
     missing = [name for name in keys if name not in names]
     if missing:
@@ -75,23 +78,32 @@ def read_spine(frame: Any, keys: Mapping[str, DataType], timestamp_key: str | No
     return Spine(original, timestamp_key, times, {name: as_key(table[name], t, name) for name, t in keys.items()})
 
 
-def column_names(frame: Any) -> list[str]:
-    """Return the names of a frame's columns."""
-    if isinstance(frame, pa.Table | pa.RecordBatch):
-        return list(frame.schema.names)
-    if hasattr(frame, "collect_schema"):
-        return list(frame.collect_schema().names())
-    if hasattr(frame, "columns"):
-        return list(map(str, frame.columns))
-    raise SpineError(f"a {type(frame).__name__} is no frame; give a pandas, polars or Arrow table")
+def _computed(frame: Any) -> Any:
+    """Return a frame that holds its rows: one that computes them could give others, or another order, next time."""
+    if isinstance(frame, FeatureFrame | pa.RecordBatch):
+        return to_arrow(frame)
+    return frame.collect() if hasattr(frame, "collect") else frame
 
 
 def select_columns(frame: Any, names: Sequence[str]) -> pa.Table:
-    """Return some columns as Arrow; the others need not be of a type that Arrow knows."""
-    names = list(names)
-    if isinstance(frame, pa.Table | pa.RecordBatch):
-        return to_arrow(frame.select(names))
-    return to_arrow(frame.select(names) if hasattr(frame, "select") else frame[names])
+    """Return some columns as Arrow; the others need not be of a type that Arrow knows.
+
+    Raises:
+        SpineError: A column holds objects that Arrow has no type for.
+        TectonValidationError: A name is there more than once.
+    """
+    return pa.table({name: _select(frame, name) for name in names})
+
+
+def _select(frame: Any, name: str) -> pa.ChunkedArray:
+    try:
+        if hasattr(frame, "iloc"):
+            named = [str(label) == name for label in frame.columns]
+            part = frame.loc[:, named]
+            return to_arrow(part.set_axis([name] * sum(named), axis=1))[name]
+        return to_arrow(frame.select([name]))[name]
+    except UNCONVERTIBLE:
+        raise SpineError(f"column {name!r} holds values that are not all of one type; convert it") from None
 
 
 def as_key(column: pa.ChunkedArray, dtype: DataType, name: str) -> pa.ChunkedArray:
@@ -121,8 +133,8 @@ def _only_timestamp(frame: Any, names: Sequence[str]) -> str:
     found = []
     for name in names:
         try:
-            kind = select_columns(frame, [name]).schema.types[0]
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            kind = _select(frame, name).type
+        except TectonValidationError:
             continue
         if pa.types.is_timestamp(kind):
             found.append(name)
@@ -133,8 +145,10 @@ def _only_timestamp(frame: Any, names: Sequence[str]) -> str:
 
 
 def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    if pa.types.is_null(column.type) or (len(column) and column.null_count == len(column)):
+    if len(column) and column.null_count == len(column):
         raise SpineError(f"timestamp_key {name!r} is empty in every row")
+    if pa.types.is_null(column.type):
+        return column.cast(TIMESTAMP)
     if not pa.types.is_timestamp(column.type):
         raise SpineError(f"timestamp_key {name!r} is {column.type}, not a timestamp; convert it")
     if column.type.unit == "ns":
@@ -143,4 +157,10 @@ def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         values = np.floor_divide(pc.fill_null(nanoseconds, 0).to_numpy(), 1000)
         floored = pa.array(values, mask=pc.is_null(nanoseconds).to_numpy(zero_copy_only=False))
         return pa.chunked_array([floored.cast(TIMESTAMP)])
-    return column.cast(TIMESTAMP)
+    try:
+        times = column.cast(TIMESTAMP)
+        if len(times) and pc.greater(pc.max(times), pa.scalar(_LAST, TIMESTAMP)).as_py():
+            raise pa.ArrowInvalid
+    except pa.ArrowInvalid:
+        raise SpineError(f"timestamp_key {name!r} has times after the year 9999; leave them out") from None
+    return times
