@@ -16,14 +16,12 @@ from typer.core import TyperGroup
 
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.errors import FeatureKitError, NotFoundError, TectonValidationError
+from featurekit_dagster.errors import FeatureKitError, NotFoundError
 from featurekit_dagster.intervals import format_time
 
 if TYPE_CHECKING:
     from featurekit_dagster.domain.feature_view import FeatureView
-    from featurekit_dagster.planning.tasks import LedgerSnapshot
     from featurekit_dagster.sdk import Workspace
-    from featurekit_dagster.stores.ledger import Ledger
 
 
 class _Commands(TyperGroup):
@@ -71,7 +69,7 @@ def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson 
 
     bound = _workspace(workspace)
     now, chosen = bound.now(), _views(bound, views)
-    plans = plan_views(chosen, _snapshot(bound, _ledger(bound)), now)
+    plans = plan_views(chosen, bound.snapshot(), now)
     if json:
         print_json(plan_record(each) for each in plans)
     else:
@@ -100,7 +98,7 @@ def materialize(
     if (start is None) != (end is None) or (overwrite and start is None):
         raise typer.BadParameter("give --start and --end together; --overwrite needs both")
     bound = _workspace(workspace)
-    now, chosen, snapshot = bound.now(), _views(bound, views), _snapshot(bound, _ledger(bound))
+    now, chosen, snapshot = bound.now(), _views(bound, views), bound.snapshot()
     if start is not None and end is not None:
         work = asked_runs(bound, chosen, snapshot, start, end, overwrite=overwrite)
     else:
@@ -132,12 +130,8 @@ def status(
     from featurekit_dagster.cli_reports import ViewStatus, print_status, status_record
 
     bound = _workspace(workspace)
-    now, ledger = bound.now(), _ledger(bound)
-    snapshot = _snapshot(bound, ledger)
-    statuses = [
-        ViewStatus.of(view, snapshot, ledger.jobs(bound.name, view.name) if ledger else (), now)
-        for view in _views(bound, views)
-    ]
+    now, snapshot = bound.now(), bound.snapshot()
+    statuses = [ViewStatus.of(view, snapshot, bound.jobs(view.name), now) for view in _views(bound, views)]
     if json:
         print_json(status_record(each, limit) for each in statuses)
     else:
@@ -237,34 +231,8 @@ def _readable(workspace: Workspace, name: str) -> tuple[Any, list[Field]]:
 def _workspace(name: str | None) -> Workspace:
     from featurekit_dagster.sdk import get_workspace
 
-    try:
-        return get_workspace(name)
-    except NotFoundError as error:
-        if name is not None or error.kind != "workspace":
-            raise
-        if error.known:
-            raise TectonValidationError(f"choose a workspace: --workspace {' or '.join(error.known)}") from None
-        raise TectonValidationError(
-            f"no workspace is declared in {Path.cwd()} or above it; add [tool.featurekit.workspaces] with "
-            "dev = 'module:attribute' to pyproject.toml, or set FEATUREKIT_WORKSPACE=module:attribute"
-        ) from None
+    return get_workspace(name)
 
 
 def _views(workspace: Workspace, names: Sequence[str] | None) -> list[FeatureView]:
     return [workspace.repo.view(name) for name in dict.fromkeys(names)] if names else list(workspace.repo.views)
-
-
-def _ledger(workspace: Workspace) -> Ledger | None:
-    """Return the ledger alone, without the stores and the engines that they load; None where there is none yet."""
-    path = workspace.home / "ledger.db"
-    if not path.exists():
-        return None
-    from featurekit_dagster.stores.ledger import Ledger
-
-    return Ledger(path, clock=workspace.now)
-
-
-def _snapshot(workspace: Workspace, ledger: Ledger | None) -> LedgerSnapshot:
-    from featurekit_dagster.planning.tasks import LedgerSnapshot
-
-    return ledger.snapshot(workspace.name) if ledger else LedgerSnapshot()

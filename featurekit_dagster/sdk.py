@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from featurekit_dagster.handles import FeatureViewHandle
     from featurekit_dagster.service_handles import FeatureServiceHandle
+    from featurekit_dagster.stores.ledger_records import JobRecord
     from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 Declarations = Iterable[Any] | ModuleType
@@ -125,9 +126,14 @@ class Workspace:
 
     def snapshot(self) -> LedgerSnapshot:
         """Return what the ledger knows now; nothing where none exists yet."""
-        if not (self.home / "ledger.db").exists():
-            return LedgerSnapshot()
-        return self.stores.ledger.snapshot(self.name)
+        return self.stores.ledger.snapshot(self.name) if self._has_ledger() else LedgerSnapshot()
+
+    def jobs(self, view_name: str | None = None) -> list[JobRecord]:
+        """Return the jobs of all views, or of one, newest first; none where there is no ledger yet."""
+        return self.stores.ledger.jobs(self.name, view_name) if self._has_ledger() else []
+
+    def _has_ledger(self) -> bool:
+        return (self.home / "ledger.db").exists()
 
     def plan(self, views: Iterable[str] | None = None) -> tuple[ViewPlan, ...]:
         """Return what has to be done so that views are materialized up to now; changes nothing.
@@ -172,7 +178,7 @@ def get_workspace(name: str | None = None) -> Workspace:
 
     Raises:
         NotFoundError: There is no such workspace.
-        TectonValidationError: What the table names is no workspace.
+        TectonValidationError: None is declared, several are and none was named, or it is no workspace.
 
     Source: Manually Trigger Materialization (`tecton.get_workspace("dev")`).
     """
@@ -180,9 +186,16 @@ def get_workspace(name: str | None = None) -> Workspace:
     override = os.environ.get("FEATUREKIT_WORKSPACE")
     if override and ":" in override and name is None:
         return _load(override, root)
-    wanted = name or (next(iter(targets)) if len(targets) == 1 else None)
+    if not targets:
+        raise TectonValidationError(
+            f"no workspace is declared in {root} or above it; add [tool.featurekit.workspaces] with "
+            "dev = 'module:attribute' to pyproject.toml, or set FEATUREKIT_WORKSPACE=module:attribute"
+        )
+    if name is None and len(targets) > 1:
+        raise TectonValidationError(f"there are several workspaces; name one of {', '.join(targets)}")
+    wanted = name or next(iter(targets))
     if wanted not in targets:
-        raise NotFoundError(kind="workspace", name=str(name), known=list(targets))
+        raise NotFoundError(kind="workspace", name=wanted, known=list(targets))
     return _load(targets[wanted], root)
 
 

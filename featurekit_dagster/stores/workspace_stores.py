@@ -1,4 +1,7 @@
-"""The stores of one workspace, opened when they are first used, and how its views are laid out in them."""
+"""The stores of one workspace, opened when they are first used, and how its views are laid out in them.
+
+Each store's libraries are imported with it: planning needs the ledger alone, and the command line starts without any.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-
-import duckdb
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.intervals import Interval, IntervalSet, duration_us
-from featurekit_dagster.stores.delta import DeltaOfflineStore
-from featurekit_dagster.stores.ledger import Ledger
-from featurekit_dagster.stores.lmdb import LmdbOnlineStore
-from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurekit_dagster.stores.ledger import Ledger
+    from featurekit_dagster.stores.offline import OfflineStore
+    from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,23 @@ class WorkspaceStores:
     @cached_property
     def ledger(self) -> Ledger:
         """The record of jobs and coverage."""
+        from featurekit_dagster.stores.ledger import Ledger
+
         self.home.mkdir(parents=True, exist_ok=True)
         return Ledger(self.home / "ledger.db", clock=self.clock)
 
     @cached_property
-    def offline(self) -> DeltaOfflineStore:
+    def offline(self) -> OfflineStore:
         """The history of all feature values."""
+        from featurekit_dagster.stores.delta import DeltaOfflineStore
+
         return DeltaOfflineStore(f"{self.lake.rstrip('/')}/{self.workspace}")
 
     @cached_property
     def online(self) -> OnlineStore:
         """What models read from while they serve."""
+        from featurekit_dagster.stores.lmdb import LmdbOnlineStore
+
         return LmdbOnlineStore(self.home / "online")
 
     def coverage(self, view: FeatureView, store: str) -> IntervalSet:
@@ -61,6 +71,8 @@ class WorkspaceStores:
         """Return the stored rows with `start <= time < end`, columns as in `schema`; none before the first write."""
         if not self.offline.exists(view.name):
             return schema.empty_table()
+        import duckdb
+
         with duckdb.connect() as con:
             con.execute("SET TimeZone = 'UTC'")
             relation = self.offline.relation(
@@ -70,6 +82,8 @@ class WorkspaceStores:
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
         """Return how a view is stored online: serving index first, then the other join keys."""
+        from featurekit_dagster.stores.online import OnlineLayout
+
         by_name = {key.name: key for key in view.join_keys}
         index = view.online_serving_index
         others = [name for name in view.key_names if name not in index]

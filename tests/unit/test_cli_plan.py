@@ -158,7 +158,7 @@ def test_without_a_workspace_the_ways_to_name_one_are_given(tmp_path: Path, monk
     tables = '[tool.featurekit.workspaces]\ndev = "shop:workspace"\ntest = "shop:workspace"\n'
     (tmp_path / "pyproject.toml").write_text(tables)
     result = CliRunner().invoke(app, ["plan"])
-    assert (result.exit_code, result.stderr) == (1, "error: choose a workspace: --workspace dev or test\n")
+    assert (result.exit_code, result.stderr) == (1, "error: there are several workspaces; name one of dev, test\n")
 
 
 @pytest.mark.parametrize("arguments", [["plan", "--bad"], ["status", "--limit", "-1"], ["nothing"]])
