@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.errors import ReadError
-from featurekit_dagster.intervals import Interval, as_utc, to_us
+from featurekit_dagster.intervals import Interval, as_utc
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.serving.frame import FeatureFrame
 from featurekit_dagster.serving.historical import entity_keys, features_for_spine
 from featurekit_dagster.serving.online import OnlineReader
-from featurekit_dagster.serving.ranges import check_range, features_in_range, history, partial_aggregates
+from featurekit_dagster.serving.ranges import (
+    check_open_range,
+    check_range,
+    features_in_range,
+    history,
+    partial_aggregates,
+)
 from featurekit_dagster.serving.run import run_view
 from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.serving.vector import FeatureVector
@@ -92,7 +98,7 @@ class FeatureViewHandle:
         Args:
             spine: As in `get_features_for_events`.
             timestamp_key: The spine's time column; only with a spine.
-            start_time: First instant, naive is UTC; only without a spine.
+            start_time: First instant, raised to `feature_start_time`; naive is UTC; only without a spine.
             end_time: First instant after, naive is UTC; only without a spine.
             entities: A frame of join keys to keep; only without a spine.
             from_source: True computes from the source; False, the default, reads the offline store.
@@ -112,9 +118,7 @@ class FeatureViewHandle:
             return self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
         if timestamp_key is not None:
             raise ReadError(f"{self.name}: timestamp_key is given without a spine; leave it out")
-        start, end = (None if t is None else to_us(t) for t in (start_time, end_time))
-        if start_time is not None and end_time is not None:
-            start, end = check_range(self.declaration, start_time, end_time)
+        start, end = check_open_range(self.declaration, start_time, end_time)
         stored = self._stored(from_source)
         return FeatureFrame(history(stored, start, end, entity_keys(self.declaration, entities)))
 

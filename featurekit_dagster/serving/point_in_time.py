@@ -17,7 +17,7 @@ from featurekit_dagster.intervals import duration_us, to_us
 from featurekit_dagster.planning.grid import Timing
 from featurekit_dagster.serving.stored import Mask, StoredRows, Times, refuse_gaps, uncovered
 
-_FIRST = to_us(datetime(1000, 1, 1))  # noqa: DTZ001 - read as UTC; earlier than any event, later than any overflow
+FIRST_US = to_us(datetime(1000, 1, 1))  # noqa: DTZ001 - read as UTC; earlier than any event, later than any overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _aggregates_at(stored: StoredRows, keys: pa.Table, edges: Times, ask: Mask, 
 
 def earliest(timing: Timing, edge: Any) -> Any:
     """Return the first timestamp that a row may have to be alive at an edge; integers and arrays alike."""
-    oldest = edge - timing.ttl_us if timing.ttl_us is not None else _FIRST
+    oldest = edge - timing.ttl_us if timing.ttl_us is not None else FIRST_US
     return oldest if timing.start_us is None else np.maximum(oldest, timing.start_us)
 
 
@@ -100,7 +100,7 @@ def _rows_at(stored: StoredRows, keys: pa.Table, edges: Times, ask: Mask, allow_
     probes = keys.append_column(EDGE, pa.array(edges - 1, mask=~asked).cast(TIMESTAMP))
     found = latest_positions(rows, probes, keys=view.key_names, row_time=view.timestamp_field, probe_time=EDGE)
     row_times = rows[view.timestamp_field].cast(pa.int64()).to_numpy()
-    times = row_times[found] if len(row_times) else np.full(len(found), _FIRST)
+    times = row_times[found] if len(row_times) else np.full(len(found), FIRST_US)
     found = np.where((found >= 0) & (times >= oldest), found, -1)
     gaps = _row_gaps(stored, np.where(found >= 0, times, oldest), edges, asked, allow_gaps)
     positions = pa.array(found, mask=(found < 0) | gaps)

@@ -17,7 +17,7 @@ from featurekit_dagster.engine.rollup import EDGE, roll_up
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import format_time, to_us
 from featurekit_dagster.planning.grid import Timing, ceil_us, floor_us
-from featurekit_dagster.serving.point_in_time import earliest, window_span
+from featurekit_dagster.serving.point_in_time import FIRST_US, earliest, window_span
 from featurekit_dagster.serving.stored import Mask, StoredRows, Times, refuse_gaps, uncovered
 
 VALID_FROM, VALID_TO = "_valid_from", "_valid_to"
@@ -36,15 +36,36 @@ def check_range(view: FeatureView, start_time: datetime, end_time: datetime) -> 
         raise ReadError(
             f"{view.name}: start_time {format_time(start_time)} is not before end_time {format_time(end_time)}"
         )
-    if view.feature_start_time is not None:
-        first = to_us(view.feature_start_time)
-        if end < first:
-            raise ReadError(
-                f"{view.name}: end_time {format_time(end_time)} is before feature_start_time "
-                f"{format_time(view.feature_start_time)}; there are no features yet"
-            )
-        start = max(start, first)
-    return start, end
+    _check_end(view, end_time)
+    return _not_before_start(view, start), end
+
+
+def check_open_range(
+    view: FeatureView, start_time: datetime | None, end_time: datetime | None
+) -> tuple[int | None, int | None]:
+    """Return `check_range` of a range of which an end may be left out; None where it is.
+
+    Raises:
+        ReadError: As `check_range` does.
+    """
+    if start_time is not None and end_time is not None:
+        return check_range(view, start_time, end_time)
+    if end_time is not None:
+        _check_end(view, end_time)
+    start = None if start_time is None else _not_before_start(view, to_us(start_time))
+    return start, None if end_time is None else to_us(end_time)
+
+
+def _check_end(view: FeatureView, end_time: datetime) -> None:
+    if view.feature_start_time is not None and to_us(end_time) < to_us(view.feature_start_time):
+        raise ReadError(
+            f"{view.name}: end_time {format_time(end_time)} is before feature_start_time "
+            f"{format_time(view.feature_start_time)}; there are no features yet"
+        )
+
+
+def _not_before_start(view: FeatureView, start_us: int) -> int:
+    return start_us if view.feature_start_time is None else max(start_us, to_us(view.feature_start_time))
 
 
 def features_in_range(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None = None) -> pa.Table:
@@ -257,17 +278,18 @@ def history(stored: StoredRows, start_us: int | None, end_us: int | None, entiti
 
 
 def _bounds(stored: StoredRows, start_us: int | None, end_us: int | None) -> tuple[int, int]:
-    """Return the given ends, or those of everything that may be read."""
+    """Return the given ends, or those of everything that may be read; of nothing at all there is no everything."""
     timing = Timing.of(stored.view)
+    edge = timing.edge(to_us(stored.stores.clock()))
+    coverage = stored.coverage()
     if start_us is None:
-        start_us = earliest(timing, 0) if timing.start_us is None else timing.start_us
+        start_us = FIRST_US if timing.start_us is None else timing.start_us
     if end_us is None:
-        coverage = stored.coverage()
-        if coverage is None:
-            end_us = timing.edge(to_us(stored.stores.clock())) + 1
-        else:
-            # the windows as of the last covered instant belong to the answer of an aggregate view
-            end_us = max((i.end_us for i in coverage), default=start_us) + int(stored.view.is_aggregate)
+        if coverage is not None and not coverage:
+            _require(stored, start_us, edge)
+        covered_end = edge if coverage is None else max((i.end_us for i in coverage), default=start_us)
+        # the windows as of the last instant belong to the answer of an aggregate view
+        end_us = covered_end + int(stored.view.is_aggregate)
     return start_us, max(start_us, end_us)
 
 
