@@ -172,3 +172,14 @@ class LedgerVersionMismatch(StoreError):
             f"the ledger at {location} has schema version {found}, this package needs {wanted}; "
             "use the version of the package that wrote it, or another home"
         )
+
+
+class OnlineStoreForked(StoreError):
+    """A forked process cannot use the online store, because its parent was reading or writing at the fork."""
+
+    def __init__(self, *, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"online store {path}: this process was forked while its parent had a read or a write open; "
+            f"fork outside of a snapshot, or start the process by spawn"
+        )
