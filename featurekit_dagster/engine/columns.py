@@ -64,10 +64,10 @@ def _bits(flags: pa.BooleanArray) -> BoolArray:
 
 def int64_values(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]:
     """Return an int64 column, NULL as a value that occurs or 0, and where it is NULL (None: nowhere)."""
-    valid = present(column)
+    valid, values = present(column), numbers(column)
     if valid is None:
-        return numbers(column), None
-    return numbers(column.fill_null(pc.min(column).as_py() or 0)), ~valid
+        return values, None
+    return np.where(valid, values, values[valid].min() if valid.any() else 0), ~valid
 
 
 def microseconds(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]:

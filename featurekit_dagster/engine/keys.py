@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.engine.columns import BoolArray, Int64Array, int64_values, numbers, to_column
+from featurekit_dagster.engine.columns import BoolArray, Int64Array, int64_values, numbers, present, to_column
 from featurekit_dagster.errors import UnsupportedKeyType
 
 ABSENT = -1
@@ -132,7 +132,8 @@ def _positions(column: pa.ChunkedArray, known: pa.Array) -> Int64Array:
     if not len(known):
         return np.full(len(column), ABSENT, np.int64)
     found = pc.index_in(column, value_set=known)
-    return numbers(found.fill_null(ABSENT) if found.null_count else found).astype(np.int64)
+    there, places = present(found), numbers(found).astype(np.int64)
+    return places if there is None else np.where(there, places, ABSENT)
 
 
 def _dense(rows: Int64Array, probes: Int64Array) -> KeyCodes:

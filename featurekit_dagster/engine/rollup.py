@@ -199,20 +199,21 @@ class _Kernel:
 
     def _last(self, feature: AggregateFeature) -> pa.ChunkedArray:
         partial = feature.partials[0]
-        column = self._tiles.column(partial.name)
-        key = ("valid " + partial.name, feature.window)
-        if key not in self._done:
+        if (partial.name, feature.window) not in self._done:
+            column = self._tiles.column(partial.name)
             flags = present(column)
             valid = None if flags is None else self._sorted(flags)
+            values = column.combine_chunks()
             for window in self._windows[partial.name]:
-                self._done[key[0], window] = last_positions(valid, self._search.ranges[window])
-        found = self._done[key][self._search.target]
+                self._done[partial.name, window] = values, last_positions(valid, self._search.ranges[window])
+        values, found = self._done[partial.name, feature.window]
+        found = found[self._search.target]
         there = found >= 0
         if self._search.unknown is not None:
             there &= ~self._search.unknown
         if self._search.rows is not None and len(self._search.rows):
             found = self._search.rows[found]
-        return column.combine_chunks().take(to_column(found, there, pa.int64())).cast(arrow_type(feature.dtype))
+        return values.take(to_column(found, there, pa.int64())).cast(arrow_type(feature.dtype))
 
     def _range(self, partial: PartialColumn, window: TimeWindow) -> Answer:
         """Return count, sum, min or max of a partial column over a window, and where there is any value."""
@@ -253,12 +254,12 @@ class _Kernel:
     def _load(self, partial: PartialColumn) -> Answer:
         """Return a partial column of the sorted tiles, NULL as what changes nothing, and where it is not NULL."""
         column = self._tiles.column(partial.name).cast(arrow_type(partial.dtype))
-        flags = present(column)
+        values, flags = numbers(column), present(column)
         if flags is None:
-            return self._sorted(numbers(column)), None
+            return self._sorted(values), None
         extreme = partial.kind in ("min", "max")
-        nothing = neutral(numpy_type(column.type), largest=partial.kind == "max") if extreme else 0
-        return self._sorted(numbers(column.fill_null(pa.scalar(nothing, column.type)))), self._sorted(flags)
+        nothing = neutral(values.dtype, largest=partial.kind == "max") if extreme else 0
+        return self._sorted(np.where(flags, values, values.dtype.type(nothing))), self._sorted(flags)
 
     def _sorted(self, values: Values) -> Values:
         return values if self._search.rows is None else values[self._search.rows]
