@@ -16,11 +16,12 @@ from typing import TypeVar
 
 import lmdb
 
-from featurekit_dagster.errors import OnlineStoreBusy
+from featurekit_dagster.errors import OnlineStoreBusy, OnlineStoreForked
 
 MAP_BYTES = 16 << 30
 _MAX_READERS = 1024
 _RESIZE_PATIENCE_SECONDS = 60.0
+_FORK_PATIENCE_SECONDS = 1.0
 
 _T = TypeVar("_T")
 
@@ -37,22 +38,18 @@ class LmdbEnvironment:
         self.path = path
         self.users = 0
         self._map_bytes = map_bytes
-        self.forget_parent()
-
-    def forget_parent(self) -> None:
-        """Start afresh without a handle, as a new process must."""
         self._environment: lmdb.Environment | None = None
         self._open_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._readers: list[int] = []
         self._resizing = False
-
-    def inherited_handle(self) -> lmdb.Environment | None:
-        """Return the handle if the directory is open."""
-        return self._environment
+        self._is_inherited = False
+        self._is_held_for_fork = False
 
     def _handle(self, create: bool) -> lmdb.Environment | None:
         """Return the open handle; None if there are no data and none are to be made."""
+        if self._is_inherited:
+            raise OnlineStoreForked(path=str(self.path))
         if self._environment is not None:
             return self._environment
         with self._open_lock:
@@ -76,7 +73,7 @@ class LmdbEnvironment:
     def close(self) -> None:
         """Close the handle; the next use opens it again."""
         with self._write_lock, self._open_lock:
-            if self._environment is not None:
+            if self._environment is not None and not self._is_inherited:
                 self._drain_readers()
                 self._environment.close()
                 self._environment = None
@@ -87,7 +84,9 @@ class LmdbEnvironment:
     def begin_read(self) -> lmdb.Transaction[bytes] | None:
         """Begin a read transaction that `end_read` must end in the same thread; None if there are no data."""
         while True:
-            environment = self._environment or self._handle(create=False)
+            environment = self._environment if not self._is_inherited else None
+            if environment is None:
+                environment = self._handle(create=False)
             if environment is None:
                 return None
             thread = threading.get_ident()
@@ -146,15 +145,41 @@ class LmdbEnvironment:
         finally:
             self._resizing = False
 
-    def _drain_readers(self) -> None:
+    def _drain_readers(self, patience_seconds: float = _RESIZE_PATIENCE_SECONDS) -> None:
         """Let no new reader begin and wait until none is left."""
         self._resizing = True
-        deadline = time.monotonic() + _RESIZE_PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while self._readers:
             if threading.get_ident() in self._readers or time.monotonic() > deadline:
                 self._resizing = False
                 raise OnlineStoreBusy(path=str(self.path), readers=len(self._readers))
             time.sleep(0.001)
+
+    # ---- forking ---------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Close the handle, so that the child inherits none; LMDB would clear the parent's readers with it."""
+        self._is_held_for_fork = self._write_lock.acquire(timeout=_FORK_PATIENCE_SECONDS)
+        if not self._is_held_for_fork or self._environment is None:
+            return
+        try:
+            self._drain_readers(_FORK_PATIENCE_SECONDS)
+        except OnlineStoreBusy:
+            return
+        self._environment.close()
+        self._environment = None
+
+    def after_fork_in_parent(self) -> None:
+        """Let readers and writers go on; they open the directory again."""
+        self._resizing = False
+        if self._is_held_for_fork:
+            self._write_lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh, or refuse all use where the parent's handle could not be closed."""
+        self._open_lock, self._write_lock = threading.Lock(), threading.Lock()
+        self._readers, self._resizing = [], False
+        self._is_inherited = self._environment is not None
 
 
 class ReadTransaction:
@@ -182,8 +207,22 @@ class _Registry:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.environments: dict[str, LmdbEnvironment] = {}
-        # A child of a fork must neither use nor close its parent's handles, so they are kept from the collector.
-        self.inherited: list[lmdb.Environment] = []
+
+    def before_fork(self) -> None:
+        """Prepare every open directory."""
+        for environment in list(self.environments.values()):
+            environment.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on in the process that forked."""
+        for environment in list(self.environments.values()):
+            environment.after_fork_in_parent()
+
+    def after_fork_in_child(self) -> None:
+        """Begin in the new process."""
+        self.lock = threading.Lock()
+        for environment in self.environments.values():
+            environment.after_fork_in_child()
 
 
 _registry = _Registry()
@@ -209,13 +248,8 @@ def release(environment: LmdbEnvironment) -> None:
             environment.close()
 
 
-def _forget_parent() -> None:
-    _registry.lock = threading.Lock()
-    for environment in _registry.environments.values():
-        handle = environment.inherited_handle()
-        if handle is not None:
-            _registry.inherited.append(handle)
-        environment.forget_parent()
-
-
-os.register_at_fork(after_in_child=_forget_parent)
+os.register_at_fork(
+    before=_registry.before_fork,
+    after_in_parent=_registry.after_fork_in_parent,
+    after_in_child=_registry.after_fork_in_child,
+)

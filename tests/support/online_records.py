@@ -1,0 +1,58 @@
+"""Layouts and record tables for tests of the online store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from featurekit_dagster.domain.schema import Field, Float64, Int64, String
+from featurekit_dagster.intervals import Interval, IntervalSet, from_us
+from featurekit_dagster.stores.online import Key, OnlineLayout
+from featurekit_dagster.stores.packing import arrow_type
+
+HOUR_US = 3_600_000_000
+COVERED = IntervalSet([Interval(datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))])
+
+TILES = OnlineLayout(
+    workspace="test",
+    view="tiles",
+    key_fields=(Field("user", String),),
+    index_length=1,
+    tile_us=HOUR_US,
+    value_fields=(Field("count_v", Int64), Field("sum_v", Float64)),
+)
+ROWS = OnlineLayout(
+    workspace="test",
+    view="rows",
+    key_fields=(Field("user", String),),
+    index_length=1,
+    tile_us=None,
+    value_fields=(Field("plan", String), Field("score", Float64)),
+)
+WILDCARD = OnlineLayout(
+    workspace="test",
+    view="wildcard",
+    key_fields=(Field("user", String), Field("merchant", Int64)),
+    index_length=1,
+    tile_us=HOUR_US,
+    value_fields=(Field("count_v", Int64),),
+)
+
+
+def records(layout: OnlineLayout, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Return a table of rows given as (*key, time in microseconds, *values)."""
+    width = len(layout.key_fields)
+    names = [*layout.key_fields, Field(layout.time_column, Int64), *layout.value_fields]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+    arrays = {f.name: pa.array(column, arrow_type(f.dtype)) for f, column in zip(names, columns, strict=True)}
+    arrays[layout.time_column] = pa.array(map(from_us, columns[width]), pa.timestamp("us", "UTC"))
+    return pa.table(arrays)
+
+
+def tile_records(layout: OnlineLayout, tiles: Mapping[tuple[Key, int], tuple[Any, ...]]) -> pa.Table:
+    """Return a table of tiles given by (key, tile number)."""
+    tile_us = layout.tile_us or 1
+    return records(layout, [(*key, number * tile_us, *values) for (key, number), values in tiles.items()])

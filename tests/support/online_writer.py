@@ -1,0 +1,27 @@
+"""A process that writes rounds of tiles into an online store until it is told to stop; arguments ROOT KEYS ROUNDS."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+
+from featurekit_dagster.intervals import EPOCH, Interval, IntervalSet
+from featurekit_dagster.stores.lmdb import LmdbOnlineStore
+from tests.support.online_records import TILES, tile_records
+
+HOURS = 130
+
+
+def write_rounds(root: str, keys: int, rounds: int) -> None:
+    """Write every key's tiles with the number of the round in all of them; the coverage counts the rounds."""
+    store = LmdbOnlineStore(root)
+    for number in range(1, rounds + 1):
+        values = (number, float(number))
+        tiles = {((f"user {key}",), hour): values for key in range(keys) for hour in range(0, HOURS, 5)}
+        covered = IntervalSet([Interval(EPOCH, EPOCH + timedelta(hours=number))])
+        store.write(TILES, tile_records(TILES, tiles), covered=covered, epoch=number)
+        print(number, flush=True)
+
+
+if __name__ == "__main__":
+    write_rounds(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
