@@ -9,12 +9,12 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from featurekit_dagster.domain.aggregation import AggregateFeature, partial_columns
+from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, AggregateFeature, partial_columns
 from featurekit_dagster.domain.schema import DataType, Field, Float64, Int32, Int64, String
 from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.engine.duck import connect
-from featurekit_dagster.engine.rollup import ANCHOR_TIME
-from featurekit_dagster.engine.tiles import build_tiles
+from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
+from featurekit_dagster.engine.tiles import build_tiles, row_query
 from featurekit_dagster.errors import TileOverflow
 
 HOUR_US = 3_600_000_000
@@ -154,3 +154,32 @@ def test_names_are_quoted() -> None:
             con, "events", keys=[odd], timestamp="ts", tile_us=HOUR_US, partials=partial_columns([total])
         )
     assert found.column_names == [odd, ANCHOR_TIME, "sum_group"]
+
+
+def test_rows_as_tiles_of_their_own_roll_up_to_the_same_features() -> None:
+    moment = at(2024, 1, 1)
+    rows = [("a" if step % 3 else None, moment + timedelta(minutes=17 * step), step % 7 or None) for step in range(200)]
+    table = events(*rows, dtype=pa.int32())
+    features = [
+        AggregateFeature(
+            name=f"{function}_{hours}",
+            column=Field("v", Int32),
+            function=function,
+            window=TimeWindow(timedelta(hours=hours)),
+        )
+        for function in FUNCTION_NAMES
+        for hours in (1, 24)
+    ]
+    edges = [moment + timedelta(hours=hours) for hours in range(60)]
+    probes = pa.table({"k": pa.array(["a", None] * 30, pa.string()), EDGE: pa.array(edges, TIMESTAMP)})
+    partials = partial_columns(features)
+    with connect() as con:
+        con.register("events", table)
+        tiled = build_tiles(con, "events", keys=["k"], timestamp="ts", tile_us=HOUR_US, partials=partials)
+        untiled = con.sql(row_query("events", keys=["k"], timestamp="ts", partials=partials)).to_arrow_table()
+    wanted = roll_up(tiled, probes, keys=("k",), tile_us=HOUR_US, features=features)
+    for tile_us in (HOUR_US, 1):
+        found = roll_up(untiled, probes, keys=("k",), tile_us=tile_us, features=features)
+        for name in wanted.column_names:
+            pairs = zip(found.column(name).to_pylist(), wanted.column(name).to_pylist(), strict=True)
+            assert all(got == want or got == pytest.approx(want, rel=1e-12) for got, want in pairs), name
