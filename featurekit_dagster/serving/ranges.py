@@ -83,26 +83,27 @@ def features_in_range(stored: StoredRows, start_us: int, end_us: int, entities: 
     Raises:
         NotMaterialized: Something needed is not materialized.
     """
-    if start_us >= end_us:
-        pieces = arrow_schema((*stored.view.join_keys, *stored.view.features)).empty_table()
+    view, timing = stored.view, Timing.of(stored.view)
+    first, last = timing.edge(start_us), timing.edge(end_us - 1)
+    if view.is_aggregate and timing.start_us is not None:
+        first = max(first, ceil_us(timing.start_us, timing.schedule_us))
+    if start_us >= end_us or first > last:
+        pieces = arrow_schema((*view.join_keys, *view.features)).empty_table()
         valid_from = valid_to = np.empty(0, np.int64)
-    elif stored.view.is_aggregate:
-        pieces, valid_from, valid_to = _aggregate_pieces(stored, start_us, end_us, entities)
+    elif view.is_aggregate:
+        pieces, valid_from, valid_to = _aggregate_pieces(stored, start_us, end_us, first, last, entities)
     else:
         pieces, valid_from, valid_to = _row_pieces(stored, start_us, end_us, entities)
-    return _merged(stored.view, pieces, valid_from, valid_to)
+    return _merged(view, pieces, valid_from, valid_to)
 
 
 def _aggregate_pieces(
-    stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None
+    stored: StoredRows, start_us: int, end_us: int, first: int, last: int, entities: pa.Table | None
 ) -> tuple[pa.Table, Times, Times]:
-    """Evaluate every window at every edge where a tile enters or leaves it."""
+    """Evaluate every window at the first edge, and at every later one where a tile enters or leaves it."""
     view, timing = stored.view, Timing.of(stored.view)
     back, front = window_span(view)
     tile_us = timing.tile_us or 1
-    first, last = timing.edge(start_us), timing.edge(end_us - 1)
-    if timing.start_us is not None:
-        first = max(first, ceil_us(timing.start_us, timing.schedule_us))
     _require(stored, first - back, last - front)
     tiles = only(stored.read(first - back, last - front), view, entities)
     edges = change_edges(
@@ -140,8 +141,10 @@ def _row_pieces(
     view, timing = stored.view, Timing.of(stored.view)
     last = timing.edge(end_us - 1)
     first = int(earliest(timing, timing.edge(start_us)))
-    if timing.start_us is not None and first > timing.start_us:
-        first = max(floor_us(first, timing.schedule_us), timing.start_us)
+    if timing.start_us is None or first > timing.start_us:
+        # a row expires ttl after it became visible, which is one time for all rows of its interval
+        first = floor_us(first, timing.schedule_us)
+        first = first if timing.start_us is None else max(first, timing.start_us)
     _require(stored, first, last)
     rows = only(stored.read(first, last), view, entities)
     times = rows[view.timestamp_field].cast(pa.int64()).to_numpy()
