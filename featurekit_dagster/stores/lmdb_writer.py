@@ -32,6 +32,9 @@ _FULL_KEY_BYTES = struct.Struct("<Q")
 _TRANSACTION_SECONDS = 0.025
 _FIRST_RECORDS, _FEWEST_RECORDS, _MOST_RECORDS = 2_000, 64, 50_000
 _CLEARED_PER_TRANSACTION = 5_000
+# Chunks of an interval that are looked up one by one; of more, a cursor visits only those that exist.
+_CHUNKS_BY_GET = 4
+_ONE = np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +177,14 @@ class _TileMerge:
         cursor, keys = transaction.cursor(), self._slab.keys[batch.begin : batch.end]
         new = _slice(self._slab.block, batch.begin, batch.end)
         if self._forget is not None:
-            return self._replace(transaction, batch, keys, new)
-        found = [(key, self._bare(key, value)) for key, value in cursor.getmulti(keys)]
+            olds = self._stored(transaction, batch, keys, *self._forget)
+            if self._forgets_any(olds, keys, new, *self._forget):
+                return self._replace(transaction, olds, keys, new)
+            found = [(key, olds[key]) for key in keys if key in olds]
+        else:
+            found = cursor.getmulti(keys)
+        if self._trailers:
+            found = [(key, self._bare(key, value)) for key, value in found]
         if len(found) == len(keys):
             values, refused = merge_tiles(self._codec, [value for _, value in found], new)
         elif not found:
@@ -187,9 +196,8 @@ class _TileMerge:
 
     def _bare(self, key: bytes, value: bytes) -> bytes:
         """Return a stored value without the whole key that follows it where the key is hashed."""
-        if not self._trailers or key[:-CHUNK_BYTES] not in self._trailers:
-            return value
-        return value[: -len(self._trailers[key[:-CHUNK_BYTES]])]
+        trailer = self._trailers.get(key[:-CHUNK_BYTES])
+        return value if trailer is None else value[: -len(trailer)]
 
     def _merge_some(self, keys: list[bytes], olds: dict[bytes, bytes], new: Block) -> tuple[list[bytes], int]:
         """Return the new value of every key where only some are stored, and how many new tiles lost."""
@@ -202,12 +210,45 @@ class _TileMerge:
         sources = iter(fresh), iter(merged)
         return [next(sources[stored]) for stored in is_stored.tolist()], refused
 
-    def _replace(self, transaction: lmdb.Transaction[bytes], batch: _Batch, given: list[bytes], new: Block) -> int:
+    def _stored(
+        self, transaction: lmdb.Transaction[bytes], batch: _Batch, given: list[bytes], first: int, last: int
+    ) -> dict[bytes, bytes]:
+        """Return the stored chunks under the given keys, and those of the same join keys with tiles to be forgotten."""
+        bases = self._slab.base_keys[batch.first_key : batch.last_key]
+        chunks = range(first // TILES_PER_CHUNK, last // TILES_PER_CHUNK + 1)
+        found: dict[bytes, bytes] = {}
+        if len(chunks) > _CHUNKS_BY_GET:
+            for base in bases:
+                found.update(_stored_chunks(transaction, base, first, last))
+            found.update(transaction.cursor().getmulti(given))
+            return found
+        wanted = {base + suffix for suffix in map(chunk_suffix, chunks) for base in bases}
+        return dict(transaction.cursor().getmulti(sorted(wanted.union(given))))
+
+    @staticmethod
+    def _forgets_any(olds: dict[bytes, bytes], given: list[bytes], new: Block, first: int, last: int) -> bool:
+        """Tell whether a stored tile in `first..last` is not overwritten by a new one."""
+        if not olds:
+            return False
+        starts = np.flatnonzero(np.diff(new.owners, prepend=-1))
+        written = np.bitwise_or.reduceat(_ONE << new.leads.astype(np.uint64), starts)
+        places = {key: place for place, key in enumerate(given)}
+        at = np.array([places.get(key, -1) for key in olds])
+        present = np.frombuffer(b"".join([value[:WORD_BYTES] for value in olds.values()]), np.uint64)
+        present = present & ~np.where(at >= 0, written[at], np.uint64(0))
+        chunk_starts = np.array([chunk_of(key) for key in olds]) * TILES_PER_CHUNK
+        lowest = np.clip(first - chunk_starts, 0, TILES_PER_CHUNK)
+        highest = np.clip(last - chunk_starts, -1, TILES_PER_CHUNK - 1)
+        slots = np.arange(TILES_PER_CHUNK)
+        forgotten = (slots >= lowest[:, None]) & (slots <= highest[:, None])
+        bits = np.packbits(forgotten, axis=1, bitorder="little").view(np.uint64).ravel()
+        return bool((present & bits).any())
+
+    def _replace(
+        self, transaction: lmdb.Transaction[bytes], olds: dict[bytes, bytes], given: list[bytes], new: Block
+    ) -> int:
         """Put tiles after forgetting stored ones; delete the chunks in which nothing is left."""
         assert self._forget is not None
-        olds: dict[bytes, bytes] = dict(transaction.cursor().getmulti(given))
-        for base in self._slab.base_keys[batch.first_key : batch.last_key]:
-            olds.update(_stored_chunks(transaction, base, *self._forget))
         keys, refused = sorted({*given, *olds}), 0
         places = {key: place for place, key in enumerate(keys)}
         new = replace_fields(new, owners=np.array([places[key] for key in given])[new.owners])
