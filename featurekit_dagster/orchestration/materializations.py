@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import LeaseHeld, MaterializationFailed, PlanError
 from featurekit_dagster.execution.materialize import JobReport, run_tasks
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.orchestration.lineage import column_lineage
 from featurekit_dagster.orchestration.partitions import key_of
 from featurekit_dagster.planning.planner import missing_runs, split_tasks, stores_of
 from featurekit_dagster.planning.tasks import LedgerSnapshot, Task
@@ -101,7 +102,8 @@ def materializations(
             job = report.job
             log.info(f"{view.name}: job {job.id} wrote {report.rows:,} rows of {job.interval}")
             covered = covered_everywhere(view, stores).intersect([job.interval])
-            yield from _partitions(view, key, report, covered)
+            about_job = _about_job(report) | _lineage(view, key, job.interval)
+            yield from _partitions(view, key, report, covered, about_job)
     finally:
         _abandon(view, request, stores)
 
@@ -162,7 +164,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _partitions(
-    view: FeatureView, key: dg.AssetKey, report: JobReport, covered: IntervalSet
+    view: FeatureView, key: dg.AssetKey, report: JobReport, covered: IntervalSet, about_job: Mapping[str, Any]
 ) -> Iterator[dg.AssetMaterialization]:
     """Yield one event per partition, each with its own row count; the last one also tells about the whole job."""
     cells = [cell for interval in covered for cell in interval.split_on_grid(view.batch_schedule)]
@@ -176,7 +178,7 @@ def _partitions(
         if report.job.overwrite:
             metadata["featurekit/overwrite"] = True
         if number == len(cells):
-            metadata |= _about_job(report)
+            metadata |= about_job
         yield dg.AssetMaterialization(key, partition=key_of(cell.start), metadata=metadata)
 
 
@@ -200,6 +202,12 @@ def _about_job(report: JobReport) -> dict[str, Any]:
     if report.online is not None:
         facts["job_rows_online"] = report.online.rows_written
     return {f"featurekit/{name}": value for name, value in facts.items()}
+
+
+def _lineage(view: FeatureView, key: dg.AssetKey, interval: Interval) -> dict[str, Any]:
+    prefix, _, _ = "/".join(key.path).rpartition("/")
+    found = column_lineage(view, interval, prefix or None)
+    return {} if found is None else {"dagster/column_lineage": found}
 
 
 def _abandon(view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores) -> None:

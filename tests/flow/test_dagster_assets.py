@@ -229,3 +229,15 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     (event,) = result.get_step_failure_events()
     assert event.step_failure_data.user_failure_data is not None
     return str(event.step_failure_data.user_failure_data.description)
+
+
+def test_last_partition_tells_from_which_source_columns_the_features_come(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    result = run_asset(workspace, "spending", 0, 2, instance)
+    event = result.asset_materializations_for_node("spending")[-1]
+    lineage = event.metadata["dagster/column_lineage"].value
+    assert lineage.deps_by_column["amount_sum_1d_1d"] == [
+        dg.TableColumnDep(dg.AssetKey(["sources", "payments"]), "amount")
+    ]
+    assert set(lineage.deps_by_column) == {"user_id", "paid_at", "amount_sum_1d_1d", "amount_count_1d_1d"}
