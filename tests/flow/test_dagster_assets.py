@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
+import pandas as pd
 import pytest
 
 from featurekit_dagster import Workspace
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.orchestration.materializations import MaterializationRequest, materializations
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 from tests.flow.payments import (
     AMOUNT,
@@ -241,3 +246,28 @@ def test_last_partition_tells_from_which_source_columns_the_features_come(
         dg.TableColumnDep(dg.AssetKey(["sources", "payments"]), "amount")
     ]
     assert set(lineage.deps_by_column) == {"user_id", "paid_at", "amount_sum_1d_1d", "amount_count_1d_1d"}
+
+
+def test_run_waits_while_another_one_writes_the_view(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    ledger = workspace.stores.ledger
+    held = ledger.acquire(f"batch:{workspace.name}/spending", "somebody else")
+    giving_back = threading.Timer(1.0, ledger.release, [held])
+    giving_back.start()
+    result = run_asset(workspace, "spending", 0, 2, instance)
+    giving_back.join()
+    assert list(materialized(result, "spending")) == keys(0, 2)
+    assert "waiting: " in "\n".join(entry.user_message for entry in instance.all_logs(result.run_id))
+
+
+def test_interrupted_run_leaves_its_range_free(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    def interrupted(payments: pd.DataFrame) -> pd.DataFrame:
+        raise KeyboardInterrupt
+
+    view = replace(workspace.repo.view("last_payment"), function=interrupted)
+    request = MaterializationRequest(interval=Interval(day(0), day(2)), trigger="manual", run_id="run")
+    log = logging.getLogger("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        list(materializations(view, dg.AssetKey("last_payment"), request, workspace.stores, log))
+    (job,) = workspace.stores.ledger.jobs(workspace.name, "last_payment")
+    assert (job.state, job.reason) == ("FAILURE", "its run was ended before it was done")
+    assert run_asset(workspace, "last_payment", 0, 2, instance).success

@@ -1,93 +1,106 @@
-"""What changes a view's fingerprint: what is stored, and nothing else."""
+"""What changes a view's fingerprint, and what does not."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from featurekit_dagster.domain.entity import Entity
-from featurekit_dagster.domain.feature_view import Aggregation
-from featurekit_dagster.domain.schema import Field, Float32, Int64
+from featurekit_dagster import (
+    Aggregation,
+    BatchSource,
+    Entity,
+    FeatureView,
+    Field,
+    FileConfig,
+    FilteredSource,
+    Int64,
+    String,
+    Timestamp,
+    TimeWindow,
+    batch_feature_view,
+)
 from featurekit_dagster.planning.fingerprint import code_text, fingerprint
-from tests.unit.domain.declared import DAY, SCHEMA, START, SUM_OF_A_WEEK, aggregated, file_source, plain
+
+DAY = timedelta(days=1)
+SOURCE = BatchSource(name="s", batch_config=FileConfig(uri="f.parquet", file_format="parquet", timestamp_field="ts"))
 
 
-def doubled(transactions: Any) -> Any:
-    return transactions * 2
+def view(
+    function: Callable[..., str], *, windows: tuple[int, ...] = (1,), names: tuple[str, ...] = ("sum",)
+) -> FeatureView:
+    return batch_feature_view(
+        name="v",
+        sources=[FilteredSource(SOURCE)],
+        entities=[Entity(name="user", join_keys=[Field("user_id", String)])],
+        mode="sql",
+        schema=[Field("user_id", String), Field("ts", Timestamp), Field("n", Int64)],
+        aggregation_interval=DAY,
+        batch_schedule=DAY,
+        aggregations=[
+            Aggregation(column="n", function=name, time_window=TimeWindow(window_size=days * DAY))
+            for name in names
+            for days in windows
+        ],
+        feature_start_time=datetime(2024, 1, 1, tzinfo=UTC),
+        offline=True,
+    )(function)
 
 
-def doubled_with_words(transactions):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Double."""
-    # twice as much
-
-    return transactions * 2  # really
+def plain(source: str) -> str:
+    return f"SELECT user_id, ts, n FROM {source}"
 
 
-def tripled(transactions: Any) -> Any:
-    return transactions * 3
+def same(source: str) -> str:
+    """Say what it does."""
+    # and why
+    return f"SELECT user_id, ts, n FROM {source}"
 
 
-def renamed(text: str, name: str) -> str:
-    return text.replace(name, "f")
+def other(source: str) -> str:
+    return f"SELECT user_id, ts, n + 1 AS n FROM {source}"
 
 
-def test_words_layout_and_types_change_nothing() -> None:
-    assert renamed(code_text(doubled_with_words), "doubled_with_words") == renamed(code_text(doubled), "doubled")
+def test_comments_docstrings_names_and_layout_change_nothing() -> None:
+    assert fingerprint(view(plain)) == fingerprint(view(same))
 
 
-def test_the_code_counts() -> None:
-    assert renamed(code_text(tripled), "tripled") != renamed(code_text(doubled), "doubled")
-    assert fingerprint(plain(doubled, name="v")) != fingerprint(plain(tripled, name="v"))
+def test_code_changes_it() -> None:
+    assert fingerprint(view(plain)) != fingerprint(view(other))
 
 
-def test_a_function_without_source_has_a_fingerprint_too() -> None:
-    spaces: list[dict[str, Any]] = [{}, {}]
-    for space, factor in zip(spaces, (2, 3), strict=True):
-        exec(f"def typed(transactions): return transactions * {factor}", space)
-    two, three = (fingerprint(plain(space["typed"], name="v")) for space in spaces)
-    assert two != three
+def test_window_over_stored_partial_columns_changes_nothing_and_a_new_partial_column_does() -> None:
+    assert fingerprint(view(plain)) == fingerprint(view(plain, windows=(1, 7)))
+    assert fingerprint(view(plain)) != fingerprint(view(plain, names=("sum", "max")))
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "change",
     [
-        {"aggregations": [SUM_OF_A_WEEK, Aggregation("amount", "sum", 30 * DAY)]},
-        {"description": "Else.", "owner": "somebody", "tags": {"tier": "1"}, "name": "other"},
-        {"feature_start_time": START - 30 * DAY},
-        {"online": False},
-        {"max_backfill_interval": "10d"},
+        {"join_keys": (Field("user_id", Int64),)},
+        {"aggregation_interval": DAY / 2},
+        {"batch_schedule": 2 * DAY},
+        {"mode": "pandas"},
     ],
+    ids=str,
 )
-def test_what_is_not_stored_changes_nothing(changes: dict[str, Any]) -> None:
-    assert fingerprint(aggregated(**changes)) == fingerprint(aggregated())
+def test_what_is_stored_changes_it(change: dict[str, object]) -> None:
+    assert fingerprint(replace(view(plain), **change)) != fingerprint(view(plain))
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"aggregations": [Aggregation("amount", "min", 7 * DAY)]},
-        {"aggregation_interval": timedelta(minutes=30)},
-        {"batch_schedule": "2d"},
-        {"schema": [Field("user_id", Int64), *SCHEMA[1:]]},
-        {
-            "entities": [Entity(name="user", join_keys=["merchant_id"])],
-            "schema": [*SCHEMA, Field("merchant_id", Int64)],
-        },
-        {"sources": [file_source("other")]},
-        {"mode": "polars"},
-    ],
+    "change",
+    [{"description": "d"}, {"owner": "o"}, {"tags": {"a": "b"}}, {"online": True}, {"ttl": DAY}, {"name": "w"}],
+    ids=str,
 )
-def test_what_is_stored_counts(changes: dict[str, Any]) -> None:
-    assert fingerprint(aggregated(**changes)) != fingerprint(aggregated())
+def test_what_is_only_said_about_it_changes_nothing(change: dict[str, object]) -> None:
+    assert fingerprint(replace(view(plain), **change)) == fingerprint(view(plain))
 
 
-def test_the_type_of_a_plain_feature_counts() -> None:
-    assert fingerprint(plain(schema=[*SCHEMA[:2], Field("amount", Float32)])) != fingerprint(plain())
-
-
-def test_a_fingerprint_is_16_hexadecimal_digits_and_the_same_each_time() -> None:
-    assert fingerprint(plain()) == fingerprint(plain())
-    assert len(fingerprint(plain())) == 16
-    assert int(fingerprint(plain()), 16) >= 0
+def test_function_without_source_is_told_by_its_instructions() -> None:
+    made: dict[str, Callable[..., str]] = {}
+    exec("def f(source): return 'a' + source\ndef g(source): return 'b' + source", made)
+    assert code_text(made["f"]) != code_text(made["g"])
+    assert code_text(made["f"]) == code_text(made["f"])
