@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from operator import index
 from typing import Any
+
+import numpy as np
 
 from featurekit_dagster.domain.schema import Bool, Bytes, DataType, Int32, Int64, String, Timestamp
 from featurekit_dagster.errors import ReadError
@@ -32,17 +35,25 @@ def key_converter(subject: str, name: str, dtype: DataType) -> Callable[[Any], A
         if type(value) is not int:
             if value is None:
                 return None
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
+            if isinstance(value, bool):
                 raise refuse(value)
-            value = value.__index__()
+            try:
+                value = index(value)
+            except TypeError:
+                raise refuse(value) from None
         if not -limit <= value < limit:
             raise ReadError(f"{subject}: join key {name!r} is out of the range of {dtype}")
         return value
 
     def other(value: Any) -> Any:
-        if value is not None and not isinstance(value, accepted):
-            raise refuse(value)
-        return as_utc(value) if isinstance(value, datetime) else value
+        if isinstance(value, accepted) or value is None:
+            if not isinstance(value, datetime):
+                return value
+            if isinstance(value.year, int):  # pandas' NaT is a datetime, too
+                return as_utc(value)
+        if dtype == Bool and isinstance(value, np.bool_):
+            return bool(value)
+        raise refuse(value)
 
     if dtype in _BITS:
         limit = 1 << _BITS[dtype]

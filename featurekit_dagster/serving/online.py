@@ -16,6 +16,7 @@ from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.serving.join_key_values import key_converter
 from featurekit_dagster.serving.online_rollup import compile_rollup
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN, FeatureStatus, FeatureVector
+from featurekit_dagster.serving.wildcard import Matches, matched
 from featurekit_dagster.stores.online import OnlineSnapshot
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -50,7 +51,8 @@ class OnlineReader:
             for reference in references
             for column, key in zip(reference.spine_keys, reference.view.join_keys, strict=True)
         }
-        self._optional = {part.wildcard_column for part in self._parts} - {None}
+        needed = {column for part in self._parts for column in part.needed_columns}
+        self._optional = {part.wildcard_column for part in self._parts} - {None} - needed
 
     def one(self, join_keys: Mapping[str, Any], include_join_keys: bool = False) -> FeatureVector:
         """Return the vector of one entity."""
@@ -90,11 +92,26 @@ class OnlineReader:
         return ReadError(f"{self._name}: join keys {' and '.join(what)}; give {wanted}")
 
     def _vector(self, join_keys: dict[str, Any], now_us: int, include_join_keys: bool) -> FeatureVector:
-        if len(self._parts) == 1:
+        if self._optional and not self._optional <= join_keys.keys():
+            vector = self._open_vector(join_keys, now_us)
+        elif len(self._parts) == 1:
             vector = self._parts[0].read(join_keys, now_us)
         else:
             vector = FeatureVector.joined([part.read(join_keys, now_us) for part in self._parts])
         return _with_keys(join_keys, vector) if include_join_keys else vector
+
+    def _open_vector(self, join_keys: dict[str, Any], now_us: int) -> FeatureVector:
+        """Return the vector of a read that leaves a wildcard join key out."""
+        vectors, done = [], set()
+        for part in self._parts:
+            column = part.wildcard_column
+            if column is None or column in join_keys:
+                vectors.append(part.read(join_keys, now_us))
+            elif column not in done:
+                done.add(column)
+                alike = [other for other in self._parts if other.wildcard_column == column]
+                vectors.append(matched(column, [other.matches(join_keys, now_us) for other in alike]))
+        return FeatureVector.joined(vectors)
 
 
 def _with_keys(join_keys: Mapping[str, Any], vector: FeatureVector) -> FeatureVector:
@@ -132,6 +149,7 @@ class _ViewReader:
         self._columns = tuple(columns[key.name] for key in self._layout.key_fields)
         wildcard = view.wildcard_join_key
         self.wildcard_column = None if wildcard is None else columns[wildcard]
+        self.needed_columns = self._columns if wildcard is None else self._columns[:-1]
         prefix = f"{reference.label}." if qualified else ""
         self._names = tuple(f"{prefix}{name}" for name in reference.feature_names)
         positions = [view.feature_names.index(name) for name in reference.feature_names]
@@ -140,20 +158,19 @@ class _ViewReader:
         self._defaults = tuple(f.default for f in self._features) or (None,) * len(positions)
         self._nulls = (None,) * len(positions)
         self._reach = duration_us(view.reach)
-        self._rollup = compile_rollup(self._features, view.partials, self._layout.tile_us) if self._features else None
-        self._edge_key: tuple[Any, int] | None = None
-        self._edge = _Edge(None)
+        tile_us = self._layout.tile_us
+        self._rollup = None if tile_us is None else compile_rollup(self._features, view.partials, tile_us)
+        # one value, as threads may read and set it at the same time
+        self._last_edge: tuple[Any, int, _Edge] = (None, 0, _Edge(None))
 
     def key_of(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the stored key: serving index first."""
         return tuple([join_keys[column] for column in self._columns])
 
     def read(self, join_keys: Mapping[str, Any], now_us: int) -> FeatureVector:
-        """Return the vector of one entity; lists where a wildcard join key is left out."""
+        """Return the vector of one entity."""
         with self._stores.online.snapshot(self._layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
-            if self.wildcard_column is not None and self.wildcard_column not in join_keys:
-                return self._matches(snapshot, join_keys, edge, now_us)
             key = self.key_of(join_keys)
             values, statuses = self._answer(snapshot, key, edge, now_us)
         return FeatureVector(self._names, values, statuses, (edge.us,) * len(self._names))
@@ -194,47 +211,55 @@ class _ViewReader:
 
         A row at or after the edge was written by a job that has not recorded its coverage yet: the state after the job.
         """
-        timing = self._timing
-        clock_edge = timing.edge(now_us)
-        oldest = None if timing.ttl_us is None else clock_edge - timing.ttl_us
-        since = max((t for t in (oldest, timing.start_us) if t is not None), default=None)
+        since = self._since(now_us)
         row = rows[0] if rows else None
         if row is not None and (since is None or row[0] >= since):
             if row[0] >= edge_us or _covers(spans, row[0], edge_us):
                 values = row[1:]
                 return [values[p] for p in self._positions], (PRESENT,) * len(self._positions)
             return self._nulls, (UNKNOWN,) * len(self._nulls)
-        complete = since is None or since >= edge_us or _covers(spans, since, edge_us)
-        return self._nulls, ((MISSING_DATA if complete else UNKNOWN),) * len(self._nulls)
+        status = MISSING_DATA if self._is_complete(spans, edge_us, now_us) else UNKNOWN
+        return self._nulls, (status,) * len(self._nulls)
 
-    def _matches(
-        self, snapshot: OnlineSnapshot, join_keys: Mapping[str, Any], edge: _Edge, now_us: int
-    ) -> FeatureVector:
-        """Return, for a wildcard read, one list per feature and one of the matching key values, in key order."""
-        prefix = tuple([join_keys[column] for column in self._columns[:-1]])
-        answers: dict[Any, Found] = {}
-        edge_us = edge.served_us
-        if edge_us is not None and self._rollup is not None:
+    def _since(self, now_us: int) -> int | None:
+        """Return the first timestamp that a row may have to be served; None is any."""
+        timing = self._timing
+        oldest = None if timing.ttl_us is None else timing.edge(now_us) - timing.ttl_us
+        return max((t for t in (oldest, timing.start_us) if t is not None), default=None)
+
+    def _is_complete(self, spans: Spans, edge_us: int, now_us: int) -> bool:
+        """Tell whether no row that may be served can be missing."""
+        since = self._since(now_us)
+        return since is None or since >= edge_us or _covers(spans, since, edge_us)
+
+    def matches(self, join_keys: Mapping[str, Any], now_us: int) -> Matches:
+        """Return what is known of the keys that match, where the wildcard join key is left out."""
+        prefix = tuple([join_keys[column] for column in self.needed_columns])
+        with self._stores.online.snapshot(self._layout) as snapshot:
+            edge = self._edge_at(snapshot.coverage_us, now_us)
+            edge_us = edge.served_us
+            if edge_us is None:
+                known: Sequence[bool] = [edge.us is not None] * len(self._names)
+                return Matches(self._names, {}, self._nulls, known, edge.us)
+            if self._rollup is None:
+                rows = snapshot.read_prefix(prefix).items()
+                answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge_us, now_us) for k, r in rows}
+                found = {k: values for k, (values, statuses) in answers.items() if statuses[0] is not MISSING_DATA}
+                known = [self._is_complete(snapshot.coverage_us, edge_us, now_us)] * len(self._names)
+                return Matches(self._names, found, self._nulls, known, edge.us)
             tiles = snapshot.packed_tiles_prefix(prefix, edge_us - self._reach, edge_us)
             rolled = zip(tiles, self._rollup.many(list(tiles.values()), edge_us), strict=True)
-            answers = {key[-1]: self._finished(answer, edge) for key, answer in rolled if answer is not None}
-        elif edge_us is not None:
-            rows = snapshot.read_prefix(prefix)
-            answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge_us, now_us) for k, r in rows.items()}
-            answers = {k: a for k, a in answers.items() if a[1][0] is not MISSING_DATA}
-        names = [str(self.wildcard_column), *self._names]
-        lists = [[values[i] for values, _ in answers.values()] for i in range(len(self._names))]
-        status = PRESENT if answers else (UNKNOWN if edge.us is None else MISSING_DATA)
-        times = (edge.us,) * len(names)
-        return FeatureVector(names, [list(answers), *lists], (status,) * len(names), times)
+            found = {key[-1]: self._finished(answer, edge)[0] for key, answer in rolled if answer is not None}
+        return Matches(self._names, found, self._finished(None, edge)[0], edge.known, edge.us)
 
     def _edge_at(self, spans: Spans, now_us: int) -> _Edge:
         """Return the edge for a coverage and a moment; computed again only when one of the two has changed."""
         clock_edge = self._timing.edge(now_us)
-        if self._edge_key is not None and self._edge_key[0] is spans and self._edge_key[1] == clock_edge:
-            return self._edge
+        known_spans, known_clock_edge, edge = self._last_edge
+        if known_spans is spans and known_clock_edge == clock_edge:
+            return edge
         edge = self._find_edge(spans, clock_edge)
-        self._edge_key, self._edge = (spans, clock_edge), edge
+        self._last_edge = (spans, clock_edge, edge)
         return edge
 
     def _find_edge(self, spans: Spans, clock_edge: int) -> _Edge:

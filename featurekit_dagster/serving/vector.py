@@ -18,8 +18,8 @@ class FeatureStatus(Enum):
     """Whether a feature's value was found.
 
     PRESENT: the keys are known and the value is alive. MISSING_DATA: nothing is stored for the keys, or it has
-        expired; the
-    value is the feature's default. UNKNOWN: intervals that the value needs are not materialized; it is NULL.
+    expired; the value is the feature's default. UNKNOWN: intervals that the value needs are not materialized; it is
+    NULL.
     """
 
     PRESENT = "PRESENT"
@@ -38,7 +38,7 @@ class FeatureVector:
         values: Their values.
         statuses: Their statuses.
         effective_us: Per value, the time up to which its data are complete, in microseconds; None where nothing is
-            materialized. Used as the time of a spine row, it gives the same value offline.
+            materialized. A spine row at this time, plus the data delay if there is one, gets the same value offline.
 
     Source: SDK page, get_online_features.
     """
@@ -86,9 +86,13 @@ class FeatureVector:
         """Return the values, or with times an array of (value, effective time) pairs."""
         import numpy as np  # noqa: PLC0415 - loaded when asked for
 
+        # filled cell by cell: NumPy would make lists of equal length into one more dimension
+        values = np.empty(len(self._values), dtype=object)
+        for place, value in enumerate(self._values):
+            values[place] = value
         if not return_effective_times:
-            return np.array(list(self._values), dtype=object)
-        return np.array(list(zip(self._values, self.effective_times, strict=True)), dtype=object)
+            return values
+        return np.stack([values, np.array(self.effective_times, dtype=object)], axis=1)
 
     @property
     def statuses(self) -> dict[str, FeatureStatus]:
