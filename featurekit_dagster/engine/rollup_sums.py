@@ -109,7 +109,8 @@ def _finite_sums(values: FloatArray, top: float, ranges: Sequence[Ranges]) -> li
     while True:
         level, left = _cut(rest, shift)
         for total, units in zip(sums, differences(level, ranges), strict=True):
-            np.add(total, _scale(units.astype(np.float64), -shift), out=total)
+            with np.errstate(over="ignore"):
+                np.add(total, _scale(units.astype(np.float64), -shift), out=total)
         if not left:
             return sums
         if floor_exponent is None:
