@@ -16,6 +16,7 @@ from featurekit_dagster import (
     BatchSource,
     Entity,
     FeatureService,
+    FeatureView,
     Field,
     FileConfig,
     FilteredSource,
@@ -101,39 +102,42 @@ def payments_workspace(
         "offline": True,
         "owner": "team:payments",
     }
-    aggregations = [
-        Aggregation(column="amount", function=function, time_window=TimeWindow(window_size=DAY))
-        for function in ("sum", "count")
-    ]
+    views = [_spending({**shared, **options}), _last_payment(shared, folder / "broken_days")]
+    return Workspace("payments", [FeatureService(name="fraud", features=views)], home=folder / "home", clock=now)
 
+
+def _spending(options: dict[str, Any]) -> FeatureView:
     def spending(payments: str) -> str:
         """What a user spent."""
         return f"SELECT user_id, paid_at, amount FROM {payments}"
 
+    aggregations = [
+        Aggregation(column="amount", function=function, time_window=TimeWindow(window_size=DAY))
+        for function in ("sum", "count")
+    ]
+    return batch_feature_view(
+        **{"aggregation_interval": DAY, **options},
+        mode="sql",
+        aggregations=aggregations,
+        feature_start_time=day(1),
+        online=True,
+    )(spending)
+
+
+def _last_payment(options: dict[str, Any], broken_days: Path) -> FeatureView:
     def last_payment(payments: pd.DataFrame) -> pd.DataFrame:
-        broken = json.loads((folder / "broken_days").read_text()) if (folder / "broken_days").exists() else []
+        broken = json.loads(broken_days.read_text()) if broken_days.exists() else []
         if set(payments["paid_at"].dt.strftime("%Y-%m-%dT00:00Z")) & set(broken):
             raise ValueError(f"no rate for {payments['user_id'].iloc[0]}")
         return payments[["user_id", "paid_at", "amount"]]
 
-    views = [
-        batch_feature_view(
-            **shared | {"aggregation_interval": DAY} | options,
-            mode="sql",
-            aggregations=aggregations,
-            feature_start_time=day(1),
-            online=True,
-        )(spending),
-        batch_feature_view(
-            **shared,
-            mode="pandas",
-            incremental_backfills=True,
-            feature_start_time=FIRST,
-            description="The last payment.",
-        )(last_payment),
-    ]
-    service = FeatureService(name="fraud", features=views)
-    return Workspace("payments", [service], home=folder / "home", clock=now)
+    return batch_feature_view(
+        **options,
+        mode="pandas",
+        incremental_backfills=True,
+        feature_start_time=FIRST,
+        description="The last payment.",
+    )(last_payment)
 
 
 def break_days(folder: Path, days: Iterable[int]) -> None:
