@@ -31,6 +31,7 @@ _Part = tuple[tuple[Any, ...], int, int, int]
 
 # Words 0 to 2 of a value: which tiles are there, which are from batch, which columns have NULLs (up to 64 columns).
 _LEAD = struct.Struct("<QQQ")
+_unpack_lead = _LEAD.unpack_from
 
 # From here on one NumPy pass is faster than a loop over keys, or over the chunks of one key.
 _BATCH_KEYS = 8
@@ -99,14 +100,22 @@ class OnlineRollup:
         edge = -(-edge_us // self._tile_us)
         if self._unpackers is None:
             return self._any_cells(packed, edge)
+        if len(packed) == 1:
+            chunk, value = packed[0]
+            present, _, nulls = _unpack_lead(value)
+            if nulls:
+                return self._any_cells(packed, edge)
+            rows = present.bit_count()
+            cells = self._unpackers[rows](value, _LEAD.size)
+            return self._one_chunk(edge - chunk * TILES_PER_CHUNK, present, rows, cells)
         chunks = []
         for chunk, value in packed:
-            present, _, nulls = _LEAD.unpack_from(value)
+            present, _, nulls = _unpack_lead(value)
             if nulls:
                 return self._any_cells(packed, edge)
             rows = present.bit_count()
             chunks.append((edge - chunk * TILES_PER_CHUNK, present, rows, self._unpackers[rows](value, _LEAD.size)))
-        return self._one_chunk(*chunks[0]) if len(chunks) == 1 else self._chunks(chunks)
+        return self._chunks(chunks)
 
     def _one_chunk(self, edge: int, present: int, rows: int, cells: tuple[Any, ...]) -> Sequence[Any] | None:
         """Return `one` of a single chunk without NULLs, by far the most frequent; `edge` is relative to the chunk."""
@@ -253,9 +262,7 @@ def _moments(counts: Sequence[int], means: Sequence[float | None], m2s: Sequence
 # ---- compilation -----------------------------------------------------------------------------------------------------
 
 
-def _compile_window(
-    features: Sequence[tuple[int, AggregateFeature]], columns: dict[str, int], tile_us: int
-) -> _Window:
+def _compile_window(features: Sequence[tuple[int, AggregateFeature]], columns: dict[str, int], tile_us: int) -> _Window:
     """Return what one window computes; `features` are (position, feature), all of that window."""
     measures: dict[tuple[int, Reduce], int] = {}
     moments: dict[tuple[int, int, int], int] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -50,8 +50,16 @@ def chunk_suffix(chunk: int) -> bytes:
 
 
 def chunk_suffixes(chunks: np.ndarray[Any, np.dtype[np.int64]]) -> list[bytes]:
-    """Return `chunk_suffix` of every chunk number."""
-    return _split_rows(_big_endian(chunks))
+    """Return `chunk_suffix` of every chunk number; rows of one write share a few of them."""
+    numbers = chunks.tolist()
+    known = {chunk: chunk_suffix(chunk) for chunk in set(numbers)}
+    return [known[chunk] for chunk in numbers]
+
+
+def chunks_of(stored_keys: Iterable[bytes]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return `chunk_of` of every stored key."""
+    words = np.frombuffer(b"".join([key[-CHUNK_BYTES:] for key in stored_keys]), ">u8").astype(np.uint64)
+    return (words ^ np.uint64(_SIGN)).view(np.int64)
 
 
 def chunk_of(stored_key: bytes) -> int:

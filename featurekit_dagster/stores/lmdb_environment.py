@@ -20,6 +20,7 @@ from featurekit_dagster.errors import OnlineStoreBusy, OnlineStoreForked
 
 MAP_BYTES = 16 << 30
 _MAX_READERS = 1024
+_SPARE_READ_TRANSACTIONS = 8
 _RESIZE_PATIENCE_SECONDS = 60.0
 _FORK_PATIENCE_SECONDS = 1.0
 
@@ -62,6 +63,7 @@ class LmdbEnvironment:
                     str(self.path),
                     map_size=self._map_bytes,
                     max_readers=_MAX_READERS,
+                    max_spare_txns=_SPARE_READ_TRANSACTIONS,
                     metasync=False,
                     readahead=False,
                     mode=0o600,
@@ -83,13 +85,13 @@ class LmdbEnvironment:
 
     def begin_read(self) -> lmdb.Transaction[bytes] | None:
         """Begin a read transaction that `end_read` must end in the same thread; None if there are no data."""
+        thread = threading.get_ident()
         while True:
-            environment = self._environment if not self._is_inherited else None
+            environment = None if self._is_inherited else self._environment
             if environment is None:
                 environment = self._handle(create=False)
-            if environment is None:
-                return None
-            thread = threading.get_ident()
+                if environment is None:
+                    return None
             # Announce first and look second: a resizer sets its flag first and counts second, so one sees the other.
             self._readers.append(thread)
             if self._resizing or environment is not self._environment:

@@ -21,7 +21,8 @@ from featurekit_dagster.stores.key_codec import KeyCodec, chunk_suffixes
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
 from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec, arrow_type
 
-_ROWS_PER_SLAB = 1 << 18
+# Small enough to stay in the processor's cache from packing to writing.
+_ROWS_PER_SLAB = 1 << 15
 # A contiguous Arrow string column must stay below 2 GiB; larger ones take 64-bit offsets, at the price of a copy.
 _SMALL_BYTES = 1 << 31
 
@@ -188,7 +189,8 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
     if time is not None and time.null_count:
         faults.append(f"column {layout.time_column} has {time.null_count} NULLs")
     elif time is not None and layout.tile_us is not None:
-        off_grid = int(np.count_nonzero(_microseconds(time) % layout.tile_us))
+        times = _microseconds(time)
+        off_grid = int(np.count_nonzero(times // layout.tile_us * layout.tile_us != times))
         if off_grid:
             faults.append(f"{off_grid} values of {layout.time_column} are not on the grid of {layout.tile_us} us")
     if faults:
@@ -199,8 +201,9 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
 
 def _contiguous(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
     if pa.types.is_string(column.type) and pa.types.is_large_string(dtype) and column.nbytes < _SMALL_BYTES:
-        return column.combine_chunks()
-    return column.cast(dtype).combine_chunks()
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    column = column.cast(dtype)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _microseconds(time: pa.Array) -> IntArray:
