@@ -1,4 +1,4 @@
--- Count, sum and mean over three windows: one range join of the spine with {what}, then one GROUP BY.
+-- Aggregates over three windows: one range join of the spine with events or tiles, then one GROUP BY.
 SELECT s.row_id,
   {features}
 FROM '{folder}/spine.parquet' s
