@@ -293,13 +293,13 @@ class LmdbOnlineStore:
         self._lock = threading.RLock()
         self._environments: dict[Path, LmdbEnvironment] = {}
         self._views: dict[OnlineLayout, _View] = {}
-        # A layout takes microseconds to hash; the one that a caller keeps is found by identity, kept alive by its view.
-        self._views_by_identity: dict[int, _View] = {}
+        # A layout takes microseconds to hash; one that a caller keeps is found by identity, so it is kept alive here.
+        self._views_by_identity: dict[int, tuple[OnlineLayout, _View]] = {}
 
     def _view(self, layout: OnlineLayout) -> _View:
-        view = self._views_by_identity.get(id(layout))
-        if view is not None and view.layout is layout:
-            return view
+        known = self._views_by_identity.get(id(layout))
+        if known is not None:
+            return known[1]
         with self._lock:
             view = self._views.get(layout)
             if view is None:
@@ -310,7 +310,7 @@ class LmdbOnlineStore:
                 view = self._views[layout] = _View(layout, environment)
             if len(self._views_by_identity) >= _REMEMBERED_LAYOUTS:
                 self._views_by_identity.clear()
-            self._views_by_identity[id(view.layout)] = view
+            self._views_by_identity[id(layout)] = (layout, view)
             return view
 
     def write(
