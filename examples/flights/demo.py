@@ -80,6 +80,7 @@ def _backfill(workspace: Workspace, console: Console) -> bool:
     print_plan(console, workspace.name, views, workspace.plan(), now)
     work = missing_runs(views, workspace.snapshot(), now)
     outcomes = carry_out(workspace, work, console, quiet=False)
+    print_line(console, "")
     if outcomes:
         print_outcomes(console, outcomes)
     else:
