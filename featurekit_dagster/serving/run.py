@@ -50,6 +50,7 @@ def run_view(
         raise ReadError(
             f"{view.name}: aggregation_level {aggregation_level!r} on a view without aggregates; leave it out"
         )
+    _warn_of_increments(view, interval)
     level = aggregation_level or ("full" if view.is_aggregate else "disabled")
     if level not in LEVELS:
         raise ReadError(f"{view.name}: aggregation_level {level!r} is not known; it is one of {', '.join(LEVELS)}")
@@ -58,6 +59,15 @@ def run_view(
     _warn_of_length(view, interval, level)
     tiles, shift_us = _tiles(view, interval, mocks)
     return (_partial if level == "partial" else _full)(view, tiles, shift_us)
+
+
+def _warn_of_increments(view: FeatureView, interval: Interval) -> None:
+    if view.incremental_backfills and interval.duration != view.batch_schedule:
+        warnings.warn(
+            f"{view.name}: incremental_backfills=True, but {interval} is not one batch_schedule of "
+            f"{format_duration(view.batch_schedule)}; the rows differ from what its jobs store",
+            stacklevel=4,
+        )
 
 
 def _warn_of_length(view: FeatureView, interval: Interval, level: str) -> None:
