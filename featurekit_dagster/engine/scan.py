@@ -5,8 +5,9 @@ Every timestamp with a zone becomes naive UTC, which is what transformations see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from deltalake import DeltaTable
 
 from featurekit_dagster.domain.sources import (
     BatchSource,
-    DatetimePartitionColumn,
     DeltaTableConfig,
     FileConfig,
     FilterContext,
@@ -26,10 +26,13 @@ from featurekit_dagster.domain.sources import (
 )
 from featurekit_dagster.engine.arrow import to_arrow
 from featurekit_dagster.engine.duck import literal, naive_literal, quoted
-from featurekit_dagster.errors import SourceError
+from featurekit_dagster.engine.hive_files import files_of_span
+from featurekit_dagster.errors import FeatureKitError, SourceError, safe_reason
 from featurekit_dagster.intervals import Interval
 
 Bounds = tuple[datetime | None, datetime | None]
+# What nanoseconds can hold; all rows of such a column lie in between.
+_NS_FIRST, _NS_LAST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 _GLOBS = {"parquet": "**/*.parquet", "csv": "**/*.csv*", "json": "**/*.json*"}
 
 
@@ -56,85 +59,87 @@ def register_inputs(
     """
     names = {}
     for parameter, used in inputs.items():
-        bounds = used.evaluate(interval)
-        if mocks and parameter in mocks:
-            relation = _mocked(con, parameter, used.source, mocks[parameter], bounds)
-        else:
-            relation = _scan(con, parameter, used.source, bounds)
-        names[parameter] = f"input_{parameter}"
-        con.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(names[parameter])} AS {_naive_utc(con, relation)}")
+        with readable(used.source):
+            bounds = used.evaluate(interval)
+            if mocks and parameter in mocks:
+                con.register(f"raw_{parameter}", to_arrow(mocks[parameter]))
+                relation = _filtered(con, used.source, f"raw_{parameter}", bounds)
+            else:
+                relation = _scan(con, parameter, used.source, bounds)
+            names[parameter] = f"input_{parameter}"
+            con.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(names[parameter])} AS {_naive_utc(con, relation)}")
     return names
+
+
+@contextmanager
+def readable(source: BatchSource) -> Iterator[None]:
+    """Turn what goes wrong while a source is read into an error that quotes no value and no URL.
+
+    Raises:
+        SourceError: Always when something went wrong; errors of ours pass as they are.
+    """
+    try:
+        yield
+    except FeatureKitError:
+        raise
+    except (duckdb.IOException, FileNotFoundError) as error:
+        raise SourceError(source=source.name, reason=str(error).splitlines()[0]) from error
+    except Exception as error:
+        # readers quote cells, and databases their URL, so only the type travels into the message
+        raise SourceError(source=source.name, reason=safe_reason(error)) from error
 
 
 def _scan(con: duckdb.DuckDBPyConnection, parameter: str, source: BatchSource, bounds: Bounds) -> str:
     config = source.batch_config
-    try:
-        if isinstance(config, FileConfig):
-            return _file_query(con, config, bounds)
-        if isinstance(config, DeltaTableConfig):
-            con.register(f"raw_{parameter}", DeltaTable(config.uri).to_pyarrow_dataset())
-            return _filtered(con, f"raw_{parameter}", config.timestamp_field, bounds)
-        if isinstance(config, SqlConfig):
-            con.register(f"raw_{parameter}", _read_sql(config, bounds))
-            return f"FROM raw_{parameter}"
+    if isinstance(config, FileConfig):
+        return _file_query(con, source, config, bounds)
+    if isinstance(config, DeltaTableConfig):
+        if not DeltaTable.is_deltatable(config.uri):
+            raise SourceError(source=source.name, reason=f"there is no Delta table at {config.uri}")
+        con.register(f"raw_{parameter}", DeltaTable(config.uri).to_pyarrow_dataset())
+    elif isinstance(config, SqlConfig):
+        con.register(f"raw_{parameter}", _read_sql(config, bounds))
+    else:
         con.register(f"raw_{parameter}", _call(config, bounds))
         return f"FROM raw_{parameter}"
-    except (duckdb.IOException, FileNotFoundError) as error:
-        raise SourceError(source=source.name, reason=str(error).splitlines()[0]) from error
+    return _filtered(con, source, f"raw_{parameter}", bounds)
 
 
-def _mocked(con: duckdb.DuckDBPyConnection, parameter: str, source: BatchSource, frame: Any, bounds: Bounds) -> str:
-    con.register(f"raw_{parameter}", to_arrow(frame))
-    return _filtered(con, f"raw_{parameter}", source.timestamp_field, bounds)
-
-
-def _file_query(con: duckdb.DuckDBPyConnection, config: FileConfig, bounds: Bounds) -> str:
+def _file_query(con: duckdb.DuckDBPyConnection, source: BatchSource, config: FileConfig, bounds: Bounds) -> str:
     uri = config.uri
     if Path(uri).is_dir():
         uri = str(Path(uri) / _GLOBS[config.file_format])
-    hive = ", hive_partitioning = true" if config.datetime_partition_columns else ""
-    scan = f"read_{config.file_format}({literal(uri)}{hive})"
-    conditions = _partition_conditions(config.datetime_partition_columns, bounds)
-    source = f"(SELECT * FROM {scan}{' WHERE ' + ' AND '.join(conditions) if conditions else ''})"
+    rows = f"read_{config.file_format}({literal(uri)})"
+    if config.datetime_partition_columns:
+        listed = [path for (path,) in con.execute("SELECT file FROM glob(?) ORDER BY file", [uri]).fetchall()]
+        kept = files_of_span(listed, config.datetime_partition_columns, *bounds)
+        # the columns are read from some file, even if none of them holds a row of the span
+        paths = ", ".join(map(literal, kept or listed[:1] or [uri]))
+        nothing = "" if kept else " WHERE false"
+        rows = f"(SELECT * FROM read_{config.file_format}([{paths}], hive_partitioning = true){nothing})"
     if config.timestamp_format and config.timestamp_field:
         column = quoted(config.timestamp_field)
-        source = f"(SELECT * REPLACE (strptime({column}, {literal(config.timestamp_format)}) AS {column}) FROM {source})"
-    return _filtered(con, source, config.timestamp_field, bounds)
+        rows = f"(SELECT * REPLACE (strptime({column}, {literal(config.timestamp_format)}) AS {column}) FROM {rows})"
+    return _filtered(con, source, rows, bounds)
 
 
-def _filtered(con: duckdb.DuckDBPyConnection, relation: str, timestamp: str | None, bounds: Bounds) -> str:
+def _filtered(con: duckdb.DuckDBPyConnection, source: BatchSource, relation: str, bounds: Bounds) -> str:
     """Return the query of a relation's rows with `start <= timestamp < end`; all rows without a timestamp field."""
-    start, end = bounds
+    (start, end), timestamp = bounds, source.timestamp_field
     if timestamp is None or (start is None and end is None):
         return f"FROM {relation}"
-    column = quoted(timestamp)
-    kind = con.sql(f"SELECT {column} FROM {relation} LIMIT 0").types[0]
-    zone = "::TIMESTAMPTZ" if str(kind) == "TIMESTAMP WITH TIME ZONE" else ""
-    value = column if "TIMESTAMP" in str(kind) else f"{column}::TIMESTAMP"
+    described = con.sql(f"SELECT * FROM {relation} LIMIT 0")
+    kinds = dict(zip(described.columns, map(str, described.types), strict=True))
+    if timestamp not in kinds:
+        raise SourceError(source=source.name, reason=f"it has no column {timestamp!r}; there are {', '.join(kinds)}")
+    column, kind = quoted(timestamp), kinds[timestamp]
+    zone = "::TIMESTAMPTZ" if kind == "TIMESTAMP WITH TIME ZONE" else ""
+    value = column if "TIMESTAMP" in kind else f"{column}::TIMESTAMP"
+    if kind == "TIMESTAMP_NS":
+        start, end = (None if t is None or not _NS_FIRST < t < _NS_LAST else t for t in (start, end))
     conditions = [f"{value} >= {naive_literal(start)}{zone}"] if start is not None else []
     conditions += [f"{value} < {naive_literal(end)}{zone}"] if end is not None else []
-    return f"SELECT * FROM {relation} WHERE {' AND '.join(conditions)}"
-
-
-def _partition_conditions(columns: Any, bounds: Bounds) -> list[str]:
-    """Return conditions on hive columns that keep every file which may hold rows of the span."""
-    parts: dict[str, DatetimePartitionColumn] = {column.datepart: column for column in columns}
-    if "date" in parts:
-        value = f"CAST({quoted(parts['date'].column_name)} AS DATE)"
-    elif "year" in parts:
-        numbers = [
-            f"CAST({quoted(parts[p].column_name)} AS INTEGER)" if p in parts else "1" for p in ("year", "month", "day")
-        ]
-        value = f"make_date({', '.join(numbers)})"
-    else:
-        return []
-    unit = "day" if {"date", "day"} & set(parts) else "month" if "month" in parts else "year"
-    conditions = []
-    if bounds[0] is not None:
-        conditions.append(f"{value} >= date_trunc('{unit}', {naive_literal(bounds[0])})")
-    if bounds[1] is not None:
-        conditions.append(f"{value} < {naive_literal(bounds[1])}")
-    return conditions
+    return f"SELECT * FROM {relation} WHERE {' AND '.join(['true', *conditions])}"
 
 
 def _read_sql(config: SqlConfig, bounds: Bounds) -> pa.Table:
@@ -142,13 +147,18 @@ def _read_sql(config: SqlConfig, bounds: Bounds) -> pa.Table:
     import sqlalchemy as sa  # noqa: PLC0415 - only SQL sources need it
 
     query = sa.select(sa.text("*")).select_from(sa.text(f"({config.query}) AS source_rows"))
-    if config.timestamp_field is not None:
-        column: sa.ColumnClause[datetime] = sa.column(config.timestamp_field, sa.DateTime())
-        for bound, compare in zip(bounds, ("__ge__", "__lt__"), strict=True):
-            if bound is not None:
-                query = query.where(getattr(column, compare)(bound.replace(tzinfo=None)))
     engine = sa.create_engine(config.url)
     try:
+        if config.timestamp_field is not None:
+            start, end = _naive_bounds(bounds)
+            column: sa.ColumnClause[Any] = sa.column(config.timestamp_field, sa.DateTime())
+            if engine.dialect.name == "sqlite":
+                # times are texts there, with or without fractions: compare days, the exact cut comes after
+                column = sa.column(config.timestamp_field, sa.String())
+                start = None if start is None else start.date().isoformat()
+                end = None if end is None else (end.date() + timedelta(days=1)).isoformat()
+            query = query if start is None else query.where(column >= start)
+            query = query if end is None else query.where(column < end)
         with engine.connect() as connection:
             return pl.read_database(query, connection, infer_schema_length=None).to_arrow()
     finally:
@@ -158,8 +168,12 @@ def _read_sql(config: SqlConfig, bounds: Bounds) -> pa.Table:
 def _call(config: FunctionConfig, bounds: Bounds) -> pa.Table:
     if not config.supports_time_filtering:
         return to_arrow(config.function())
-    start, end = (None if b is None else b.replace(tzinfo=None) for b in bounds)
-    return to_arrow(config.function(filter_context=FilterContext(start, end)))
+    return to_arrow(config.function(filter_context=FilterContext(*_naive_bounds(bounds))))
+
+
+def _naive_bounds(bounds: Bounds) -> tuple[Any, Any]:
+    start, end = bounds
+    return start and start.replace(tzinfo=None), end and end.replace(tzinfo=None)
 
 
 def _naive_utc(con: duckdb.DuckDBPyConnection, query: str) -> str:

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.context import MaterializationContext
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.sources import BatchSource
 from featurekit_dagster.engine.arrow import TIMESTAMP, to_arrow
 from featurekit_dagster.engine.conform import conform_query, conform_table
 from featurekit_dagster.engine.duck import naive_literal, quoted
-from featurekit_dagster.engine.scan import register_inputs
+from featurekit_dagster.engine.scan import readable, register_inputs
 from featurekit_dagster.errors import TransformError
 from featurekit_dagster.intervals import Interval
 
@@ -93,7 +94,7 @@ def transform(
         query = _checked_sql(con, view, _called(view, {p: quoted(n) for p, n in names.items()} | extra))
         con.execute(f"CREATE OR REPLACE TEMP VIEW {RESULT}_all AS {query}")
     else:
-        frames = {p: _frame(con, n, view.mode) for p, n in names.items()}
+        frames = {p: _frame(con, n, view.mode, view.inputs[p].source) for p, n in names.items()}
         table = to_arrow(_called(view, frames | extra))
         con.register(f"{RESULT}_all", conform_table(view, table))
     return _cut(con, view, interval)
@@ -113,13 +114,17 @@ def _checked_sql(con: duckdb.DuckDBPyConnection, view: FeatureView, query: Any) 
     try:
         described = con.sql(f"SELECT * FROM ({query}) LIMIT 0")
     except duckdb.Error as error:
-        raise TransformError(f"{view.name}: the query is refused: {str(error).splitlines()[0]}") from error
+        # what names cannot be resolved is told; other texts may quote values
+        is_told = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
+        reason = str(error).splitlines()[0] if is_told else type(error).__name__
+        raise TransformError(f"{view.name}: the query is refused: {reason}") from error
     types = dict(zip(described.columns, map(str, described.types), strict=True))
     return conform_query(view, query, types)
 
 
-def _frame(con: duckdb.DuckDBPyConnection, name: str, mode: str) -> Any:
-    table = con.sql(f"FROM {quoted(name)}").to_arrow_table()
+def _frame(con: duckdb.DuckDBPyConnection, name: str, mode: str, source: BatchSource) -> Any:
+    with readable(source):
+        table = con.sql(f"FROM {quoted(name)}").to_arrow_table()
     if mode == "polars":
         import polars as pl  # noqa: PLC0415 - only this mode needs it
 
@@ -132,7 +137,11 @@ def to_pandas(table: pa.Table) -> Any:
     import pandas as pd  # noqa: PLC0415 - only this mode needs it
 
     frame = table.to_pandas()
-    nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+    widths = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+    nullable: dict[pa.DataType, Any] = {
+        pa.type_for_alias(width.lower()): pd.api.types.pandas_dtype(width) for width in widths
+    }
+    nullable[pa.bool_()] = pd.BooleanDtype()
     for column in table.schema:
         if column.type in nullable and table[column.name].null_count:
             frame[column.name] = table[column.name].to_pandas(types_mapper=nullable.get)
