@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.errors import TectonValidationError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
+UNCONVERTIBLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+"""What Arrow raises for values that it has no type for; its text quotes them."""
+
 _SCALARS = {
     "String": pa.string(),
     "Int32": pa.int32(),
@@ -63,3 +68,11 @@ def to_arrow(frame: Any) -> pa.Table:
         repeated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
         raise TectonValidationError(f"columns {', '.join(repeated)} appear more than once; rename them")
     return table
+
+
+def floored_to_microseconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return nanosecond times in UTC microseconds: a time in between becomes the earlier one, also before 1970."""
+    nanoseconds = times.cast(pa.int64()).combine_chunks()
+    values = np.floor_divide(pc.fill_null(nanoseconds, 0).to_numpy(), 1000)
+    floored = pa.array(values, mask=pc.is_null(nanoseconds).to_numpy(zero_copy_only=False))
+    return pa.chunked_array([floored.cast(TIMESTAMP)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import DataType
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, arrow_type
+from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, arrow_type, floored_to_microseconds
 from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.errors import OutputSchemaMismatch
 
@@ -37,7 +37,8 @@ def conform_table(view: FeatureView, table: pa.Table) -> pa.Table:
     """Return the declared columns in order, with the declared types.
 
     Integers may change width and become floats, and floats become integers, where every value stays the same (pandas
-    turns integers with missing values into floats). Timestamps come in any unit and zone; naive ones are UTC.
+    turns integers with missing values into floats). Timestamps come in any unit and zone; naive ones are UTC, and one
+    between two microseconds becomes the earlier.
 
     Raises:
         OutputSchemaMismatch: A column is missing, too much, or has values that its declared type cannot hold.
@@ -67,29 +68,46 @@ def _conformed(column: pa.ChunkedArray, dtype: DataType) -> pa.ChunkedArray:
         column, given = column.cast(given.value_type), given.value_type
     if given == wanted:
         return column
-    if pa.types.is_null(given):
-        return pa.chunked_array([pa.nulls(len(column), wanted)], type=wanted)
-    if pa.types.is_timestamp(given) and wanted == TIMESTAMP:
-        return column.cast(TIMESTAMP)
-    numbers = (pa.types.is_integer(given) or pa.types.is_floating(given)) and dtype.is_numeric
-    narrows = given == pa.float64() and wanted == pa.float32()
-    if (numbers and not narrows) or _same_kind(given, wanted):
-        return column.cast(wanted, safe=True)
-    raise TypeError
+    if not _is_compatible(given, dtype):
+        raise TypeError
+    if pa.types.is_timestamp(given) and given.unit == "ns":
+        return floored_to_microseconds(column)
+    return column.cast(wanted, safe=True)
 
 
-def _same_kind(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Tell whether two types differ only in how they are laid out."""
-    for test in (
-        (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-        (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
-        (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
-        (pa.types.is_struct,),
-        (pa.types.is_map,),
-    ):
-        if any(t(given) for t in test) and any(t(wanted) for t in test):
-            return True
-    return False
+def _is_compatible(given: pa.DataType, dtype: DataType) -> bool:
+    """Tell whether values of a type may be values of a declared one, if none of them changes."""
+    wanted = arrow_type(dtype)
+    if given == wanted or pa.types.is_null(given):
+        return True
+    if pa.types.is_timestamp(given):
+        return bool(wanted == TIMESTAMP)
+    if dtype.is_numeric:
+        narrows = given == pa.float64() and wanted == pa.float32()
+        return bool((pa.types.is_integer(given) or pa.types.is_floating(given)) and not narrows)
+    if dtype.fields:
+        members = {given.field(n).name: given.field(n).type for n in _members(given)}
+        same = list(members) == [member.name for member in dtype.fields]
+        return same and all(_is_compatible(members[member.name], member.dtype) for member in dtype.fields)
+    if dtype.name == "Map":
+        kinds = [given.key_type, given.item_type] if pa.types.is_map(given) else []
+        return len(kinds) == 2 and all(map(_is_compatible, kinds, dtype.children))
+    if dtype.name == "Array":
+        return _is_one_of(given, _LISTS) and _is_compatible(given.value_type, dtype.children[0])
+    return any(_is_one_of(given, kinds) and _is_one_of(wanted, kinds) for kinds in (_TEXTS, _BLOBS))
+
+
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BLOBS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def _is_one_of(given: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(is_kind(given) for is_kind in kinds)
+
+
+def _members(given: pa.DataType) -> range:
+    return range(given.num_fields if pa.types.is_struct(given) else 0)
 
 
 def conform_query(view: FeatureView, query: str, types: Mapping[str, str]) -> str:

@@ -13,11 +13,11 @@ import pyarrow as pa
 from featurekit_dagster.domain.context import MaterializationContext
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import BatchSource
-from featurekit_dagster.engine.arrow import TIMESTAMP, to_arrow
+from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.conform import conform_query, conform_table
 from featurekit_dagster.engine.duck import naive_literal, quoted
 from featurekit_dagster.engine.scan import readable, register_inputs
-from featurekit_dagster.errors import TransformError
+from featurekit_dagster.errors import OutputSchemaMismatch, TectonValidationError, TransformError
 from featurekit_dagster.intervals import Interval
 
 RESULT = "transformed"
@@ -95,7 +95,7 @@ def transform(
         con.execute(f"CREATE OR REPLACE TEMP VIEW {RESULT}_all AS {query}")
     else:
         frames = {p: _frame(con, n, view.mode, view.inputs[p].source) for p, n in names.items()}
-        table = to_arrow(_called(view, frames | extra))
+        table = _as_table(view, _called(view, frames | extra))
         con.register(f"{RESULT}_all", conform_table(view, table))
     return _cut(con, view, interval)
 
@@ -106,6 +106,25 @@ def _called(view: FeatureView, arguments: Mapping[str, Any]) -> Any:
     except Exception as error:
         # the user's text may quote rows, so only its type travels into the message; the cause keeps the rest
         raise TransformError(f"{view.name}: the transformation raised {type(error).__name__}") from error
+
+
+def _as_table(view: FeatureView, frame: Any) -> pa.Table:
+    try:
+        return to_arrow(frame)
+    except TectonValidationError as error:
+        raise TransformError(f"{view.name}: the transformation's output: {error}") from None
+    except UNCONVERTIBLE:
+        faults = [f"column {name!r} holds values that are not all of one type" for name in _unconvertible(frame)]
+        raise OutputSchemaMismatch(view=view.name, faults=faults) from None
+
+
+def _unconvertible(frame: Any) -> Iterator[str]:
+    """Yield the names of the columns that Arrow has no type for."""
+    for place, name in enumerate(frame.columns):
+        try:
+            to_arrow(frame.iloc[:, [place]])
+        except UNCONVERTIBLE:
+            yield str(name)
 
 
 def _checked_sql(con: duckdb.DuckDBPyConnection, view: FeatureView, query: Any) -> str:

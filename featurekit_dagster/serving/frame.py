@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurekit_dagster.engine.arrow import to_arrow
+from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.transform import to_pandas
 from featurekit_dagster.errors import SpineError
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-
-UNCONVERTIBLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
-"""What Arrow raises for values that it has no type for; its text quotes them."""
 
 
 class FeatureFrame:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_dagster.domain.schema import DataType
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type, to_arrow
+from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_type, floored_to_microseconds, to_arrow
 from featurekit_dagster.errors import SpineError, TectonValidationError
-from featurekit_dagster.serving.frame import UNCONVERTIBLE, FeatureFrame, column_names
+from featurekit_dagster.serving.frame import FeatureFrame, column_names
 from featurekit_dagster.serving.stored import Mask, Times
 
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -152,11 +151,8 @@ def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if not pa.types.is_timestamp(column.type):
         raise SpineError(f"timestamp_key {name!r} is {column.type}, not a timestamp; convert it")
     if column.type.unit == "ns":
-        # a time between two microseconds sees exactly what the earlier one sees, also before 1970: floor
-        nanoseconds = column.cast(pa.int64()).combine_chunks()
-        values = np.floor_divide(pc.fill_null(nanoseconds, 0).to_numpy(), 1000)
-        floored = pa.array(values, mask=pc.is_null(nanoseconds).to_numpy(zero_copy_only=False))
-        return pa.chunked_array([floored.cast(TIMESTAMP)])
+        # a time between two microseconds sees exactly what the earlier one sees
+        return floored_to_microseconds(column)
     try:
         times = column.cast(TIMESTAMP)
         if len(times) and pc.greater(pc.max(times), pa.scalar(_LAST, TIMESTAMP)).as_py():
