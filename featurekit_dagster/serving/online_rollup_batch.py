@@ -106,9 +106,7 @@ def _feature(cells: Cells, feature: AggregateFeature, span: Span) -> list[Any]:
     return _listed(total.astype(np.float32) if feature.dtype == Float32 else total, cells.present(parts[0], span))
 
 
-def _listed(
-    values: Values, there: npt.NDArray[np.bool_], convert: Callable[[Any], Any] | None = None
-) -> list[Any]:
+def _listed(values: Values, there: npt.NDArray[np.bool_], convert: Callable[[Any], Any] | None = None) -> list[Any]:
     """Return Python values, None where there is none."""
     found: list[Any] = values.tolist()
     if convert is not None:

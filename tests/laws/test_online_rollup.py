@@ -74,11 +74,16 @@ def tiles_of(draw: st.DrawFn, partials: Sequence[PartialColumn]) -> Tiles:
     tiles: Tiles = {}
     for place in sorted(chosen):
         empty = {p.column for p in partials if can_be_empty and random.random() < 0.3}
-        tiles[place] = {p.name: _cell(p, random, p.column in empty, is_odd) for p in partials}
+        odd = {
+            p.column: random.choice([math.nan, math.inf, -math.inf])
+            for p in partials
+            if is_odd and random.random() < 0.3
+        }
+        tiles[place] = {p.name: _cell(p, random, p.column in empty, odd.get(p.column)) for p in partials}
     return tiles
 
 
-def _cell(partial: PartialColumn, random: Any, is_empty: bool, is_odd: bool) -> Any:
+def _cell(partial: PartialColumn, random: Any, is_empty: bool, odd: float | None) -> Any:
     if partial.kind == "count":
         return 0 if is_empty else random.randint(1, 4)
     if is_empty:
@@ -87,8 +92,9 @@ def _cell(partial: PartialColumn, random: Any, is_empty: bool, is_odd: bool) -> 
         return random.randint(-1_000, 1_000)
     if partial.dtype.is_float:
         value = random.uniform(0 if partial.kind == "m2" else -10, 10)
-        if is_odd and random.random() < 0.2:
-            value = random.choice([math.nan, math.inf, -math.inf])
+        if odd is not None:
+            # A column with a NaN in the tile has it in every partial but the smallest and the last value.
+            value = odd if partial.kind not in ("min", "last") else random.choice([odd, value])
         return float(np.float32(value)) if partial.dtype == Float32 else value
     if partial.dtype == Timestamp:
         return from_us(random.randint(-(10**15), 10**15))
