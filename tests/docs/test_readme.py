@@ -138,6 +138,12 @@ def test_every_job_and_check_is_documented() -> None:
     assert not_documented(["materialize_VIEW", *of_no_view, *checks]) == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_no_page_names_a_place_on_one_machine(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.findall(r"(?<![\w.~>-])/(?:home|root|tmp|usr|var|work)/\S*", text) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["dg launch", "dagster asset", "dagster job execute"])
 def test_the_commands_of_dagster_materialize(program: str, tmp_path: Path) -> None:
