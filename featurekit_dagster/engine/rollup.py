@@ -112,9 +112,10 @@ def _in_reach(
     """Return the rows that some probe's window may hold: their numbers (None for all rows), codes and times."""
     kept = codes >= 0
     ends = [(int(bound.min()), int(bound.max())) for bound in bounds if len(bound)]
-    if ends:
-        kept &= times >= min(low for low, _ in ends)
-        kept &= times < max(high for _, high in ends)
+    if ends and len(times):
+        first, end = min(low for low, _ in ends), max(high for _, high in ends)
+        if times.min() < first or times.max() >= end:
+            kept &= (times >= first) & (times < end)
     if kept.all():
         return None, codes, times
     rows = np.flatnonzero(kept)
@@ -286,7 +287,6 @@ def _check_fits(feature: AggregateFeature, sums: Int64Array, overflow: BoolArray
 
 def _all_one(column: pa.ChunkedArray) -> bool:
     """Tell whether every tile counts one event, as tiles of single rows do; then windows are as long as they count."""
-    if column.null_count or not len(column):
+    if column.null_count:
         return False
-    counts = numbers(column)
-    return bool(counts.min() == counts.max() == 1)
+    return all(bool((numbers(pa.chunked_array([chunk])) == 1).all()) for chunk in column.chunks)

@@ -100,7 +100,7 @@ def _finite_sums(values: FloatArray, top: float, ranges: Sequence[Ranges]) -> li
     Adding the levels from coarse to fine rounds only where the finer ones can no longer cancel the coarser.
     """
     sums = [np.zeros(len(part.low)) for part in ranges]
-    bits = min(_LEVEL_BITS - longest(ranges).bit_length(), 52)
+    bits = _LEVEL_BITS - longest(ranges).bit_length()
     if top == 0.0:
         return sums
     shift = bits - math.frexp(top)[1]
