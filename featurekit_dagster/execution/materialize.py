@@ -17,6 +17,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.local import compute_stored, stored_schema
 from featurekit_dagster.errors import MaterializationFailed, safe_reason
+from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
@@ -117,6 +118,7 @@ def _run_job(
     try:
         rows = _rows_to_write(view, task, stores)
         on_step(COMPUTED, task)
+        clear_vanished_keys(view, task, stores, rows, lease.epoch)
         offline = _write_offline(view, task, stores, rows, job, lease) if task.offline else None
         on_step(WRITTEN_OFFLINE, task)
         online = _write_online(view, task, stores, rows, lease) if task.online else None

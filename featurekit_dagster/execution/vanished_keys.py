@@ -1,0 +1,58 @@
+"""Keys that had tiles in an interval and have none after its overwrite: online they get an empty tile.
+
+An online write only touches keys that it has records of, so without this a key that vanished from the source would keep
+its old tiles and online would differ from offline.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
+from featurekit_dagster.engine.keys import encode_keys
+from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.planning.tasks import ONLINE, Task
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+
+
+def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, epoch: int) -> None:
+    """Replace the tiles of keys that are in the offline store's interval, but not in `rows`, by an empty one online.
+
+    Done before the offline store forgets those keys, so that it can be repeated after a crash.
+
+    Args:
+        view: The feature view; nothing happens without aggregates.
+        task: What is to be done; nothing happens unless it overwrites online.
+        stores: Where the tiles are.
+        rows: The interval's new tiles.
+        epoch: Epoch of the lease that the writer holds.
+    """
+    if not (view.is_aggregate and task.online and task.overwrite):
+        return
+    before = stores.read_offline(view, stored_schema(view), task.interval).select(list(view.key_names))
+    if not before.num_rows:
+        return
+    codes = encode_keys(rows.select(list(view.key_names)), before, view.key_names)
+    distinct, places = np.unique(codes.probes, return_index=True)
+    vanished = before.take(pa.array(places[~np.isin(distinct, codes.rows)]))
+    if vanished.num_rows:
+        stores.online.write(
+            stores.online_layout(view),
+            _empty_tiles(view, vanished, task.interval.start_us),
+            covered=stores.coverage(view, ONLINE),
+            epoch=epoch,
+            replace=task.interval,
+        )
+
+
+def _empty_tiles(view: FeatureView, keys: pa.Table, start_us: int) -> pa.Table:
+    """Return one tile per key in which nothing happened: counts are 0, all else is NULL."""
+    count = keys.num_rows
+    tiles = keys.append_column(view.stored_time_column, pa.array(np.full(count, start_us)).cast(TIMESTAMP))
+    for partial in view.partials:
+        kind = arrow_type(partial.dtype)
+        cells = pa.array(np.zeros(count, np.int64)) if partial.kind == "count" else pa.nulls(count, kind)
+        tiles = tiles.append_column(partial.name, cells)
+    return tiles
