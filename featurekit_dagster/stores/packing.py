@@ -185,11 +185,18 @@ class ValueCodec:
         self, words: WordArray, begins: IntArray, counts: IntArray, positions: IntArray, block: Block
     ) -> None:
         """Write the cells, or their lengths."""
+        count = int(counts[0])
+        if len(words) == len(begins) * (self.lead_words + count * len(self.fields)) and (counts == count).all():
+            # Values of one size are the rows of a table, and a column is a part of it.
+            table = words.reshape(len(begins), -1)
+            for column, cells in enumerate(block.columns):
+                first = self.lead_words + column * count
+                table[:, first : first + count] = _words(cells).reshape(-1, count)
+            return
         at = np.repeat(begins, counts) + positions
         step = np.repeat(counts, counts)
         for column, cells in enumerate(block.columns):
-            fixed = np.fromiter(map(len, cells), np.int64, len(cells)) if cells.dtype == object else cells
-            words[at] = fixed.view(np.uint64)
+            words[at] = _words(cells)
             if column + 1 < len(block.columns):
                 at += step
 
@@ -337,6 +344,12 @@ def lead_time(value: bytes, at: int = 0) -> tuple[int, int]:
     """Return (timestamp in microseconds, source bit) of the packed row that begins at `at`, for `wins`."""
     timestamp, source = _LEAD.unpack_from(value, at)
     return timestamp, source
+
+
+def _words(cells: np.ndarray[Any, Any]) -> WordArray:
+    """Return cells as stored words: their own bits, or the lengths of those of variable width."""
+    fixed = np.fromiter(map(len, cells), np.int64, len(cells)) if cells.dtype == object else cells
+    return fixed.view(np.uint64)
 
 
 def _bit(flags: BoolArray, positions: IntArray) -> WordArray:
