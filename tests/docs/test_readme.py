@@ -149,7 +149,7 @@ def test_no_page_names_a_place_on_one_machine(page: str) -> None:
 def test_the_commands_of_dagster_materialize(program: str, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (found,) = re.findall(rf"^\| `({program} .+?)` \|", text, re.MULTILINE)
-    (tmp_path / "range.yaml").write_text(next(block.text for block in README if block.kind == "yaml"))
+    (tmp_path / "range.yaml").write_text(files()["range.yaml"], encoding="utf-8")
     first, last = "2013-12-30T00:00Z", "2013-12-31T00:00Z"
     command = found.replace("VIEW", "origin_weather").replace("A...B", f"{first}...{last}")
     name, *arguments = shlex.split(command.replace("range.yaml", str(tmp_path / "range.yaml")))
