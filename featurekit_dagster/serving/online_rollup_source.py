@@ -65,7 +65,7 @@ def write_short_way(
         lines.append(f"        if {_length(window, places, chunks)}:")
         lines += [" " * 12 + line for line in _window(number, window, places, names, chunks, scope)]
         lines.append("        else:")
-        positions = [output[0] for output in (*window.outputs, *window.means)]
+        positions = [position for position, *_ in window.outputs] + [position for position, *_ in window.means]
         lines += [f"            f{position} = {defaults[position]!r}" for position in positions]
     lines += ["    except (OverflowError, ValueError):", "        return NotImplemented"]
     lines.append(f"    return [{', '.join(f'f{position}' for position in range(len(defaults)))}]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.schema import Field, Float64, Int64, String
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
-from featurekit_dagster.stores.online import Key, OnlineLayout
+from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineStore, OnlineWrite
 from featurekit_dagster.stores.packing import arrow_type
+
+Tiles = dict[tuple[Key, int], tuple[Any, ...]]
 
 HOUR_US = 3_600_000_000
 COVERED = IntervalSet([Interval(datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))])
@@ -52,7 +54,19 @@ def records(layout: OnlineLayout, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     return pa.table(arrays)
 
 
-def tile_records(layout: OnlineLayout, tiles: Mapping[tuple[Key, int], tuple[Any, ...]]) -> pa.Table:
+def tile_records(layout: OnlineLayout, tiles: Tiles) -> pa.Table:
     """Return a table of tiles given by (key, tile number)."""
     tile_us = layout.tile_us or 1
     return records(layout, [(*key, number * tile_us, *values) for (key, number), values in tiles.items()])
+
+
+def write(store: OnlineStore, layout: OnlineLayout, table: pa.Table, replace: Interval | None = None) -> OnlineWrite:
+    """Write records with the usual coverage."""
+    return store.write(layout, table, covered=COVERED, epoch=1, replace=replace)
+
+
+def stored(store: OnlineStore, layout: OnlineLayout, keys: list[Key]) -> Tiles:
+    """Return all stored tiles of some keys."""
+    found = store.read(layout, keys)
+    tile_us = layout.tile_us or 1
+    return {(key, row[0] // tile_us): row[1:] for key, rows in zip(keys, found, strict=True) for row in rows}

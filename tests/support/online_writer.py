@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from featurekit_dagster.intervals import EPOCH, Interval, IntervalSet
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
-from tests.support.online_records import TILES, tile_records
+from tests.support.online_records import TILES, Tiles, tile_records
 
 HOURS = 130
 
@@ -17,7 +17,7 @@ def write_rounds(root: str, keys: int, rounds: int) -> None:
     store = LmdbOnlineStore(root)
     for number in range(1, rounds + 1):
         values = (number, float(number))
-        tiles = {((f"user {key}",), hour): values for key in range(keys) for hour in range(0, HOURS, 5)}
+        tiles: Tiles = {((f"user {key}",), hour): values for key in range(keys) for hour in range(0, HOURS, 5)}
         covered = IntervalSet([Interval(EPOCH, EPOCH + timedelta(hours=number))])
         store.write(TILES, tile_records(TILES, tiles), covered=covered, epoch=number)
         print(number, flush=True)
