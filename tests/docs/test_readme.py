@@ -64,6 +64,7 @@ def test_the_two_commands_come_first() -> None:
 
 def test_the_tour_prints_what_the_page_shows(tmp_path: Path) -> None:
     environment = {"FEATUREKIT_HOME": str(tmp_path)}
+    run_python("import examples.flights.features", ROOT, environment)  # makes the example's data
     for command, shown in commands(of_own_project=False):
         if command == "make demo":
             run_python(MATERIALIZE, ROOT, environment)
