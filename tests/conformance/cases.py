@@ -56,7 +56,8 @@ class Case:
     def declarations(self) -> list[dict[str, Any]]:
         """The declared views."""
         declaration = self.content["declaration"]
-        return declaration["views"] if "views" in declaration else [declaration]
+        views: list[dict[str, Any]] = declaration.get("views", [declaration])
+        return views
 
     def needs(self) -> set[str]:
         """What the case needs that may be out of scope, as keys of `out_of_scope.json`."""

@@ -134,11 +134,12 @@ def coalesced(case: Case, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     joined: list[dict[str, Any]] = []
     for row in sorted(rows, key=lambda r: (*(str(r[n]) for n in r if n in keys), r["_valid_from"])):
         before = joined[-1] if joined else None
-        if before and before["_valid_to"] == row["_valid_from"]:
-            if all(same(before[n], row[n]) for n in row if n not in ("_valid_from", "_valid_to")):
-                joined[-1] = before | {"_valid_to": row["_valid_to"]}
-                continue
-        joined.append(row)
+        values = [name for name in row if name not in ("_valid_from", "_valid_to")]
+        touches = before is not None and before["_valid_to"] == row["_valid_from"]
+        if before is not None and touches and all(same(before[n], row[n]) for n in values):
+            joined[-1] = before | {"_valid_to": row["_valid_to"]}
+        else:
+            joined.append(row)
     return joined
 
 
