@@ -170,8 +170,9 @@ class Workspace:
 def get_workspace(name: str | None = None) -> Workspace:
     """Return a workspace of this project.
 
-    `FEATUREKIT_WORKSPACE` ("module:attr") decides when it is set and `name` is not given or matches; otherwise the
-    table `[tool.featurekit.workspaces]` of the nearest pyproject.toml above the working directory.
+    `FEATUREKIT_WORKSPACE` ("module:attr") decides when it is set and `name` is not given or is that workspace's own;
+    otherwise the table `[tool.featurekit.workspaces]` of the nearest pyproject.toml above the working directory, of
+    which `FEATUREKIT_WORKSPACE` may also name a key.
 
     Args:
         name: A key of the table; may be left out when there is only one.
@@ -184,18 +185,17 @@ def get_workspace(name: str | None = None) -> Workspace:
     """
     targets, root = _declared_workspaces()
     override = os.environ.get("FEATUREKIT_WORKSPACE")
-    if override and ":" in override and name is None:
-        return _load(override, root)
-    if not targets:
-        raise TectonValidationError(
-            f"no workspace is declared in {root} or above it; add [tool.featurekit.workspaces] with "
-            "dev = 'module:attribute' to pyproject.toml, or set FEATUREKIT_WORKSPACE=module:attribute"
-        )
-    if name is None and len(targets) > 1:
-        raise TectonValidationError(f"there are several workspaces; name one of {', '.join(targets)}")
-    wanted = name or next(iter(targets))
+    if override and ":" in override:
+        workspace = _load(override, root)
+        if name in (None, workspace.name):
+            return workspace
+    elif override and name is None:
+        name = override
+    wanted = name or (next(iter(targets)) if len(targets) == 1 else None)
+    if wanted is None and targets:
+        raise TectonValidationError(f"there is more than one workspace; name one of {', '.join(sorted(targets))}")
     if wanted not in targets:
-        raise NotFoundError(kind="workspace", name=wanted, known=list(targets))
+        raise NotFoundError(kind="workspace", name=wanted or "", known=list(targets))
     return _load(targets[wanted], root)
 
 
@@ -219,7 +219,12 @@ def _load(target: str, root: Path) -> Workspace:
     module, _, attribute = target.partition(":")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    workspace = getattr(importlib.import_module(module), attribute or "workspace", None)
+    try:
+        workspace = getattr(importlib.import_module(module), attribute or "workspace", None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise TectonValidationError(f"{target!r} names a module that does not exist: {error.name}") from error
     if not isinstance(workspace, Workspace):
         raise TectonValidationError(f"{target!r} is no Workspace; name one as 'module:attribute'")
     return workspace
