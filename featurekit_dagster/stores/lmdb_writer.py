@@ -222,8 +222,11 @@ class _TileMerge:
                 found.update(_stored_chunks(transaction, base, first, last))
             found.update(transaction.cursor().getmulti(given))
             return found
-        wanted = {base + suffix for suffix in map(chunk_suffix, chunks) for base in bases}
-        return dict(transaction.cursor().getmulti(sorted(wanted.union(given))))
+        suffixes = [chunk_suffix(chunk) for chunk in chunks]
+        wanted = [base + suffix for base in bases for suffix in suffixes]
+        if wanted != given:
+            wanted = sorted({*wanted, *given})
+        return dict(transaction.cursor().getmulti(wanted))
 
     @staticmethod
     def _forgets_any(olds: dict[bytes, bytes], given: list[bytes], new: Block, first: int, last: int) -> bool:
