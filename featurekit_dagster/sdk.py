@@ -189,13 +189,18 @@ def get_workspace(name: str | None = None) -> Workspace:
         workspace = _load(override, root)
         if name in (None, workspace.name):
             return workspace
-    elif override and name is None:
+    if not targets:
+        raise TectonValidationError(
+            f"no workspace is declared in {root} or above it; add [tool.featurekit.workspaces] with "
+            "dev = 'module:attribute' to pyproject.toml, or set FEATUREKIT_WORKSPACE=module:attribute"
+        )
+    if override and ":" not in override and name is None:
         name = override
-    wanted = name or (next(iter(targets)) if len(targets) == 1 else None)
-    if wanted is None and targets:
-        raise TectonValidationError(f"there is more than one workspace; name one of {', '.join(sorted(targets))}")
+    if name is None and len(targets) > 1:
+        raise TectonValidationError(f"there are several workspaces; name one of {', '.join(targets)}")
+    wanted = name or next(iter(targets))
     if wanted not in targets:
-        raise NotFoundError(kind="workspace", name=wanted or "", known=list(targets))
+        raise NotFoundError(kind="workspace", name=wanted, known=list(targets))
     return _load(targets[wanted], root)
 
 

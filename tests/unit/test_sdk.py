@@ -147,9 +147,7 @@ def test_a_workspace_is_found_by_the_table_of_the_nearest_project(project: Path)
 
 
 def test_a_name_is_needed_where_there_are_several(project: Path) -> None:
-    with pytest.raises(
-        TectonValidationError, match="there is more than one workspace; name one of bad, dev, lost, prod"
-    ):
+    with pytest.raises(TectonValidationError, match="there are several workspaces; name one of dev, prod, bad, lost"):
         get_workspace()
     (project / "pyproject.toml").write_text('[tool.featurekit.workspaces]\ndev = "sdk_project:dev"\n')
     assert get_workspace().name == "dev"
@@ -165,6 +163,15 @@ def test_the_environment_names_a_workspace(project: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("FEATUREKIT_WORKSPACE", "sdk_project:prod")
     monkeypatch.syspath_prepend(str(project))
     assert get_workspace("prod").name == "prod", "its own name"
+
+
+def test_a_project_without_a_table_is_told_what_to_add(project: Path) -> None:
+    (project / "pyproject.toml").write_text("")
+    for name in (None, "dev"):
+        with pytest.raises(
+            TectonValidationError, match=r"no workspace is declared in .*; add \[tool.featurekit.workspaces"
+        ):
+            get_workspace(name)
 
 
 def test_an_unknown_workspace_is_told_with_those_that_exist(project: Path) -> None:
