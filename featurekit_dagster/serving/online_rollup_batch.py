@@ -26,8 +26,8 @@ class BatchRollup:
     def __init__(
         self, features: Sequence[AggregateFeature], partials: Sequence[PartialColumn], tile_us: int, codec: ValueCodec
     ) -> None:
-        self._features = [(feature, window_span(feature.window, tile_us)) for feature in features]
-        self._spans = tuple(dict.fromkeys(span for _, span in self._features))
+        self._features = [(feature, feature.partials, window_span(feature.window, tile_us)) for feature in features]
+        self._spans = tuple(dict.fromkeys(span for _, _, span in self._features))
         self._places = {partial.name: at for at, partial in enumerate(partials)}
         self._tile_us = tile_us
         self._codec = codec
@@ -43,7 +43,7 @@ class BatchRollup:
         edge = -(-edge_us // self._tile_us)
         cells = self._grid(packed, edge) or self._ragged(packed, edge)
         with np.errstate(all="ignore"):
-            columns = [_feature(cells, feature, span) for feature, span in self._features]
+            columns = [_feature(cells, feature, parts, span) for feature, parts, span in self._features]
         answers: list[Sequence[Any] | None] = list(zip(*columns, strict=True))
         for key in np.flatnonzero(~np.any([cells.tiles(span) > 0 for span in self._spans], axis=0)).tolist():
             answers[key] = None
@@ -51,17 +51,15 @@ class BatchRollup:
 
     def _grid(self, packed: Sequence[PackedTiles], edge: int) -> Cells | None:
         """Return the cells of keys that have the same tiles, or None if they have not."""
-        chunks = [chunk for chunk, _ in packed[0]]
-        if any([len(tiles) != len(chunks) for tiles in packed]):
+        if len(set(map(len, packed))) > 1:
             return None
         parts, tiles = [], []
-        for at, chunk in enumerate(chunks):
-            if any([tiles[at][0] != chunk for tiles in packed]):
-                return None
-            found = self._codec.unpack_alike([tiles[at][1] for tiles in packed])
+        for chunk_of_each in zip(*packed, strict=True):
+            chunks, values = zip(*chunk_of_each, strict=True)
+            found = self._codec.unpack_alike(values) if len(set(chunks)) == 1 else None
             if found is None:
                 return None
-            tiles.append(found[0] + (chunk * TILES_PER_CHUNK - edge))
+            tiles.append(found[0] + (chunks[0] * TILES_PER_CHUNK - edge))
             parts.append(found[1])
         columns = parts[0] if len(parts) == 1 else [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
         named = {name: columns[at] for name, at in self._places.items()}
@@ -80,9 +78,9 @@ def window_span(window: TimeWindow, tile_us: int) -> Span:
     return offset - duration_us(window.window_size) // tile_us, offset
 
 
-def _feature(cells: Cells, feature: AggregateFeature, span: Span) -> list[Any]:
+def _feature(cells: Cells, feature: AggregateFeature, parts: Sequence[PartialColumn], span: Span) -> list[Any]:
     """Return one feature of every key."""
-    function, parts = canonical_function(feature.function), feature.partials
+    function = canonical_function(feature.function)
     if function == "last":
         return _listed(*cells.last(parts[0], span), _LAST.get(feature.dtype))
     if function in ("min", "max"):

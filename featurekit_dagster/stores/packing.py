@@ -239,10 +239,11 @@ class ValueCodec:
         """
         if self._variable or any(values[0][2 * WORD_BYTES : self.lead_bytes]):
             return None
-        lead, size = values[0][: self.lead_bytes], len(values[0])
-        if any([len(value) != size or not value.startswith(lead) for value in values]):
+        if len(set(map(len, values))) > 1:
             return None
         table = np.frombuffer(b"".join(values), np.uint64).reshape(len(values), -1)
+        if (table[:, : self.lead_words] != table[0, : self.lead_words]).any():
+            return None
         slots = np.flatnonzero(np.unpackbits(table[0, :1].view(np.uint8), bitorder="little"))
         columns: list[np.ndarray[Any, Any]] = []
         for at, code in enumerate(self._codes):
