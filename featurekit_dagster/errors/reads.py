@@ -13,17 +13,18 @@ class NotMaterialized(FeatureKitError):
         view: The feature view.
         missing: What is not covered.
         rows: Number of spine rows that need it (0 when the read has no spine).
+        computable: Whether the view can be computed from its source instead.
     """
 
-    def __init__(self, *, view: str, missing: IntervalSet, rows: int = 0) -> None:
+    def __init__(self, *, view: str, missing: IntervalSet, rows: int = 0, computable: bool = True) -> None:
         self.view, self.missing, self.rows = view, missing, rows
         needs = f"{rows:,} spine rows need" if rows else "the read needs"
         shown = ", ".join(str(i) for i in missing.intervals[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        super().__init__(
-            f"{view}: {needs} {shown}{more}, which is not materialized offline; materialize it, "
-            f"pass allow_gaps=True to get NULL for the rows concerned, or from_source=True to compute them"
-        )
+        ways = ["materialize it"]
+        ways += ["pass allow_gaps=True to get NULL for the rows concerned"] if rows else []
+        ways += ["pass from_source=True to compute it"] if computable else []
+        super().__init__(f"{view}: {needs} {shown}{more}, which is not materialized offline; {', or '.join(ways)}")
 
 
 class JoinKeyMismatch(TectonValidationError):

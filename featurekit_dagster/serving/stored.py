@@ -105,4 +105,5 @@ def refuse_gaps(view: FeatureView, start_us: Times, end_us: Times, coverage: Int
     """
     spans = np.unique(np.stack([start_us, end_us], axis=1), axis=0)
     wanted = IntervalSet(Interval(from_us(int(s)), from_us(int(e))) for s, e in spans)
-    raise NotMaterialized(view=view.name, missing=wanted.subtract(coverage), rows=rows)
+    missing, computable = wanted.subtract(coverage), not view.incremental_backfills
+    raise NotMaterialized(view=view.name, missing=missing, rows=rows, computable=computable)
