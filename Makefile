@@ -13,7 +13,6 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 
 export FEATUREKIT_HOME ?= $(CURDIR)/.featurekit
-export FEATUREKIT_CONFORMANCE_DIR ?= $(CURDIR)/../shared/conformance
 export DAGSTER_HOME ?= $(FEATUREKIT_HOME)/dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
 

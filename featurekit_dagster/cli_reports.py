@@ -67,9 +67,14 @@ def plan_record(plan: ViewPlan) -> dict[str, Any]:
 
 
 def print_plan(
-    console: Console, workspace: str, views: Sequence[FeatureView], plans: Sequence[ViewPlan], now: datetime
+    console: Console,
+    workspace: str,
+    views: Sequence[FeatureView],
+    plans: Sequence[ViewPlan],
+    now: datetime,
+    advice: str = "Run featurekit materialize to do it.",
 ) -> None:
-    """Print one row per view, totals, the reasons and the warnings."""
+    """Print one row per view, totals, the reasons, the warnings, and what to do when anything is missing."""
     print_line(console, f"Plan of workspace {workspace} at {format_time(now)}", style="bold")
     console.print()
     titles = ("Feature view", "Interval", "Partitions", "Jobs", "Queries", "Runs")
@@ -84,7 +89,7 @@ def print_plan(
     print_notes(console, [(plan.view, text) for plan in plans for text in plan.warnings], title="Warnings")
     console.print()
     has_work = any(plan.runs for plan in plans)
-    print_line(console, "Run featurekit materialize to do it." if has_work else "There is nothing to do.")
+    print_line(console, advice if has_work else "There is nothing to do.")
 
 
 def _intervals_cell(view: FeatureView, runs: Sequence[RunPlan]) -> str:

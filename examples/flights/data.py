@@ -125,7 +125,7 @@ def spine(rows: int = 100_000, *, seed: int = 2013, home: Path | None = None) ->
         ORDER BY flight_id
     """
     with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         parameters = {"flights": str(data_dir(home) / "flights.parquet"), "now": NOW}
         flights = connection.sql(query, params=parameters).to_arrow_table().to_pandas()
     drawn = flights.sample(n=rows, random_state=seed)
@@ -150,7 +150,7 @@ def _write_parquet(package: Path, folder: Path) -> None:
         flights = archive.extract("flights.csv", folder)
     sources = {"flights": flights, "airports": str(package / "airports.csv"), "weather": str(package / "weather.csv")}
     with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         for name, query in (("flights", _FLIGHTS), ("weather", _WEATHER)):
             rows = connection.sql(query, params={key: path for key, path in sources.items() if f"${key}" in query})
             rows.write_parquet(str(folder / f"{name}.parquet"), compression="zstd", row_group_size=20_480)

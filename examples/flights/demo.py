@@ -77,7 +77,7 @@ def _load() -> Workspace:
 
 def _backfill(workspace: Workspace, console: Console) -> bool:
     views, now = workspace.repo.views, workspace.now()
-    print_plan(console, workspace.name, views, workspace.plan(), now)
+    print_plan(console, workspace.name, views, workspace.plan(), now, advice="Doing it now:")
     work = missing_runs(views, workspace.snapshot(), now)
     outcomes = carry_out(workspace, work, console, quiet=False)
     print_line(console, "")

@@ -18,7 +18,7 @@ class NotMaterialized(FeatureKitError):
 
     def __init__(self, *, view: str, missing: IntervalSet, rows: int = 0, computable: bool = True) -> None:
         self.view, self.missing, self.rows = view, missing, rows
-        needs = f"{rows:,} spine rows need" if rows else "the read needs"
+        needs = {0: "the read needs", 1: "1 spine row needs"}.get(rows, f"{rows:,} spine rows need")
         shown = ", ".join(str(i) for i in missing.intervals[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         ways = ["materialize it"]

@@ -53,22 +53,32 @@ class OnlineReader:
         }
         needed = {column for part in self._parts for column in part.needed_columns}
         self._optional = {part.wildcard_column for part in self._parts} - {None} - needed
+        # a view whose keys are all given is read straight away: no join, no second mapping of its keys
+        self._only = self._parts[0] if len(self._parts) == 1 and not self._optional else None
+        self._plan = tuple((column, self._converters[column]) for column in self._parts[0].columns)
 
     def one(self, join_keys: Mapping[str, Any], include_join_keys: bool = False) -> FeatureVector:
         """Return the vector of one entity."""
-        return self._vector(self._checked(join_keys), to_us(self._stores.clock()), include_join_keys)
+        if self._only is None or include_join_keys:
+            return self._vector(self._checked(join_keys), to_us(self._stores.clock()), include_join_keys)
+        return self._only.read(self._key(join_keys), to_us(self._stores.clock()))
 
     def many(self, join_keys: Sequence[Mapping[str, Any]], include_join_keys: bool = False) -> list[FeatureVector]:
         """Return the vectors of many entities, in order, all as of one moment of the clock."""
-        checked = [self._checked(keys) for keys in join_keys]
         now_us = to_us(self._stores.clock())
-        if len(self._parts) > 1 or self._parts[0].wildcard_column is not None:
+        if self._only is None or include_join_keys:
+            checked = [self._checked(keys) for keys in join_keys]
             return [self._vector(keys, now_us, include_join_keys) for keys in checked]
-        part = self._parts[0]
-        vectors = part.read_many([part.key_of(keys) for keys in checked], now_us)
-        if not include_join_keys:
-            return vectors
-        return [_with_keys(keys, vector) for keys, vector in zip(checked, vectors, strict=True)]
+        return self._only.read_many([self._key(keys) for keys in join_keys], now_us)
+
+    def _key(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the stored key of the only view: serving index first."""
+        if not isinstance(join_keys, Mapping) or len(join_keys) != len(self._plan):
+            raise self._key_error(join_keys)
+        try:
+            return tuple([convert(join_keys[column]) for column, convert in self._plan])
+        except KeyError:
+            raise self._key_error(join_keys) from None
 
     def _checked(self, join_keys: Mapping[str, Any]) -> dict[str, Any]:
         """Return the join keys in the types they are stored in."""
@@ -95,9 +105,9 @@ class OnlineReader:
         if self._optional and not self._optional <= join_keys.keys():
             vector = self._open_vector(join_keys, now_us)
         elif len(self._parts) == 1:
-            vector = self._parts[0].read(join_keys, now_us)
+            vector = self._parts[0].read(self._parts[0].key_of(join_keys), now_us)
         else:
-            vector = FeatureVector.joined([part.read(join_keys, now_us) for part in self._parts])
+            vector = FeatureVector.joined([part.read(part.key_of(join_keys), now_us) for part in self._parts])
         return _with_keys(join_keys, vector) if include_join_keys else vector
 
     def _open_vector(self, join_keys: dict[str, Any], now_us: int) -> FeatureVector:
@@ -106,7 +116,7 @@ class OnlineReader:
         for part in self._parts:
             column = part.wildcard_column
             if column is None or column in join_keys:
-                vectors.append(part.read(join_keys, now_us))
+                vectors.append(part.read(part.key_of(join_keys), now_us))
             elif column not in done:
                 done.add(column)
                 alike = [other for other in self._parts if other.wildcard_column == column]
@@ -129,12 +139,14 @@ class _Edge:
         served_us: The same; None too before the features begin.
         known: Per aggregate feature, whether everything it needs is covered.
         complete: Whether that is so for all of them.
+        times: The edge, once per feature.
     """
 
     us: int | None
     served_us: int | None = None
     known: tuple[bool, ...] = ()
     complete: bool = True
+    times: tuple[int | None, ...] = ()
 
 
 class _ViewReader:
@@ -146,10 +158,10 @@ class _ViewReader:
         self._timing = Timing.of(view)
         self._layout = stores.online_layout(view)
         columns = dict(zip(view.key_names, reference.spine_keys, strict=True))
-        self._columns = tuple(columns[key.name] for key in self._layout.key_fields)
+        self.columns = tuple(columns[key.name] for key in self._layout.key_fields)
         wildcard = view.wildcard_join_key
         self.wildcard_column = None if wildcard is None else columns[wildcard]
-        self.needed_columns = self._columns if wildcard is None else self._columns[:-1]
+        self.needed_columns = self.columns if wildcard is None else self.columns[:-1]
         prefix = f"{reference.label}." if qualified else ""
         self._names = tuple(f"{prefix}{name}" for name in reference.feature_names)
         positions = [view.feature_names.index(name) for name in reference.feature_names]
@@ -157,30 +169,30 @@ class _ViewReader:
         self._positions = tuple(positions)
         self._defaults = tuple(f.default for f in self._features) or (None,) * len(positions)
         self._nulls = (None,) * len(positions)
+        self._present, self._missing = (PRESENT,) * len(positions), (MISSING_DATA,) * len(positions)
         self._reach = duration_us(view.reach)
         tile_us = self._layout.tile_us
         self._rollup = None if tile_us is None else compile_rollup(self._features, view.partials, tile_us)
         # one value, as threads may read and set it at the same time
-        self._last_edge: tuple[Any, int, _Edge] = (None, 0, _Edge(None))
+        self._last_edge: tuple[Any, int, int, _Edge] = (None, 0, 0, _Edge(None))
 
     def key_of(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the stored key: serving index first."""
-        return tuple([join_keys[column] for column in self._columns])
+        return tuple([join_keys[column] for column in self.columns])
 
-    def read(self, join_keys: Mapping[str, Any], now_us: int) -> FeatureVector:
+    def read(self, key: tuple[Any, ...], now_us: int) -> FeatureVector:
         """Return the vector of one entity."""
         with self._stores.online.snapshot(self._layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
-            key = self.key_of(join_keys)
             values, statuses = self._answer(snapshot, key, edge, now_us)
-        return FeatureVector(self._names, values, statuses, (edge.us,) * len(self._names))
+        return FeatureVector(self._names, values, statuses, edge.times)
 
     def read_many(self, keys: Sequence[tuple[Any, ...]], now_us: int) -> list[FeatureVector]:
         """Return the vectors of many entities, from one snapshot."""
         names = self._names
         with self._stores.online.snapshot(self._layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
-            times = (edge.us,) * len(names)
+            times = edge.times
             if self._rollup is None or edge.served_us is None:
                 answers = [self._answer(snapshot, key, edge, now_us) for key in keys]
             else:
@@ -200,11 +212,11 @@ class _ViewReader:
 
     def _finished(self, answer: Sequence[Any] | None, edge: _Edge) -> Found:
         """Return rolled-up values with their statuses; None is the answer of a key without tiles."""
-        values, status = (self._defaults, MISSING_DATA) if answer is None else (answer, PRESENT)
+        values, statuses = (self._defaults, self._missing) if answer is None else (answer, self._present)
         if edge.complete:
-            return values, (status,) * len(values)
+            return values, statuses
         shown = [v if k else None for v, k in zip(values, edge.known, strict=True)]
-        return shown, [status if k else UNKNOWN for k in edge.known]
+        return shown, [s if k else UNKNOWN for s, k in zip(statuses, edge.known, strict=True)]
 
     def _newest(self, rows: Sequence[tuple[Any, ...]], spans: Spans, edge_us: int, now_us: int) -> Found:
         """Answer with the stored row, if it is alive and no newer one can be missing between it and the edge.
@@ -254,19 +266,20 @@ class _ViewReader:
 
     def _edge_at(self, spans: Spans, now_us: int) -> _Edge:
         """Return the edge for a coverage and a moment; computed again only when one of the two has changed."""
-        clock_edge = self._timing.edge(now_us)
-        known_spans, known_clock_edge, edge = self._last_edge
-        if known_spans is spans and known_clock_edge == clock_edge:
+        known_spans, since, until, edge = self._last_edge
+        if known_spans is spans and since <= now_us < until:
             return edge
+        clock_edge = self._timing.edge(now_us)
+        since = clock_edge + self._timing.delay_us
         edge = self._find_edge(spans, clock_edge)
-        self._last_edge = (spans, clock_edge, edge)
+        self._last_edge = (spans, since, since + self._timing.schedule_us, edge)
         return edge
 
     def _find_edge(self, spans: Spans, clock_edge: int) -> _Edge:
         ends = [min(end, clock_edge) for start, end in spans if start < clock_edge]
         ends = [e for e in (floor_us(end, self._timing.schedule_us) for end in ends) if any(s < e for s, _ in spans)]
         if not ends:
-            return _Edge(None)
+            return _Edge(None, times=(None,) * len(self._names))
         edge = max(ends)
         known = []
         for feature in self._features:
@@ -274,7 +287,7 @@ class _ViewReader:
             known.append(_covers(spans, edge + offset - size, edge + offset))
         start = self._timing.start_us
         begun = not self.view.is_aggregate or start is None or edge >= start
-        return _Edge(edge, edge if begun else None, tuple(known), all(known))
+        return _Edge(edge, edge if begun else None, tuple(known), all(known), (edge,) * len(self._names))
 
 
 def _covers(spans: Spans, start: int, end: int) -> bool:

@@ -74,7 +74,7 @@ class WorkspaceStores:
         import duckdb
 
         with duckdb.connect() as con:
-            con.execute("SET TimeZone = 'UTC'")
+            con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
             relation = self.offline.relation(
                 con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval
             )

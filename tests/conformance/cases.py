@@ -35,10 +35,9 @@ OUT_OF_SCOPE: dict[str, str] = json.loads((_HERE / "out_of_scope.json").read_tex
 
 
 def conformance_dir() -> Path:
-    """Return the folder of cases."""
-    return Path(
-        os.environ.get("FEATUREKIT_CONFORMANCE_DIR") or _HERE.parents[1] / ".." / "shared" / "conformance"
-    ).resolve()
+    """Return the folder of cases: the one named by the environment, else `../shared/conformance`, else our own copy."""
+    given, beside = os.environ.get("FEATUREKIT_CONFORMANCE_DIR"), _HERE.parents[1] / ".." / "shared" / "conformance"
+    return Path(given or (beside if beside.is_dir() else _HERE / "reference")).resolve()
 
 
 @dataclass(frozen=True)
