@@ -14,13 +14,17 @@ import pyarrow.parquet as pq
 from featurekit_dagster import (
     Aggregation,
     BatchSource,
+    Bool,
+    Bytes,
     Entity,
     FeatureService,
     FeatureView,
     Field,
     FileConfig,
     FilteredSource,
+    Float32,
     Float64,
+    Int32,
     Int64,
     String,
     Timestamp,
@@ -30,7 +34,17 @@ from featurekit_dagster import (
 )
 
 _HERE = Path(__file__).parent
-_TYPES = {"float": Float64, "int": Int64, "str": String}
+_TYPES = {"float": Float64, "int": Int64, "int32": Int32, "str": String, "bool": Bool, "timestamp": Timestamp}
+_ARROW_TYPES = {
+    "string": String,
+    "int64": Int64,
+    "int32": Int32,
+    "double": Float64,
+    "float": Float32,
+    "bool": Bool,
+    "binary": Bytes,
+    "timestamp[us]": Timestamp,
+}
 OUT_OF_SCOPE: dict[str, str] = json.loads((_HERE / "out_of_scope.json").read_text(encoding="utf-8"))
 
 
@@ -69,6 +83,11 @@ class Case:
                 found.add(f"window {aggregate['window']['kind']}")
         return {need for need in found if need in OUT_OF_SCOPE}
 
+    @property
+    def timestamp_field(self) -> str:
+        """Name of the time column of events and spine."""
+        return str(self.declarations[0].get("timestamp_field", "ts"))
+
     def time(self, text: str) -> datetime:
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
@@ -93,7 +112,8 @@ def _latest_time(case: Case) -> datetime:
     times = [case.time(q[k]) for q in case.content["queries"] for k in ("start_time", "end_time") if k in q]
     spine = case.folder / "spine.parquet"
     if spine.exists():
-        times.append(max(pq.read_table(spine)["ts"].to_pylist()).replace(tzinfo=UTC))
+        asked = pq.read_table(spine)[case.timestamp_field].to_pylist()
+        times.append(max(time for time in asked if time is not None).replace(tzinfo=UTC))
     # an aligned end of a range still adds the tile that begins at it
     return max(times) + timedelta(days=2)
 
@@ -141,9 +161,8 @@ def build_view(case: Case, declaration: dict[str, Any]) -> FeatureView:
 
 
 def _event_fields(case: Case) -> list[Field]:
-    kinds = {"string": String, "int64": Int64, "double": Float64, "timestamp[us]": Timestamp}
     schema = pq.read_schema(case.folder / "events.parquet")
-    return [Field(f.name, kinds[str(f.type)]) for f in schema if str(f.type) in kinds]
+    return [Field(f.name, _ARROW_TYPES[str(f.type)]) for f in schema if str(f.type) in _ARROW_TYPES]
 
 
 def _aggregation(given: dict[str, Any]) -> Aggregation:
