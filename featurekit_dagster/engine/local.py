@@ -11,8 +11,8 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import connect
-from featurekit_dagster.engine.tiles import build_tiles
-from featurekit_dagster.engine.transform import transform
+from featurekit_dagster.engine.tiles import build_tiles, row_query
+from featurekit_dagster.engine.transform import transform, with_utc_timestamps
 from featurekit_dagster.intervals import Interval, duration_us
 
 
@@ -47,6 +47,25 @@ def compute_tiles(view: FeatureView, interval: Interval, mocks: Mapping[str, Any
                 tile_us=duration_us(view.aggregation_interval),
                 partials=view.partials,
             )
+
+
+def compute_events(view: FeatureView, interval: Interval) -> pa.Table:
+    """Return every event as a tile of its own, which rolls up to the same features as tiles and spares the GROUP BY.
+
+    The columns are those of `compute_tiles`, but `_anchor_time` is the event's own time. A `last` depends on the order
+    within a tile, so a view with one gets tiles.
+
+    Raises:
+        SourceError: A source cannot be read.
+        TransformError: The transformation failed, or its output is not what was declared.
+    """
+    if any(partial.kind == "last" for partial in view.partials):
+        return compute_tiles(view, interval)
+    with connect() as con:
+        rows = transform(con, view, interval)
+        query = row_query(rows.relation, keys=view.key_names, timestamp=view.timestamp_field, partials=view.partials)
+        with rows.safe_errors():
+            return with_utc_timestamps(con.sql(query).to_arrow_table())
 
 
 def compute_stored(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None = None) -> pa.Table:

@@ -74,7 +74,8 @@ def _aggregates_at(stored: StoredRows, keys: pa.Table, edges: Times, ask: Mask, 
             refuse_gaps(view, edges[gaps] - back, edges[gaps] - front, coverage, int(gaps.sum()))
         ask = ask & ~gaps
     asked = edges[ask]
-    tiles = stored.read(int(asked.min()) - back, int(asked.max()) - front) if len(asked) else stored.read(0, 0)
+    span = (int(asked.min()) - back, int(asked.max()) - front) if len(asked) else (0, 0)
+    tiles = stored.read_to_roll_up(*span)
     probes = keys.append_column(EDGE, pa.array(edges, mask=~ask).cast(TIMESTAMP))
     tile_us = Timing.of(view).tile_us or 1
     features = roll_up(tiles, probes, keys=view.key_names, tile_us=tile_us, features=view.aggregates)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.local import compute_stored, stored_schema
+from featurekit_dagster.engine.local import compute_events, compute_stored, stored_schema
 from featurekit_dagster.errors import NotMaterialized, ReadError
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.planning.tasks import OFFLINE
@@ -66,6 +66,17 @@ class StoredRows:
         if self.from_source:
             return compute_stored(self.view, interval)
         return self.stores.read_offline(self.view, stored_schema(self.view), interval)
+
+    def read_to_roll_up(self, start_us: int, end_us: int) -> pa.Table:
+        """Return what rolls up to the features of an aggregate view: its tiles, or from the source its single events.
+
+        Args:
+            start_us: First microsecond, on the tile grid.
+            end_us: First microsecond after, on the tile grid.
+        """
+        if not self.from_source or start_us >= end_us:
+            return self.read(start_us, end_us)
+        return compute_events(self.view, Interval(from_us(start_us), from_us(end_us)))
 
     def coverage(self) -> IntervalSet | None:
         """Return what may be read; None when everything may (from the source)."""
