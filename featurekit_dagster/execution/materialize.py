@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import TIMESTAMP
+from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.local import compute_stored, stored_schema
 from featurekit_dagster.errors import MaterializationFailed, safe_reason
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
@@ -175,23 +174,20 @@ def _write_online(view: FeatureView, task: Task, stores: WorkspaceStores, rows: 
 
 
 def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:
-    times, timing = _microseconds(rows[view.timestamp_field]), Timing.of(view)
+    times, timing = microseconds(rows[view.timestamp_field])[0], Timing.of(view)
     served = np.ones(len(times), dtype=bool) if timing.start_us is None else times >= timing.start_us
     if timing.ttl_us is not None:
         served &= timing.expires(times) > to_us(now)
     return pa.array(served)
 
 
-def _microseconds(times: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    microseconds: npt.NDArray[np.int64] = times.cast(TIMESTAMP).cast(pa.int64()).to_numpy()
-    return microseconds
-
-
 def _report(
     view: FeatureView, job: JobRecord, rows: pa.Table, offline: OfflineWrite | None, online: OnlineWrite | None
 ) -> JobReport:
     schedule_us = view.batch_schedule // timedelta(microseconds=1)
-    starts, counts = np.unique(floor_us(_microseconds(rows[view.stored_time_column]), schedule_us), return_counts=True)
+    starts, counts = np.unique(
+        floor_us(microseconds(rows[view.stored_time_column])[0], schedule_us), return_counts=True
+    )
     by_start = {from_us(int(s)): int(c) for s, c in zip(starts, counts, strict=True)}
     nulls = {name: rows[name].null_count for name in rows.column_names}
     return JobReport(
