@@ -10,7 +10,7 @@ from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, AggregateFeatu
 from featurekit_dagster.domain.entity import join_key_fault
 from featurekit_dagster.domain.feature_view import Aggregation
 from featurekit_dagster.domain.schema import DataType, Field, Float64, Timestamp
-from featurekit_dagster.domain.windows import TimeWindow, size_fault
+from featurekit_dagster.domain.windows import TimeWindow, format_duration, size_fault
 from featurekit_dagster.domain.wording import described
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _resolve_timestamp(draft: Draft, types: dict[str, DataType], keys: set[str])
 def _resolve_aggregates(
     draft: Draft, aggregations: Sequence[Aggregation], types: dict[str, DataType]
 ) -> list[AggregateFeature]:
-    interval = draft.get("aggregation_interval") or draft.get("batch_schedule") or timedelta(days=1)
+    interval = format_duration(draft.get("aggregation_interval") or draft.get("batch_schedule") or timedelta(days=1))
     aggregates = []
     for given in aggregations:
         column = given.column.name if isinstance(given.column, Field) else given.column

@@ -12,26 +12,41 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, partial_columns
+from featurekit_dagster.domain.aggregation import (
+    AggregateFeature,
+    AggregationFunction,
+    PartialColumn,
+    distinct_spans,
+    partial_columns,
+    secondary_keys_name,
+)
 from featurekit_dagster.domain.entity import Entity
-from featurekit_dagster.domain.schema import Field
+from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.windows import LifetimeWindow, Window
 from featurekit_dagster.errors import DeclarationError
-from featurekit_dagster.intervals import floor_time
+from featurekit_dagster.intervals import duration_us, floor_time
 
 ANCHOR_TIME = "_anchor_time"
 _ZERO = timedelta(0)
 
 
 class BatchTriggerType(Enum):
-    """Who starts batch jobs: the schedule, or only people and other systems.
+    """Who starts batch jobs: the schedule, only people and other systems, or nobody (push sources without a batch one).
 
     Source: Manually Trigger Materialization, Disabling scheduled batch jobs for a Feature View.
     """
 
     SCHEDULED = "SCHEDULED"
     MANUAL = "MANUAL"
+    NO_BATCH_MATERIALIZATION = "NO_BATCH_MATERIALIZATION"
+
+
+class StreamProcessingMode(Enum):
+    """Whether aggregates of a stream view move with every event, or at the end of each aggregation interval."""
+
+    TIME_INTERVAL = "TIME_INTERVAL"
+    CONTINUOUS = "CONTINUOUS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,7 @@ class Aggregation:
 
     Args:
         column: A column of the transformation's output; a `Field` brings its own type.
-        function: Name of the function, such as `"sum"`.
+        function: Name of the function, such as `"sum"`, or a function with parameters, such as `last(3)`.
         time_window: The span to look back over; a bare timedelta means `TimeWindow`.
         name: Replaces the whole generated feature name.
 
@@ -48,13 +63,17 @@ class Aggregation:
     """
 
     column: str | Field
-    function: str
-    time_window: TimeWindow | timedelta
+    function: str | AggregationFunction
+    time_window: Window | timedelta
     name: str | None = None
 
 
 def Aggregate(  # noqa: N802 - the spelling of the seeds' later versions
-    *, input_column: Field, function: str, time_window: TimeWindow | timedelta, name: str | None = None
+    *,
+    input_column: Field,
+    function: str | AggregationFunction,
+    time_window: Window | timedelta,
+    name: str | None = None,
 ) -> Aggregation:
     """Return an aggregate feature in the spelling of later versions."""
     return Aggregation(input_column, function, time_window, name)
@@ -78,7 +97,7 @@ class FeatureView:
     Args:
         name: Unique in the workspace; also the asset key.
         function: The transformation.
-        mode: `pandas`, `polars` or `sql`.
+        mode: `pandas`, `polars`, `python` or `sql`.
         inputs: Parameter name to the source span it is handed, in the function's order.
         context_parameter: The parameter that receives the `MaterializationContext`, if any.
         entities: What the features describe.
@@ -87,8 +106,13 @@ class FeatureView:
         columns: Every column the transformation must return, typed: join keys, timestamp, inputs of features.
         attributes: Plain features; empty for aggregate views.
         aggregates: Aggregate features; empty otherwise.
-        aggregation_interval: Tile size of aggregate views, else None.
+        aggregation_interval: Tile size of aggregate views that have tiles, else None.
         batch_schedule: Width of one batch interval.
+        secondary_key: The column whose values each aggregate is broken down by, if any.
+        lifetime_start_time: Where lifetime windows begin.
+        compaction_enabled: Whether events are stored untiled, and names leave the interval out.
+        is_stream: Whether the view follows a stream; its offline half then comes from the stream's batch source.
+        stream_processing_mode: Of a stream view with aggregates, else None.
     """
 
     name: str
@@ -112,6 +136,11 @@ class FeatureView:
     manual_trigger_backfill_end_time: datetime | None = None
     max_backfill_interval: timedelta | None = None
     incremental_backfills: bool = False
+    secondary_key: Field | None = None
+    lifetime_start_time: datetime | None = None
+    compaction_enabled: bool = False
+    is_stream: bool = False
+    stream_processing_mode: StreamProcessingMode | None = None
     online_serving_index: tuple[str, ...] = ()
     offline_store: DeltaConfig = DeltaConfig()
     description: str | None = None
@@ -140,19 +169,53 @@ class FeatureView:
         return bool(self.aggregates)
 
     @property
+    def is_continuous(self) -> bool:
+        """Whether windows end at the very instant asked for instead of at the end of a tile."""
+        return self.stream_processing_mode is StreamProcessingMode.CONTINUOUS
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the offline store keeps tiles; an untiled aggregate view keeps its events."""
+        return self.is_aggregate and not self.compaction_enabled and not self.is_continuous
+
+    @property
+    def tile_us(self) -> int | None:
+        """Tile size in microseconds: 1 where every event is a tile of its own, None without aggregates."""
+        if not self.is_aggregate:
+            return None
+        interval = self.aggregation_interval
+        return duration_us(interval) if self.is_tiled and interval is not None else 1
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the output features, in order of declaration."""
-        return tuple(feature.name for feature in self.aggregates or self.attributes)
+        """Names of the output features: lists of secondary keys, then features in order of declaration."""
+        return tuple(feature.name for feature in self.features)
 
     @property
     def features(self) -> tuple[Field, ...]:
         """The output features with their types."""
-        return tuple(Field(f.name, f.dtype) for f in self.aggregates) or self.attributes
+        if self.secondary_key is None:
+            return tuple(Field(f.name, f.dtype) for f in self.aggregates) or self.attributes
+        key = self.secondary_key
+        listed = (Field(secondary_keys_name(key.name, s), Array(key.dtype)) for s in distinct_spans(self.aggregates))
+        return (*listed, *(Field(f.name, Array(f.dtype)) for f in self.aggregates))
+
+    @property
+    def defaults(self) -> tuple[Any, ...]:
+        """What each of `features` is where nothing is known of the key."""
+        if self.secondary_key is not None:
+            return tuple([] for _ in self.features)
+        return tuple(f.default for f in self.aggregates) or (None,) * len(self.attributes)
 
     @property
     def key_names(self) -> tuple[str, ...]:
         """Names of the join keys."""
         return tuple(key.name for key in self.join_keys)
+
+    @property
+    def tile_keys(self) -> tuple[str, ...]:
+        """What a stored tile or event is of: the join keys, and the secondary key if there is one."""
+        return self.key_names if self.secondary_key is None else (*self.key_names, self.secondary_key.name)
 
     @property
     def partials(self) -> tuple[PartialColumn, ...]:
@@ -171,20 +234,28 @@ class FeatureView:
 
     @property
     def reach(self) -> timedelta:
-        """How far before a right edge the widest window begins; zero without aggregates."""
+        """How far before a right edge the widest window begins, lifetimes apart; zero without aggregates."""
         return max((feature.window.reach for feature in self.aggregates), default=_ZERO)
 
     @property
+    def has_lifetime(self) -> bool:
+        """Whether a window begins at `lifetime_start_time`."""
+        return any(isinstance(feature.window, LifetimeWindow) for feature in self.aggregates)
+
+    @property
     def materialization_start(self) -> datetime | None:
-        """Start of the first interval to materialize, on the schedule's grid: feature start minus the widest window."""
+        """Start of the first interval to materialize, on the schedule's grid: where the widest window begins."""
         if self.feature_start_time is None:
             return None
-        return floor_time(self.feature_start_time - self.reach, self.batch_schedule)
+        start = self.feature_start_time - self.reach
+        if self.has_lifetime and self.lifetime_start_time is not None:
+            start = min(start, self.lifetime_start_time)
+        return floor_time(start, self.batch_schedule)
 
     @property
     def stored_time_column(self) -> str:
         """The time column of the offline table: tile start, or the row's own timestamp."""
-        return ANCHOR_TIME if self.is_aggregate else self.timestamp_field
+        return ANCHOR_TIME if self.is_tiled else self.timestamp_field
 
     @property
     def wildcard_join_key(self) -> str | None:

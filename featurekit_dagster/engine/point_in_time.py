@@ -10,11 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.engine.columns import Int64Array, microseconds, to_column
 from featurekit_dagster.engine.keys import TimePacking, encode_keys, first_of_each, sort_packed
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE
-from featurekit_dagster.intervals import duration_us
 
 _TIMESTAMP = pa.timestamp("us", "UTC")
 
@@ -85,7 +84,7 @@ def _search(packed: Int64Array, packing: TimePacking, codes: Int64Array, times: 
 
 
 def change_edges(
-    tiles: pa.Table, *, keys: Sequence[str], tile_us: int, schedule_us: int, windows: Iterable[TimeWindow]
+    tiles: pa.Table, *, keys: Sequence[str], tile_us: int, grid_us: int, spans: Iterable[Span]
 ) -> pa.Table:
     """Return per key the right edges on the schedule's grid at which a tile has entered or left a window.
 
@@ -97,8 +96,8 @@ def change_edges(
         tiles: Columns `keys` and `_anchor_time`; other columns are not looked at.
         keys: Join keys.
         tile_us: Tile size in microseconds.
-        schedule_us: Distance of possible edges in microseconds, counted from the Unix epoch.
-        windows: The windows to watch.
+        grid_us: Distance of possible edges in microseconds, counted from the Unix epoch.
+        spans: The windows to watch.
 
     Returns:
         Columns `keys` and `_edge` (timestamp[us, UTC]); distinct, key after key, edges ascending within a key.
@@ -107,10 +106,10 @@ def change_edges(
     codes = encode_keys(key_columns, key_columns, keys)
     starts = microseconds(tiles.column(ANCHOR_TIME))[0]
     edges: dict[tuple[bool, int], Int64Array] = {}
-    for window in windows:
-        offset, size = duration_us(window.offset), duration_us(window.window_size)
-        edges[True, tile_us - offset] = -(-(starts + tile_us - offset) // schedule_us) * schedule_us
-        edges[False, size - offset] = (starts + size - offset) // schedule_us * schedule_us + schedule_us
+    for span in spans:
+        offset, size = span.end_us, span.end_us - (span.begin_us or 0)
+        edges[True, tile_us - offset] = -(-(starts + tile_us - offset) // grid_us) * grid_us
+        edges[False, size - offset] = (starts + size - offset) // grid_us * grid_us + grid_us
     if not edges:
         return pa.table([*key_columns.slice(0, 0).columns, pa.array([], _TIMESTAMP)], names=[*keys, EDGE])
     every_edge = np.concatenate(list(edges.values()))

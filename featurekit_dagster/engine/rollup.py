@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
 from featurekit_dagster.domain.schema import DataType, Int32
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.columns import (
     BoolArray,
@@ -32,7 +32,6 @@ from featurekit_dagster.engine.rollup_extremes import last_positions, neutral, r
 from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, float_sums, integer_sums
 from featurekit_dagster.engine.rollup_variance import Moments, merge_moments
 from featurekit_dagster.errors import AggregationOverflow
-from featurekit_dagster.intervals import duration_us
 
 ANCHOR_TIME = "_anchor_time"
 EDGE = "_edge"
@@ -63,7 +62,7 @@ def roll_up(
         AggregationOverflow: A window's sum of integers does not fit the feature's type.
         UnsupportedKeyType: A key column cannot be compared.
     """
-    windows = tuple(dict.fromkeys(feature.window for feature in features))
+    windows = tuple(dict.fromkeys(feature.spans[0] for feature in features))
     kernel = _Kernel(_Search(tiles, probes, keys, tile_us, windows), tiles, features)
     columns = [kernel.column(feature) for feature in features]
     names = [feature.name for feature in features]
@@ -82,7 +81,7 @@ class _Search:
     """
 
     def __init__(
-        self, tiles: pa.Table, probes: pa.Table, keys: tuple[str, ...], tile_us: int, windows: tuple[TimeWindow, ...]
+        self, tiles: pa.Table, probes: pa.Table, keys: tuple[str, ...], tile_us: int, windows: tuple[Span, ...]
     ) -> None:
         codes = encode_keys(tiles, probes, keys)
         edges, self.unknown = microseconds(probes.column(EDGE))
@@ -100,10 +99,9 @@ class _Search:
         self.ranges = {window: Ranges(*(found[moved] for moved in _bounds_us(window))) for window in windows}
 
 
-def _bounds_us(window: TimeWindow) -> tuple[int, int]:
+def _bounds_us(window: Span) -> tuple[int, int]:
     """Return how far the window's ends lie from the edge, in microseconds."""
-    offset = duration_us(window.offset)
-    return offset - duration_us(window.window_size), offset
+    return window.begin_us or 0, window.end_us
 
 
 def _in_reach(
@@ -146,13 +144,13 @@ class _Kernel:
     def __init__(self, search: _Search, tiles: pa.Table, features: Sequence[AggregateFeature]) -> None:
         self._search = search
         self._tiles = tiles
-        self._windows: dict[str, tuple[TimeWindow, ...]] = {}
+        self._windows: dict[str, tuple[Span, ...]] = {}
         for feature in features:
             for partial in feature.partials:
                 seen = self._windows.get(partial.name, ())
-                if feature.window not in seen:
-                    self._windows[partial.name] = (*seen, feature.window)
-        self._done: dict[tuple[str, TimeWindow], Any] = {}
+                if feature.spans[0] not in seen:
+                    self._windows[partial.name] = (*seen, feature.spans[0])
+        self._done: dict[tuple[str, Span], Any] = {}
 
     def column(self, feature: AggregateFeature) -> pa.ChunkedArray:
         """Return one feature for every probe, in the feature's type."""
@@ -169,24 +167,24 @@ class _Kernel:
 
     def _plain(self, feature: AggregateFeature, partial: PartialColumn) -> Answer:
         """Return a count, sum or extreme."""
-        values, valid = self._range(partial, feature.window)
+        values, valid = self._range(partial, feature.spans[0])
         if partial.kind == "count":
             return values, None
         if partial.kind == "sum" and feature.dtype.is_integer:
-            _check_fits(feature, values, self._shared(f"overflow {partial.name}", feature.window))
+            _check_fits(feature, values, self._shared(f"overflow {partial.name}", feature.spans[0]))
         return values, valid
 
     def _mean(self, feature: AggregateFeature) -> Answer:
-        total, _ = self._range(feature.partials[0], feature.window)
-        count, _ = self._range(feature.partials[1], feature.window)
+        total, _ = self._range(feature.partials[0], feature.spans[0])
+        count, _ = self._range(feature.partials[1], feature.spans[0])
         if feature.column.dtype.is_integer:
-            overflow = self._shared(f"overflow {feature.partials[0].name}", feature.window)
+            overflow = self._shared(f"overflow {feature.partials[0].name}", feature.spans[0])
             if overflow is not None:
                 _check_fits(feature, total, overflow)
         return total / np.maximum(count, 1), count > 0
 
     def _variance(self, feature: AggregateFeature, function: str) -> Answer:
-        key = ("moments " + feature.column.name, feature.window)
+        key = ("moments " + feature.column.name, feature.spans[0])
         if key not in self._done:
             windows = self._windows[feature.partials[2].name]
             count, mean, m2 = (self._load(partial)[0] for partial in feature.partials)
@@ -200,14 +198,14 @@ class _Kernel:
 
     def _last(self, feature: AggregateFeature) -> pa.ChunkedArray:
         partial = feature.partials[0]
-        if (partial.name, feature.window) not in self._done:
+        if (partial.name, feature.spans[0]) not in self._done:
             column = self._tiles.column(partial.name)
             flags = present(column)
             valid = None if flags is None else self._sorted(flags)
             values = column.combine_chunks()
             for window in self._windows[partial.name]:
                 self._done[partial.name, window] = values, last_positions(valid, self._search.ranges[window])
-        values, found = self._done[partial.name, feature.window]
+        values, found = self._done[partial.name, feature.spans[0]]
         found = found[self._search.target]
         there = found >= 0
         if self._search.unknown is not None:
@@ -216,14 +214,14 @@ class _Kernel:
             found = self._search.rows[found]
         return values.take(to_column(found, there, pa.int64())).cast(arrow_type(feature.dtype))
 
-    def _range(self, partial: PartialColumn, window: TimeWindow) -> Answer:
+    def _range(self, partial: PartialColumn, window: Span) -> Answer:
         """Return count, sum, min or max of a partial column over a window, and where there is any value."""
         if (partial.name, window) not in self._done:
             self._fill(partial)
         answer: Answer = self._done[partial.name, window]
         return answer
 
-    def _shared(self, name: str, window: TimeWindow) -> Any:  # noqa: ANN401 - a cache of several kinds
+    def _shared(self, name: str, window: Span) -> Any:  # noqa: ANN401 - a cache of several kinds
         return self._done.get((name, window))
 
     def _fill(self, partial: PartialColumn) -> None:

@@ -112,8 +112,9 @@ def _feature_columns(view: FeatureView) -> Iterable[dg.TableColumn]:
 
 def _in_words(feature: AggregateFeature) -> str:
     window = feature.window
-    ago = f", ending {format_duration(-window.offset)} before the edge" if window.offset else ""
-    return f"{feature.function} of {feature.column.name} over {format_duration(window.window_size)}{ago}."
+    offset = feature.spans[-1].end_us
+    ago = f", ending {format_duration(timedelta(microseconds=-offset))} before the edge" if offset else ""
+    return f"{feature.function} of {feature.column.name} over {window.label}{ago}."
 
 
 def _column(field: Field, description: str | None, *, nullable: bool) -> dg.TableColumn:

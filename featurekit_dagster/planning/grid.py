@@ -25,18 +25,23 @@ def ceil_us(us: Any, width: int) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The time settings of a batch feature view, in microseconds.
+    """When what a feature view knows can be seen, in microseconds.
+
+    A batch view sees whole batch intervals, `data_delay` after they end; a stream view with interval aggregates sees
+    whole tiles; every other stream view sees an event at its own instant.
 
     Args:
-        schedule_us: Width of one batch interval.
-        delay_us: Largest data delay of the sources.
-        tile_us: Tile size; None for plain features.
+        grid_us: Distance of the right edges that a read can have: the batch schedule, the tile, or 1.
+        delay_us: How long after an edge it may be seen; the largest data delay of the sources of a batch view, else 0.
+        closed_us: 1 where an event at the very time asked for is seen, else 0.
+        tile_us: Tile size, 1 where every event is a tile of its own; None for plain features.
         ttl_us: Time to live; None is for ever.
         start_us: Feature start time; None when the view is not materialized.
     """
 
-    schedule_us: int
-    delay_us: int
+    grid_us: int
+    delay_us: int = 0
+    closed_us: int = 0
     tile_us: int | None = None
     ttl_us: int | None = None
     start_us: int | None = None
@@ -44,27 +49,40 @@ class Timing:
     @classmethod
     def of(cls, view: FeatureView) -> Timing:
         """Return the settings of a view."""
+        tile_us, instant = view.tile_us, view.is_stream and not view.is_tiled
+        stream_us = 1 if tile_us is None or instant else tile_us
         return cls(
-            schedule_us=duration_us(view.batch_schedule),
-            delay_us=duration_us(view.data_delay),
-            tile_us=None if view.aggregation_interval is None else duration_us(view.aggregation_interval),
+            grid_us=stream_us if view.is_stream else duration_us(view.batch_schedule),
+            delay_us=0 if view.is_stream else duration_us(view.data_delay),
+            closed_us=int(instant),
+            tile_us=tile_us,
             ttl_us=None if view.ttl is None else duration_us(view.ttl),
             start_us=None if view.feature_start_time is None else to_us(view.feature_start_time),
         )
 
+    @property
+    def first_edge_us(self) -> int | None:
+        """The earliest right edge at which aggregates are shown, on the grid or not; None when there is no limit."""
+        return None if self.start_us is None else self.start_us + self.closed_us
+
     def effective(self, us: Any) -> Any:
-        """Return when a row with this timestamp becomes visible: `floor(ts, schedule) + schedule + delay`.
+        """Return when a row with this timestamp becomes visible: `floor(ts, schedule) + schedule + delay`, or at once.
 
         A row exactly on an edge belongs to the interval it opens, so it becomes visible one schedule later.
         """
-        return floor_us(us, self.schedule_us) + (self.schedule_us + self.delay_us)
+        return floor_us(us, self.grid_us) + (self.grid_us + self.delay_us - self.closed_us)
 
     def edge(self, us: Any) -> Any:
-        """Return the end of the last batch interval that is finished at this time: `floor(t - delay, schedule)`.
+        """Return the right edge as of a time: the end of the last finished interval, `floor(t - delay, schedule)`.
 
-        It is the right edge of aggregate windows; a row without aggregates is visible when its timestamp is before it.
+        Aggregate windows end there; a row without aggregates is visible when its timestamp is before it. Where events
+        are seen at their own instant, the edge is one microsecond after the time.
         """
-        return floor_us(us - self.delay_us, self.schedule_us)
+        return floor_us(us + (self.closed_us - self.delay_us), self.grid_us)
+
+    def visible(self, edge: Any) -> Any:
+        """Return the first time that has this right edge; `edge(visible(e)) == e` for edges on the grid."""
+        return edge + (self.delay_us - self.closed_us)
 
     def expires(self, us: Any) -> Any:
         """Return the first instant at which a row with this timestamp is no longer served: `effective(ts + ttl)`.

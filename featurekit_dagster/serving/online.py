@@ -272,18 +272,19 @@ class _ViewReader:
         clock_edge = self._timing.edge(now_us)
         since = clock_edge + self._timing.delay_us
         edge = self._find_edge(spans, clock_edge)
-        self._last_edge = (spans, since, since + self._timing.schedule_us, edge)
+        self._last_edge = (spans, since, since + self._timing.grid_us, edge)
         return edge
 
     def _find_edge(self, spans: Spans, clock_edge: int) -> _Edge:
         ends = [min(end, clock_edge) for start, end in spans if start < clock_edge]
-        ends = [e for e in (floor_us(end, self._timing.schedule_us) for end in ends) if any(s < e for s, _ in spans)]
+        ends = [e for e in (floor_us(end, self._timing.grid_us) for end in ends) if any(s < e for s, _ in spans)]
         if not ends:
             return _Edge(None, times=(None,) * len(self._names))
         edge = max(ends)
         known = []
         for feature in self._features:
-            offset, size = duration_us(feature.window.offset), duration_us(feature.window.window_size)
+            (span,) = feature.spans
+            offset, size = span.end_us, span.end_us - (span.begin_us or 0)
             known.append(_covers(spans, edge + offset - size, edge + offset))
         start = self._timing.start_us
         begun = not self.view.is_aggregate or start is None or edge >= start

@@ -40,8 +40,8 @@ class OnlineRollup:
         self._codec = ValueCodec([Field(p.name, p.dtype) for p in partials], is_tiled=True)
         self._tile_us = tile_us
         columns = {partial.name: at for at, partial in enumerate(partials)}
-        distinct = dict.fromkeys(feature.window for feature in features)
-        groups = [[(at, f) for at, f in enumerate(features) if f.window == window] for window in distinct]
+        distinct = dict.fromkeys(feature.spans[0] for feature in features)
+        groups = [[(at, f) for at, f in enumerate(features) if f.spans[0] == window] for window in distinct]
         self._windows = tuple(compile_window(group, columns, tile_us) for group in groups)
         self._defaults = [feature.default for feature in features]
         self._short_ways: list[ShortWay] = []

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
 from featurekit_dagster.domain.schema import Bool, DataType, Float32, Int32, Timestamp
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.windows import Span as TimeSpan
 from featurekit_dagster.errors import AggregationOverflow
-from featurekit_dagster.intervals import duration_us, from_us
+from featurekit_dagster.intervals import from_us
 from featurekit_dagster.serving.online_rollup_cells import Cells, Grid, Ragged, Span, Values
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec
@@ -26,7 +26,7 @@ class BatchRollup:
     def __init__(
         self, features: Sequence[AggregateFeature], partials: Sequence[PartialColumn], tile_us: int, codec: ValueCodec
     ) -> None:
-        self._features = [(feature, feature.partials, window_span(feature.window, tile_us)) for feature in features]
+        self._features = [(feature, feature.partials, window_span(feature.spans[0], tile_us)) for feature in features]
         self._spans = tuple(dict.fromkeys(span for _, _, span in self._features))
         self._places = {partial.name: at for at, partial in enumerate(partials)}
         self._tile_us = tile_us
@@ -72,10 +72,9 @@ class BatchRollup:
         return Ragged(block, self._places, keys[block.owners], starts[block.owners] + block.leads, len(packed))
 
 
-def window_span(window: TimeWindow, tile_us: int) -> Span:
+def window_span(window: TimeSpan, tile_us: int) -> Span:
     """Return a window's first tile and the first one after it, relative to the edge's tile."""
-    offset = duration_us(window.offset) // tile_us
-    return offset - duration_us(window.window_size) // tile_us, offset
+    return (window.begin_us or 0) // tile_us, window.end_us // tile_us
 
 
 def _feature(cells: Cells, feature: AggregateFeature, parts: Sequence[PartialColumn], span: Span) -> list[Any]:

@@ -111,7 +111,7 @@ def compile_window(
                 means.append((position, places[0], places[1], _mean_total(feature)))
             else:
                 outputs.append((position, places[0], _finish(feature)))
-    begin, end = window_span(features[0][1].window, tile_us)
+    begin, end = window_span(features[0][1].spans[0], tile_us)
     return CompiledWindow(begin, end, tuple(measures), tuple(moments), tuple(outputs), tuple(means))
 
 

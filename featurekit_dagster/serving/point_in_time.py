@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.domain.aggregation import distinct_spans
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
 from featurekit_dagster.engine.point_in_time import latest_positions
@@ -60,7 +61,7 @@ def features_at(
 
 def window_span(view: FeatureView) -> tuple[int, int]:
     """Return how far before an edge the windows begin, and how far before it the last of them ends."""
-    return duration_us(view.reach), -max(duration_us(f.window.offset) for f in view.aggregates)
+    return duration_us(view.reach), -max(span.end_us for span in distinct_spans(view.aggregates))
 
 
 def _aggregates_at(stored: StoredRows, keys: pa.Table, edges: Times, ask: Mask, allow_gaps: bool) -> Answer:

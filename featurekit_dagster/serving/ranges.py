@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.domain.aggregation import distinct_spans
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
 from featurekit_dagster.engine.keys import encode_keys
@@ -86,7 +87,7 @@ def features_in_range(stored: StoredRows, start_us: int, end_us: int, entities: 
     view, timing = stored.view, Timing.of(stored.view)
     first, last = timing.edge(start_us), timing.edge(end_us - 1)
     if view.is_aggregate and timing.start_us is not None:
-        first = max(first, ceil_us(timing.start_us, timing.schedule_us))
+        first = max(first, ceil_us(timing.start_us, timing.grid_us))
     if start_us >= end_us or first > last:
         pieces = arrow_schema((*view.join_keys, *view.features)).empty_table()
         valid_from = valid_to = np.empty(0, np.int64)
@@ -110,8 +111,8 @@ def _aggregate_pieces(
         tiles,
         keys=view.key_names,
         tile_us=tile_us,
-        schedule_us=timing.schedule_us,
-        windows={f.window for f in view.aggregates},
+        grid_us=timing.grid_us,
+        spans=distinct_spans(view.aggregates),
     )
     times = edges[EDGE].cast(pa.int64()).to_numpy()
     inside = edges.filter(pa.array((times > first) & (times <= last)))
@@ -143,7 +144,7 @@ def _row_pieces(
     first = int(earliest(timing, timing.edge(start_us)))
     if timing.start_us is None or first > timing.start_us:
         # a row expires ttl after it became visible, which is one time for all rows of its interval
-        first = floor_us(first, timing.schedule_us)
+        first = floor_us(first, timing.grid_us)
         first = first if timing.start_us is None else max(first, timing.start_us)
     _require(stored, first, last)
     rows = only(stored.read(first, last), view, entities)

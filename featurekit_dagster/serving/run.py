@@ -127,7 +127,7 @@ def _partial(view: FeatureView, tiles: pa.Table, shift_us: int) -> pa.Table:
 
 def _over_one_tile(view: FeatureView, feature: AggregateFeature) -> AggregateFeature:
     """Return the feature as of a single tile, named `<column>_<function>_<tile>`."""
-    tile = view.aggregation_interval or feature.window.window_size
+    tile = view.aggregation_interval or feature.window.reach
     name = f"{feature.column.name}_{feature.function}_{format_duration(tile)}"
     return replace(feature, name=name, window=TimeWindow(tile))
 

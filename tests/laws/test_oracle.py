@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, feature_name
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.windows import TimeWindow, format_duration
 from tests.conformance.cases import conformance_dir
 from tests.support import oracle
 
@@ -67,7 +67,7 @@ def expected(case: dict[str, Any], events: list[dict[str, Any]], spine: list[dic
             )
         )
         interval = seconds(declaration, "aggregation_interval")
-        made = feature_name(wanted["column"], wanted["function"], TimeWindow(size, offset), interval)
+        made = feature_name(wanted["column"], wanted["function"], TimeWindow(size, offset), format_duration(interval))
         names.append(wanted["name"] or made)
     view = oracle.AggregateView(aggregates=aggregates, **common)
     answers = [oracle.aggregate_at(events, {key: row[key] for key in keys}, row["ts"], view) for row in spine]

@@ -84,4 +84,4 @@ def test_functions_of_one_column_share_partial_columns() -> None:
     ],
 )
 def test_names_of_features(function: str, size: timedelta, offset: timedelta, name: str) -> None:
-    assert feature_name("v", function, TimeWindow(size, offset), timedelta(hours=1)) == name
+    assert feature_name("v", function, TimeWindow(size, offset), "1h") == name

@@ -91,7 +91,7 @@ def test_answers_change_only_at_change_edges(starts: Any, windows: list[TimeWind
             "count_v": [1 << place for place in range(len(starts))],
         }
     )
-    found = change_edges(tiles, keys=["k"], tile_us=2, schedule_us=schedule, windows=windows)
+    found = change_edges(tiles, keys=["k"], tile_us=2, grid_us=schedule, spans=[window.spans[0] for window in windows])
     edges = list(zip(found.column("k").to_pylist(), found.column(EDGE).cast(pa.int64()).to_pylist(), strict=True))
     assert len(set(edges)) == len(edges)
     features = [

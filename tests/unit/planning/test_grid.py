@@ -22,14 +22,14 @@ from tests.unit.domain.declared import DAY, HOUR, START, aggregated, file_source
 
 HOUR_US, DAY_US = duration_us(HOUR), duration_us(DAY)
 JANUARY_1 = to_us(START)
-DAILY = Timing(schedule_us=DAY_US, delay_us=0)
-DELAYED = Timing(schedule_us=DAY_US, delay_us=2 * HOUR_US)
-HOURLY_TTL = Timing(schedule_us=HOUR_US, delay_us=0, ttl_us=90 * 60_000_000)
+DAILY = Timing(grid_us=DAY_US, delay_us=0)
+DELAYED = Timing(grid_us=DAY_US, delay_us=2 * HOUR_US)
+HOURLY_TTL = Timing(grid_us=HOUR_US, delay_us=0, ttl_us=90 * 60_000_000)
 
 moments = st.integers(-(10**16), 10**17)
 timings = st.builds(
     Timing,
-    schedule_us=st.integers(1, 40 * DAY_US),
+    grid_us=st.integers(1, 40 * DAY_US),
     delay_us=st.integers(0, 3 * DAY_US),
     ttl_us=st.integers(1, 400 * DAY_US),
 )
@@ -79,7 +79,7 @@ def test_a_window_ends_where_the_last_finished_job_ended(timing: Timing, asked: 
 
 
 def test_everything_asked_on_one_day_has_the_edge_of_its_midnight_however_small_the_tiles() -> None:
-    timing = Timing(schedule_us=DAY_US, delay_us=0, tile_us=HOUR_US)
+    timing = Timing(grid_us=DAY_US, delay_us=0, tile_us=HOUR_US)
     asked = np.array([0, 1, 9 * HOUR_US, DAY_US - 1], dtype=np.int64) + JANUARY_1
     assert timing.edge(asked).tolist() == [JANUARY_1] * 4
 
@@ -100,8 +100,8 @@ def test_a_view_without_ttl_never_expires() -> None:
 def test_a_row_is_always_visible_strictly_after_its_own_time(timing: Timing, ts: int) -> None:
     visible = timing.effective(ts)
     assert visible > ts
-    assert visible - ts <= timing.schedule_us + timing.delay_us
-    assert (visible - timing.delay_us) % timing.schedule_us == 0
+    assert visible - ts <= timing.grid_us + timing.delay_us
+    assert (visible - timing.delay_us) % timing.grid_us == 0
 
 
 @given(timings, moments, moments)
@@ -125,7 +125,7 @@ def test_integers_and_arrays_agree(timing: Timing, times: list[int]) -> None:
         answer = formula(array)
         assert answer.dtype == np.int64
         assert answer.tolist() == [formula(us) for us in times]
-    assert ceil_us(array, timing.schedule_us).tolist() == [ceil_us(us, timing.schedule_us) for us in times]
+    assert ceil_us(array, timing.grid_us).tolist() == [ceil_us(us, timing.grid_us) for us in times]
 
 
 @given(moments, st.integers(1, 10**13))
@@ -138,10 +138,10 @@ def test_the_grid_is_the_one_of_the_datetimes(us: int, width: int) -> None:
 def test_the_timing_of_a_view_is_its_declaration_in_microseconds() -> None:
     sources = [file_source(delay=HOUR)]
     assert Timing.of(aggregated(sources=sources)) == Timing(
-        schedule_us=DAY_US, delay_us=HOUR_US, tile_us=HOUR_US, ttl_us=None, start_us=JANUARY_1
+        grid_us=DAY_US, delay_us=HOUR_US, tile_us=HOUR_US, ttl_us=None, start_us=JANUARY_1
     )
     assert Timing.of(plain(ttl="7d", online=False, offline=False, feature_start_time=None)) == Timing(
-        schedule_us=DAY_US, delay_us=0, tile_us=None, ttl_us=7 * DAY_US, start_us=None
+        grid_us=DAY_US, delay_us=0, tile_us=None, ttl_us=7 * DAY_US, start_us=None
     )
 
 
