@@ -17,6 +17,7 @@ from typing import Any
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOTHING = timedelta(0)
 INTEGER_BITS = {"Int32": 31, "Int64": 63}
+LISTS = ("last_n", "last_distinct", "first_n", "first_distinct")
 
 Event = Mapping[str, Any]
 
@@ -122,12 +123,23 @@ def latest_row(events: Iterable[Event], key: Event, time: datetime | None, view:
     return newest if time < visible_from(utc(newest[view.timestamp_field]) + view.ttl, view) else None
 
 
-def combine(function: str, values: Sequence[Any], dtype: str = "Float64") -> Any:
-    """What a function answers for the non-null values of a window, in time order."""
+def combine(
+    function: str, values: Sequence[Any], dtype: str = "Float64", n: int = 0, *, percentile: float = 0.5
+) -> Any:
+    """What a function answers for the non-null values of a window, in time order.
+
+    Approximate functions answer a `Roughly` or a `Ranked`, whose `holds` judges an estimate.
+    """
+    if function in LISTS:
+        return listed(function, values, n)
     if function == "count":
         return len(values)
+    if function == "approx_count_distinct":
+        return Roughly(len(distinct(values)))
     if not values:
         return None
+    if function == "approx_percentile":
+        return Ranked(tuple(values), percentile)
     if function == "last":
         return values[-1]
     if function in ("min", "max"):
@@ -137,6 +149,61 @@ def combine(function: str, values: Sequence[Any], dtype: str = "Float64") -> Any
     if function == "mean":
         return exact_sum(values, divisor=len(values))
     return spread(function, values)
+
+
+def listed(function: str, values: Sequence[Any], n: int) -> list[Any]:
+    """The n first or last values in time order; of distinct ones, each at its first or its last place."""
+    if function == "first_n":
+        return list(values[:n])
+    if function == "last_n":
+        return list(values[-n:])
+    if function == "first_distinct":
+        return distinct(values)[:n]
+    return distinct(list(reversed(values)))[:n][::-1]
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, where it is first met; NaN equals itself."""
+    met: list[Any] = []
+    for value in values:
+        if not any(same_value(value, other) for other in met):
+            met.append(value)
+    return met
+
+
+def same_value(one: Any, other: Any) -> bool:
+    return bool(one == other) or (one is not None and other is not None and one != one and other != other)
+
+
+@dataclass(frozen=True)
+class Roughly:
+    """An exact number of distinct values, by which an estimate is judged."""
+
+    count: int
+
+    def holds(self, answer: Any, tolerance: float = 0.2) -> bool:
+        return isinstance(answer, int) and abs(answer - self.count) <= max(2.0, tolerance * self.count)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The values of a window, by which an estimate of a percentile is judged: its rank may be a little off."""
+
+    values: tuple[float, ...]
+    percentile: float
+
+    def holds(self, answer: Any, tolerance: float = 0.05) -> bool:
+        if not isinstance(answer, float | int):
+            return False
+        # NaN stands above every other number; an estimate lies between two neighbours, so one place more is allowed
+        ranks, count = sorted((math.isnan(v), v if not math.isnan(v) else 0.0) for v in self.values), len(self.values)
+        slack = tolerance + 1.0 / count
+        low = ranks[max(0, math.floor((self.percentile - slack) * count))]
+        high = ranks[min(count - 1, max(0, math.ceil((self.percentile + slack) * count)))]
+        nearly = 1e-9 * max(abs(low[1]), abs(high[1]), 1.0) if math.isfinite(low[1]) and math.isfinite(high[1]) else 0.0
+        if high[0] or math.isinf(high[1]) or math.isinf(low[1]):  # between a number and no number lies anything
+            return math.isnan(answer) or answer >= low[1]
+        return low[1] - nearly <= answer <= high[1] + nearly
 
 
 def extreme(function: str, values: Sequence[float]) -> float:
