@@ -2,7 +2,7 @@
 
 It knows nothing of tiles, prefix sums or stores, uses exact fractions, and takes and returns plain Python values.
 Offline, online and from-source answers are all judged by it. An event is a dict of columns; a join key equals itself,
-None included.
+None included. Events of equal time count in the order in which they are given.
 """
 
 from __future__ import annotations
@@ -20,33 +20,50 @@ INTEGER_BITS = {"Int32": 31, "Int64": 63}
 LISTS = ("last_n", "last_distinct", "first_n", "first_distinct")
 
 Event = Mapping[str, Any]
+Stretch = tuple[timedelta | None, timedelta]
+"""Size and offset of one window; a window without a size begins at the view's lifetime start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate:
-    """One feature of an aggregate view; `dtype` is the column's declared type by name."""
+    """One feature of an aggregate view; `dtype` is the column's declared type by name.
+
+    Without a size it looks back to the view's `lifetime_start_time`. With `series_start` it is a series of windows.
+    """
 
     column: str
     function: str
-    size: timedelta
+    size: timedelta | None = None
     offset: timedelta = NOTHING
     dtype: str = "Float64"
+    n: int = 0
+    percentile: float = 0.5
+    series_start: timedelta | None = None
+    series_end: timedelta = NOTHING
+    step: timedelta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AggregateView:
-    """What a batch view with aggregates declares, as far as answers depend on it."""
+    """What a view with aggregates declares, as far as answers depend on it.
+
+    `stream` is None of a batch view, else `"TIME_INTERVAL"`, which needs the `tile`, or `"CONTINUOUS"`.
+    """
 
     aggregates: Sequence[Aggregate]
     batch_schedule: timedelta
     data_delay: timedelta = NOTHING
     feature_start_time: datetime | None = None
+    lifetime_start_time: datetime | None = None
     timestamp_field: str = "ts"
+    secondary_key: str | None = None
+    stream: str | None = None
+    tile: timedelta | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatestView:
-    """What a batch view without aggregates declares, as far as answers depend on it."""
+    """What a view without aggregates declares, as far as answers depend on it."""
 
     features: Sequence[str]
     batch_schedule: timedelta
@@ -54,6 +71,7 @@ class LatestView:
     ttl: timedelta | None = None
     feature_start_time: datetime | None = None
     timestamp_field: str = "ts"
+    stream: bool = False
 
 
 def utc(time: datetime) -> datetime:
@@ -64,13 +82,20 @@ def floor(time: datetime, width: timedelta) -> datetime:
     return EPOCH + (utc(time) - EPOCH) // width * width
 
 
-def batch_edge(time: datetime, view: AggregateView) -> datetime:
-    """The end of the last batch job finished at `time`."""
+def edge_at(time: datetime, view: AggregateView) -> datetime:
+    """The right edge of windows as of `time`: the end of the last finished job, of the last tile, or `time` itself."""
+    if view.stream == "CONTINUOUS":
+        return utc(time)
+    if view.stream == "TIME_INTERVAL":
+        assert view.tile is not None
+        return floor(time, view.tile)
     return floor(utc(time) - view.data_delay, view.batch_schedule)
 
 
 def visible_from(time: datetime, view: LatestView) -> datetime:
     """The moment a row with this timestamp can be seen."""
+    if view.stream:
+        return utc(time)
     return floor(time, view.batch_schedule) + view.batch_schedule + view.data_delay
 
 
@@ -79,25 +104,84 @@ def of_key(events: Iterable[Event], key: Event) -> list[Event]:
 
 
 def aggregate_at(events: Iterable[Event], key: Event, time: datetime | None, view: AggregateView) -> list[Any]:
-    """The features of `key` as a spine row at `time` gets them, in the order of `view.aggregates`."""
-    edge = None if time is None else batch_edge(time, view)
-    return aggregate_as_of(events, key, edge, view)
+    """The features of `key` as a spine row at `time` gets them: the lists of secondary keys, then all aggregates."""
+    return aggregate_as_of(events, key, None if time is None else edge_at(time, view), view)
 
 
 def aggregate_as_of(events: Iterable[Event], key: Event, edge: datetime | None, view: AggregateView) -> list[Any]:
     """The features of `key` for windows whose right edge is `edge`."""
     start = view.feature_start_time
+    stretches = distinct_stretches(view)
     if edge is None or (start is not None and edge < utc(start)):
-        return [None for _ in view.aggregates]
-    mine = of_key(events, key)
-    answers = []
+        return [None for _ in (*(stretches if view.secondary_key else ()), *view.aggregates)]
+    mine = sorted(of_key(events, key), key=lambda event: utc(event[view.timestamp_field]))
+    if view.secondary_key is None:
+        return [feature_over(mine, edge, feature, view) for feature in view.aggregates]
+    listed_keys = {stretch: keys_over(mine, edge, stretch, view) for stretch in stretches}
+    answers: list[Any] = [listed_keys[stretch] for stretch in stretches]
     for feature in view.aggregates:
-        first, end = edge - feature.size + feature.offset, edge + feature.offset
-        inside = [event for event in mine if first <= utc(event[view.timestamp_field]) < end]
-        inside.sort(key=lambda event: utc(event[view.timestamp_field]))
-        values = [event[feature.column] for event in inside if event[feature.column] is not None]
-        answers.append(combine(feature.function, values, feature.dtype))
+        (stretch,) = stretches_of(feature)
+        parts = [of_key(mine, {view.secondary_key: part}) for part in listed_keys[stretch]]
+        answers.append([feature_over(part, edge, feature, view) for part in parts])
     return answers
+
+
+def feature_over(mine: Sequence[Event], edge: datetime, feature: Aggregate, view: AggregateView) -> Any:
+    answers = []
+    for stretch in stretches_of(feature):
+        inside = in_window(mine, edge, stretch, view)
+        values = [event[feature.column] for event in inside if event[feature.column] is not None]
+        answers.append(combine(feature.function, values, feature.dtype, feature.n, percentile=feature.percentile))
+    return answers if feature.series_start is not None else answers[0]
+
+
+def stretches_of(feature: Aggregate) -> list[Stretch]:
+    """The windows of a feature, oldest first."""
+    if feature.series_start is None or feature.size is None:
+        return [(feature.size, feature.offset)]
+    stretches, start = [], feature.series_start
+    while start + feature.size <= feature.series_end:
+        stretches.append((feature.size, start + feature.size))
+        start += feature.step or feature.size
+    return stretches
+
+
+def distinct_stretches(view: AggregateView) -> list[Stretch]:
+    """The distinct windows of all features: shortest first, of equal ones the nearest first, lifetimes last."""
+    found = {stretch for feature in view.aggregates for stretch in stretches_of(feature)}
+    return sorted(found, key=lambda stretch: (stretch[0] is None, stretch[0] or NOTHING, -stretch[1]))
+
+
+def in_window(mine: Sequence[Event], edge: datetime, stretch: Stretch, view: AggregateView) -> list[Event]:
+    """The events inside one window; continuous windows are open on the left and closed on the right."""
+    size, offset = stretch
+    end = edge + offset
+    inside = []
+    for event in mine:
+        at = utc(event[view.timestamp_field])
+        if size is None:
+            assert view.lifetime_start_time is not None
+            begun = utc(view.lifetime_start_time) <= at
+        else:
+            begun = end - size < at if view.stream == "CONTINUOUS" else end - size <= at
+        if begun and (at <= end if view.stream == "CONTINUOUS" else at < end):
+            inside.append(event)
+    return inside
+
+
+def keys_over(mine: Sequence[Event], edge: datetime, stretch: Stretch, view: AggregateView) -> list[Any]:
+    """The secondary keys with an event in a window, ascending, None last."""
+    assert view.secondary_key is not None
+    met = {event[view.secondary_key] for event in in_window(mine, edge, stretch, view)}
+    return [*sorted(met - {None}), *(met & {None})]
+
+
+def default_of(feature: Aggregate, view: AggregateView) -> Any:
+    """The answer for a key of which nothing is known."""
+    if view.secondary_key is not None:
+        return []
+    one = [] if feature.function in LISTS else 0 if feature.function in ("count", "approx_count_distinct") else None
+    return [one for _ in stretches_of(feature)] if feature.series_start is not None else one
 
 
 def latest_at(events: Iterable[Event], key: Event, time: datetime | None, view: LatestView) -> list[Any]:
@@ -121,6 +205,14 @@ def latest_row(events: Iterable[Event], key: Event, time: datetime | None, view:
     if newest is None or view.ttl is None:
         return newest
     return newest if time < visible_from(utc(newest[view.timestamp_field]) + view.ttl, view) else None
+
+
+def answers_at(
+    events: Iterable[Event], key: Event, time: datetime | None, view: AggregateView | LatestView
+) -> list[Any]:
+    """The features of `key` as a spine row at `time` gets them, of either kind of view."""
+    at = aggregate_at if isinstance(view, AggregateView) else latest_at
+    return at(events, key, time, view)  # type: ignore[operator]
 
 
 def combine(
@@ -166,13 +258,13 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     """Each value once, where it is first met; NaN equals itself."""
     met: list[Any] = []
     for value in values:
-        if not any(same_value(value, other) for other in met):
+        if not any(value == other or (is_nan(value) and is_nan(other)) for other in met):
             met.append(value)
     return met
 
 
-def same_value(one: Any, other: Any) -> bool:
-    return bool(one == other) or (one is not None and other is not None and one != one and other != other)
+def is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 @dataclass(frozen=True)
@@ -196,14 +288,30 @@ class Ranked:
         if not isinstance(answer, float | int):
             return False
         # NaN stands above every other number; an estimate lies between two neighbours, so one place more is allowed
-        ranks, count = sorted((math.isnan(v), v if not math.isnan(v) else 0.0) for v in self.values), len(self.values)
+        ranks, count = sorted((is_nan(v), 0.0 if is_nan(v) else float(v)) for v in self.values), len(self.values)
         slack = tolerance + 1.0 / count
         low = ranks[max(0, math.floor((self.percentile - slack) * count))]
         high = ranks[min(count - 1, max(0, math.ceil((self.percentile + slack) * count)))]
-        nearly = 1e-9 * max(abs(low[1]), abs(high[1]), 1.0) if math.isfinite(low[1]) and math.isfinite(high[1]) else 0.0
-        if high[0] or math.isinf(high[1]) or math.isinf(low[1]):  # between a number and no number lies anything
-            return math.isnan(answer) or answer >= low[1]
+        if high[0] or not math.isfinite(low[1]) or not math.isfinite(high[1]):  # no number lies between such two
+            return is_nan(answer) or answer >= low[1]
+        nearly = 1e-9 * max(abs(low[1]), abs(high[1]), 1.0)
         return low[1] - nearly <= answer <= high[1] + nearly
+
+
+def agrees(ours: Any, theirs: Any, scale: float = 0.0) -> bool:
+    """Whether an answer is the oracle's: floats to a billionth of themselves and of `scale`, estimates in bounds."""
+    if isinstance(theirs, Roughly | Ranked):
+        return theirs.holds(ours)
+    if isinstance(theirs, list):
+        fits = isinstance(ours, list | tuple) and len(ours) == len(theirs)
+        return fits and all(agrees(a, b, scale) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(theirs, float) and isinstance(ours, float):
+        if not math.isfinite(theirs):
+            return ours == theirs or (math.isnan(ours) and math.isnan(theirs))
+        return abs(ours - theirs) <= 1e-9 * scale + 1e-9 * abs(theirs)
+    if isinstance(theirs, datetime) and isinstance(ours, datetime):
+        return utc(ours) == utc(theirs)
+    return type(ours) is type(theirs) and bool(ours == theirs)
 
 
 def extreme(function: str, values: Sequence[float]) -> float:
