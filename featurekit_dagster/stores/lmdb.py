@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import lmdb
     import pyarrow as pa
 
-_FORMAT = b"featurekit online 1"
+_FORMAT = b"featurekit online 2"
 _MARKER_HEAD = struct.Struct("<8sQ")
 _SPAN = struct.Struct("<qq")
 # Up to this many chunks are fetched one by one; of more, a cursor visits only those that exist.

@@ -10,20 +10,19 @@ null columns    one bit per value column: it has a NULL here (a word per 64 colu
 null rows       for each such column a word: bit r is set if row r is NULL
 columns         per column a word per row: Int32 Int64 Bool Timestamp as i64, Float32 Float64 as f64,
                 others the byte length of their cell
-heap            the cells of those other columns: UTF-8, bytes, or msgpack for nested types; zeros up to a whole word
+heap            the cells of those other columns (see `cell_codec.py`); zeros up to a whole word
 ```
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
-import msgpack
 import numpy as np
 import pyarrow as pa
 
@@ -39,7 +38,7 @@ from featurekit_dagster.domain.schema import (
     String,
     Timestamp,
 )
-from featurekit_dagster.intervals import from_us
+from featurekit_dagster.stores.cell_codec import decoder, encode_cells, user_value
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 WordArray = np.ndarray[Any, np.dtype[np.uint64]]
@@ -119,6 +118,9 @@ class ValueCodec:
         self.null_mask_words = range(2, self.lead_words)
         self.lead_bytes = self.lead_words * WORD_BYTES
         self.struct_of_rows = lru_cache(maxsize=128)(self._struct_of_rows)
+        self._decoders = {at: decoder(self.fields[at].dtype) for at in self._variable}
+        converts = [(at, user_value(field.dtype)) for at, field in enumerate(self.fields)]
+        self._converts = [(at, convert) for at, convert in converts if convert is not None]
 
     @property
     def is_fixed(self) -> bool:
@@ -133,7 +135,7 @@ class ValueCodec:
         null = cells.is_null().to_numpy(zero_copy_only=False) if cells.null_count else None
         code = _CODES.get(dtype)
         if code is None:
-            return _heap_cells(dtype, cells), null
+            return encode_cells(dtype, cells), null
         if null is not None:
             cells = cells.fill_null(pa.scalar(0, pa.int64()).cast(cells.type))
         if dtype == Timestamp:
@@ -210,8 +212,8 @@ class ValueCodec:
             found.append(value + heap + bytes(-len(heap) % WORD_BYTES))
         return found
 
-    def unpack(self, values: Sequence[bytes]) -> Block:
-        """Return the rows of some values as a block."""
+    def unpack(self, values: Sequence[bytes], *, with_heaps: bool = True) -> Block:
+        """Return the rows of some values as a block; without heaps, columns of variable width are their lengths."""
         words = np.frombuffer(b"".join(values), np.uint64)
         sizes = np.fromiter(map(len, values), np.int64, len(values)) // WORD_BYTES
         begins = np.cumsum(sizes) - sizes
@@ -226,7 +228,7 @@ class ValueCodec:
         for code in self._codes:
             columns.append(words[at].view("<i8" if code == "q" else "<f8"))
             at += step
-        if self._variable:
+        if self._variable and with_heaps:
             heap_at = (begins + self.lead_words + null_words + len(self.fields) * counts) * WORD_BYTES
             self._unpack_heaps(words.tobytes(), heap_at.tolist(), owners.tolist(), columns)
         return Block(owners, leads, from_batch, columns, nulls)
@@ -296,8 +298,13 @@ class ValueCodec:
         """Return the struct of the columns section of a value of `rows` rows."""
         return struct.Struct("<" + "".join(f"{rows}{code}" for code in self._codes))
 
-    def columns(self, value: bytes) -> list[Sequence[Any]]:
-        """Return each column's cells as Python values: NULL is None, timestamps are microseconds."""
+    def columns(self, value: bytes, wanted: Collection[int] | None = None) -> list[Sequence[Any]]:
+        """Return each column's cells as raw Python values (see `cell_codec`); NULL is None.
+
+        Args:
+            value: Packed rows.
+            wanted: Places of the columns that are needed; others of variable width come back as lengths.
+        """
         rows = presence(value).bit_count() if self._is_tiled else 1
         mask = int.from_bytes(value[2 * WORD_BYTES : self.lead_bytes], "little")
         at = self.lead_bytes + mask.bit_count() * WORD_BYTES
@@ -306,9 +313,12 @@ class ValueCodec:
         found: list[Sequence[Any]] = [flat[first : first + rows] for first in range(0, len(flat), rows)]
         at += layout.size
         for column in self._variable:
+            if wanted is not None and column not in wanted:
+                at += sum(found[column])
+                continue
             ends = list(accumulate(found[column], initial=at))
-            dtype = self.fields[column].dtype
-            found[column] = [_decode_cell(dtype, value[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+            decode = self._decoders[column]
+            found[column] = [decode(value[a:b]) for a, b in pairwise(ends)]
             at = ends[-1]
         if mask:
             self._hide_nulls(value, mask, found)
@@ -325,11 +335,8 @@ class ValueCodec:
     def rows(self, value: bytes) -> list[tuple[Any, ...]]:
         """Return `(slot, *cells)` of each tile, or `(timestamp in microseconds, *cells)` of the row, for users."""
         columns = self.columns(value)
-        for at, field in enumerate(self.fields):
-            if field.dtype == Timestamp:
-                columns[at] = [None if cell is None else from_us(cell) for cell in columns[at]]
-            elif field.dtype == Bool:
-                columns[at] = [None if cell is None else bool(cell) for cell in columns[at]]
+        for at, convert in self._converts:
+            columns[at] = [None if cell is None else convert(cell) for cell in columns[at]]
         if not self._is_tiled:
             return list(zip([lead_time(value)[0]], *columns, strict=True))
         present = presence(value)
@@ -357,22 +364,3 @@ def _bit(flags: BoolArray, positions: IntArray) -> WordArray:
     """Return a word per row with the row's bit set where its flag is."""
     bits: WordArray = flags.astype(np.uint64) << positions.astype(np.uint64)
     return bits
-
-
-def _heap_cells(dtype: DataType, cells: pa.Array) -> np.ndarray[Any, Any]:
-    """Return a variable-width column as bytes objects; nested values become msgpack, NULL is empty."""
-    found = np.empty(len(cells), object)
-    if dtype.is_nested:
-        values = cells.to_pylist(maps_as_pydicts="strict")
-        found[:] = [b"" if value is None else msgpack.packb(value, datetime=True) for value in values]
-    else:
-        found[:] = [cell or b"" for cell in cells.cast(pa.large_binary()).to_pylist()]
-    return found
-
-
-def _decode_cell(dtype: DataType, raw: bytes) -> Any:
-    if dtype == String:
-        return raw.decode()
-    if dtype == Bytes:
-        return raw
-    return msgpack.unpackb(raw, timestamp=3, strict_map_key=False) if raw else None
