@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from featurekit_dagster.errors.base import FeatureKitError, TectonValidationError, safe_reason
 from featurekit_dagster.intervals import Interval
@@ -89,14 +90,28 @@ class AggregationOverflow(TransformError):
 
 
 class JobStateError(FeatureKitError):
-    """A job cannot go from the state it is in to the one that was asked for."""
+    """Something was to happen to a job that cannot happen in its state.
 
-    def __init__(self, *, job_id: str, state: str, wanted: str, reason: str | None = None) -> None:
-        self.job_id, self.state, self.wanted, self.reason = job_id, state, wanted, reason
+    Args:
+        job_id: The job.
+        state: The state it is in.
+        event: What was to happen: `START`, `SUCCEED`, `FAIL`, `GIVE_UP`, `STOP` or `RETRY`.
+        reason: Why it is in that state, where that is known.
+    """
+
+    _CLAUSES: ClassVar[Mapping[str, str]] = {
+        "START": "cannot be started; wait for it, or retry it once it has ended",
+        "SUCCEED": "cannot succeed any more, so its range does not count as covered; start a new job",
+        "FAIL": "cannot fail any more; start a new job for the range",
+        "GIVE_UP": "cannot fail any more; start a new job for the range",
+        "STOP": "has nothing under way that could be stopped; leave it as it is",
+        "RETRY": "cannot be retried before it has ended; wait for it or cancel it",
+    }
+
+    def __init__(self, *, job_id: str, state: str, event: str, reason: str | None = None) -> None:
+        self.job_id, self.state, self.event, self.reason = job_id, state, event, reason
         because = f" ({reason})" if reason else ""
-        super().__init__(
-            f"job {job_id} is {state}{because} and cannot become {wanted}; only a running job can; start a new job"
-        )
+        super().__init__(f"job {job_id} is {state}{because} and {self._CLAUSES[event]}")
 
 
 class MaterializationFailed(FeatureKitError):

@@ -5,7 +5,7 @@ Every function works inside a transaction that the ledger has opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.planning.job_state import JobEvent, JobState
+from featurekit_dagster.stores.ledger_lifecycle import PROCESS_ENDED, carry_out, failed, is_live, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, PROCESS_ENDED, SUCCESS, fail_jobs, interval_of
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, interval_of
 from featurekit_dagster.stores.ledger_tables import coverage, jobs
 
 
@@ -38,7 +40,9 @@ def _overlapping(table: Table) -> ColumnElement[bool]:
 
 # Built once: making a statement costs more than running it.
 _ACTIVE_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state.in_(ACTIVE_STATES))
-_SUCCEEDED_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state == SUCCESS).order_by(jobs.c.sequence.desc())
+_SUCCEEDED_JOBS = (
+    select(jobs).where(_overlapping(jobs), jobs.c.state == JobState.SUCCESS.value).order_by(jobs.c.sequence.desc())
+)
 _COVERED = select(coverage).where(_overlapping(coverage))
 _TOUCHED = select(coverage).where(
     _at_place(coverage), coverage.c.start_us <= bindparam("until_us"), coverage.c.end_us >= bindparam("from_us")
@@ -65,13 +69,14 @@ def refusal_of(
 ) -> OverlappingMaterialization | None:
     """Return why a range may not be claimed for the given stores; None when it may.
 
-    Jobs in the way whose process has ended are failed.
+    Attempts in the way whose process has ended are ended first; a job of which that was the last is not in the way.
     """
     asked = {**asdict(place), "from_us": interval.start_us, "until_us": interval.end_us}
     active = connection.execute(_ACTIVE_JOBS, asked).all()
-    dead = _dead((row.id, row.process) for row in active)
-    fail_jobs(connection, dead, PROCESS_ENDED, now_us)
-    running = [row for row in active if row.id not in dead]
+    ended = [failed(row, PROCESS_ENDED, now_us, lost=True) for row in active if is_dead(row)]
+    carry_out(connection, ended, now_us)
+    given_up = {move.job.id for move in ended if move.event is JobEvent.GIVE_UP}
+    running = [row for row in active if row.id not in given_up]
     covered = [] if overwrite else connection.execute(_COVERED, asked).all()
     for store in stores:
         others = [row for row in running if row._mapping[store]]
@@ -107,21 +112,20 @@ def cover(connection: Connection, place: Place, stores: Sequence[str], interval:
     connection.execute(insert(coverage), merged)
 
 
-def fail_dead(connection: Connection, workspace: str, now_us: int) -> tuple[str, ...]:
-    """Fail the active jobs of a workspace whose process has certainly ended; return their ids."""
-    dead = dead_jobs(connection, workspace)
-    fail_jobs(connection, dead, PROCESS_ENDED, now_us)
-    return dead
+def lose_dead(connection: Connection, workspace: str, now_us: int) -> tuple[str, ...]:
+    """End the attempts of a workspace whose process has certainly ended; return the ids of their jobs."""
+    return lose(connection, jobs.c.workspace == workspace, PROCESS_ENDED, now_us, is_dead)
 
 
-def dead_jobs(connection: Connection, workspace: str) -> tuple[str, ...]:
-    """Return the ids of the active jobs of a workspace whose process has certainly ended."""
-    active = select(jobs.c.id, jobs.c.process).where(jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES))
-    return _dead((row.id, row.process) for row in connection.execute(active))
+def any_dead(connection: Connection, workspace: str) -> bool:
+    """Tell whether an attempt of a workspace is under way in a process that has certainly ended."""
+    active = select(jobs).where(jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES))
+    return any(is_dead(row) for row in connection.execute(active))
 
 
-def _dead(holders: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    return tuple(job_id for job_id, process in holders if ProcessIdentity.parse(process).is_dead)
+def is_dead(job: Row[Any]) -> bool:
+    """Tell whether a job has an attempt under way whose process has certainly ended."""
+    return is_live(job) and ProcessIdentity.parse(job.process).is_dead
 
 
 def _spans(rows: Sequence[Row[Any]]) -> IntervalSet:

@@ -20,8 +20,8 @@ from sqlalchemy.exc import OperationalError
 
 from featurekit_dagster.errors import LeaseHeld, LeaseLost
 from featurekit_dagster.intervals import format_time, from_us, to_us
+from featurekit_dagster.stores.ledger_lifecycle import PROCESS_ENDED, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
-from featurekit_dagster.stores.ledger_records import PROCESS_ENDED, fail_active
 from featurekit_dagster.stores.ledger_tables import attempts, jobs, leases
 
 LEASE_TIME = timedelta(minutes=2)
@@ -60,8 +60,8 @@ class LeaseBook:
     def acquire(self, name: str, holder: str, ttl: timedelta) -> Lease:
         """Take a lease that is free, has run out, or whose holder's process has ended.
 
-        In the last two cases the former holder's running jobs are failed: all jobs of an ended process, and the jobs of
-        which the holder is the id or the run id.
+        In the last two cases the former holder's attempts are ended as lost: all of an ended process, and those of the
+        jobs of which the holder is the id or the run id.
 
         Raises:
             LeaseHeld: Somebody who is alive holds it, be it the same holder.
@@ -144,9 +144,9 @@ class LeaseBook:
 
     def _end_former_holder(self, connection: Connection, row: Row[Any], now_us: int) -> None:
         if ProcessIdentity.parse(row.process).is_dead:
-            fail_active(connection, jobs.c.process == row.process, PROCESS_ENDED, now_us)
+            lose(connection, jobs.c.process == row.process, PROCESS_ENDED, now_us)
         elif row.expires_us <= now_us:
             of_run = jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.run_id == row.holder))
-            fail_active(connection, or_(jobs.c.id == row.holder, of_run), "its lease ran out", now_us)
+            lose(connection, or_(jobs.c.id == row.holder, of_run), "its lease ran out", now_us)
         else:
             raise LeaseHeld(name=row.name, holder=row.holder, until=format_time(from_us(row.expires_us)))

@@ -1,39 +1,20 @@
-"""Jobs and attempts as values, and the statements that read and end them in the ledger's tables."""
+"""Jobs and attempts as values, and the statements that read them from the ledger's tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, select
 
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
+from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 
-RUNNING, SUCCESS, FAILURE, ERROR = "RUNNING", "SUCCESS", "FAILURE", "ERROR"
-ACTIVE_STATES = (RUNNING, "MANUAL_RETRY", "DRAINING", "MANUAL_CANCELLATION_REQUESTED")
-PROCESS_ENDED = "its process ended"
-
-# Built once: making a statement costs more than running it.
-_END_JOB = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("job"))
-    .values(
-        state=bindparam("ended_state"),
-        reason=bindparam("ended_reason"),
-        updated_us=bindparam("ended_us"),
-        stats=bindparam("ended_stats"),
-        next_attempt_us=null(),
-    )
-)
-_END_ATTEMPTS = (
-    update(attempts)
-    .where(attempts.c.job_id == bindparam("job"), or_(attempts.c.state == "PENDING", attempts.c.state == RUNNING))
-    .values(state=bindparam("ended_state"), reason=bindparam("ended_reason"), updated_us=bindparam("ended_us"))
-)
+ACTIVE_STATES = tuple(state.value for state in JobState if not state.is_final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +57,16 @@ class JobRecord:
         offline: Whether the offline store is written.
         overwrite: Whether what was there may be replaced.
         trigger: What asked for it: `schedule`, `backfill`, `manual`, `dagster_ui`, ...
-        state: RUNNING, SUCCESS, FAILURE, MANUALLY_CANCELLED, ...
+        state: A `JobState` as text. RUNNING says that it is tried or will be, see `next_attempt_at`.
         created_at: When it was claimed.
         updated_at: When its state last changed.
         next_attempt_at: When it is tried again; None when it is not.
         attempts: Its tries, first to last.
-        reason: Why it ended without success.
+        reason: Why it, or its last attempt, ended without success.
         stats: Counts of what was done (`rows_offline`, `rows_online`, ...).
+        max_attempts: How often it may be tried; 1 is no retry.
+        attempts_used: How often it was tried since the last manual retry.
+        batch: Name of the jobs that one run is to carry; None for a job that was started as it was made.
 
     Source: Job Types, Materialization Job States.
     """
@@ -104,6 +88,9 @@ class JobRecord:
     attempts: tuple[AttemptRecord, ...]
     reason: str | None
     stats: Mapping[str, int]
+    max_attempts: int = 1
+    attempts_used: int = 1
+    batch: str | None = None
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -126,38 +113,6 @@ def read_jobs(connection: Connection, *conditions: ColumnElement[bool], limit: i
         by_job.setdefault(row["job_id"], []).append(attempt_of(row))
     found = connection.execute(select(jobs).where(*conditions).order_by(newest).limit(limit))
     return [job_of(row, tuple(by_job.get(row["id"], ()))) for row in found.mappings()]
-
-
-def end_jobs(
-    connection: Connection,
-    ids: Sequence[str],
-    *,
-    state: str,
-    attempt_state: str,
-    reason: str | None,
-    now_us: int,
-    stats: Mapping[str, int] | None = None,
-) -> None:
-    """Put jobs and their unfinished attempts into a final state."""
-    if not ids:
-        return
-    ended = {"ended_reason": reason, "ended_us": now_us}
-    of_job = {"ended_state": state, "ended_stats": json.dumps(dict(stats or {})), **ended}
-    connection.execute(_END_JOB, [{"job": job_id, **of_job} for job_id in ids])
-    connection.execute(_END_ATTEMPTS, [{"job": job_id, "ended_state": attempt_state, **ended} for job_id in ids])
-
-
-def fail_jobs(connection: Connection, ids: Sequence[str], reason: str, now_us: int) -> None:
-    """Fail jobs, so that their ranges are free."""
-    end_jobs(connection, ids, state=FAILURE, attempt_state=ERROR, reason=reason, now_us=now_us)
-
-
-def fail_active(connection: Connection, condition: ColumnElement[bool], reason: str, now_us: int) -> tuple[str, ...]:
-    """Fail the active jobs that meet a condition; return their ids."""
-    active = jobs.c.state.in_(ACTIVE_STATES)
-    ids = tuple(connection.execute(select(jobs.c.id).where(active, condition).order_by(jobs.c.sequence)).scalars())
-    fail_jobs(connection, ids, reason, now_us)
-    return ids
 
 
 def read_coverage(connection: Connection, *conditions: ColumnElement[bool]) -> dict[tuple[str, str], IntervalSet]:
@@ -209,4 +164,7 @@ def job_of(row: Mapping[Any, Any], tried: tuple[AttemptRecord, ...]) -> JobRecor
         attempts=tried,
         reason=row["reason"],
         stats=json.loads(row["stats"]),
+        max_attempts=row["max_attempts"],
+        attempts_used=row["attempts_used"],
+        batch=row["batch"],
     )

@@ -1,6 +1,7 @@
 """The ledger's tables, and the connection settings under which SQLite serves many threads and processes.
 
-Times are integer microseconds since the Unix epoch. A changed layout raises `SCHEMA_VERSION`.
+Times are integer microseconds since the Unix epoch. A changed layout raises `SCHEMA_VERSION` and gets a step in
+`ledger_migrations`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from featurekit_dagster.errors import Unsupported
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 WRITE = {"featurekit_write": True}
 _BUSY_TIMEOUT_MS = 30_000
 _left_open: list[Any] = []
@@ -74,7 +75,10 @@ jobs = Table(
     Column("next_attempt_us", Integer),
     Column("reason", Text),
     Column("stats", Text, nullable=False),
-    Column("process", String, nullable=False),
+    Column("process", String, nullable=False),  # of the attempt that is under way; empty without one
+    Column("max_attempts", Integer, nullable=False, server_default="1"),
+    Column("attempts_used", Integer, nullable=False, server_default="1"),  # since the last manual retry
+    Column("batch", String, index=True),
     Index("jobs_by_view", "workspace", "view", "state"),
 )
 

@@ -147,7 +147,7 @@ def test_success_twice_is_success_once(ledger: Ledger) -> None:
 def test_a_job_that_failed_cannot_succeed_and_covers_nothing(ledger: Ledger) -> None:
     job = claim(ledger, days(0, 1))
     ledger.fail(job.id, reason="no source")
-    with pytest.raises(JobStateError, match=r"FAILURE \(no source\) and cannot become SUCCESS"):
+    with pytest.raises(JobStateError, match=r"FAILURE \(no source\) and cannot succeed"):
         ledger.succeed(job.id, stats={})
     assert ledger.coverage("w", "v", "online") == IntervalSet()
 
@@ -164,7 +164,7 @@ def test_failure_frees_the_range_and_keeps_the_first_reason(ledger: Ledger) -> N
 
 def test_a_job_that_succeeded_cannot_fail(ledger: Ledger) -> None:
     job = finish(ledger, days(0, 1))
-    with pytest.raises(JobStateError, match="SUCCESS and cannot become FAILURE"):
+    with pytest.raises(JobStateError, match="SUCCESS and cannot fail"):
         ledger.fail(job.id, reason="too late")
 
 
@@ -342,7 +342,7 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE facts SET value = '99' WHERE name = 'schema_version'")
     connection.close()
-    with pytest.raises(LedgerVersionMismatch, match="schema version 99, this package needs 1"):
+    with pytest.raises(LedgerVersionMismatch, match="schema version 99, this package needs 2"):
         Ledger(path, clock=lambda: NOW)
 
 

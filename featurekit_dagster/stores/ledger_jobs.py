@@ -1,0 +1,287 @@
+"""Jobs in the ledger: how they are made, tried, ended, cancelled and asked for again.
+
+Each method is one transaction under the database's write lock, so two claims of the same range cannot both win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, or_, select
+
+from featurekit_dagster.errors import OverlappingMaterialization
+from featurekit_dagster.intervals import Interval, to_us
+from featurekit_dagster.planning.job_state import MANAGED, JobEvent, JobState, RetryPolicy
+from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, lose_dead, refusal_of
+from featurekit_dagster.stores.ledger_database import LedgerDatabase
+from featurekit_dagster.stores.ledger_lifecycle import Move, begin_attempt, carry_out, failed, insert_job, is_live, lose
+from featurekit_dagster.stores.ledger_records import (
+    ACTIVE_STATES,
+    JobRecord,
+    attempt_of,
+    interval_of,
+    job_of,
+    read_jobs,
+    written_stores,
+)
+from featurekit_dagster.stores.ledger_tables import attempts, jobs
+
+
+class JobBook(LedgerDatabase):
+    """The jobs of one ledger."""
+
+    def claim(
+        self,
+        *,
+        workspace: str,
+        view: str,
+        interval: Interval,
+        online: bool,
+        offline: bool,
+        overwrite: bool = False,
+        trigger: str,
+        run_id: str | None = None,
+        generation: int = 1,
+        kind: str = "BATCH",
+    ) -> JobRecord:
+        """Take a range for writing at once and return its new job, whose only attempt is under way in this process.
+
+        Args:
+            workspace: Name of the workspace.
+            view: The feature view.
+            interval: The range to be written.
+            online: Whether the online store will be written.
+            offline: Whether the offline store will be written; one of the two must be.
+            overwrite: Whether covered parts may be written again; queued and running jobs are never overlapped.
+            trigger: What asked for it: `schedule`, `backfill`, `manual`, `dagster_ui`, ...
+            run_id: The Dagster run that will do it.
+            generation: Generation of the view's stored layout.
+            kind: What kind of job it is.
+
+        Raises:
+            OverlappingMaterialization: In a store to be written, the range overlaps a queued or running job, or,
+                without `overwrite`, what is covered.
+
+        Source: Manually Trigger Materialization, Overwriting previously materialized data; that running jobs are never
+        overlapped, and that each store counts for itself, is ours.
+        """
+        place = Place(workspace, view, generation)
+        facts = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            refusal, found = self._insert(connection, place, [interval], facts, now_us)
+            if refusal is None:
+                job = self._row(connection, found[0]["id"])
+                attempt = begin_attempt(connection, job, self._new_id(), run_id, now_us)
+                return job_of(self._row(connection, job.id)._mapping, (attempt_of(attempt),))
+        raise refusal
+
+    def queue(
+        self,
+        *,
+        workspace: str,
+        view: str,
+        intervals: Sequence[Interval],
+        online: bool,
+        offline: bool,
+        overwrite: bool = False,
+        trigger: str,
+        policy: RetryPolicy = MANAGED,
+        generation: int = 1,
+        kind: str = "BATCH",
+    ) -> list[JobRecord]:
+        """Take ranges for writing later and return their new jobs, one batch whose first attempts are due now.
+
+        Args:
+            workspace: Name of the workspace.
+            view: The feature view.
+            intervals: The ranges, disjoint, one job each, in order of time.
+            online: Whether the online store will be written.
+            offline: Whether the offline store will be written; one of the two must be.
+            overwrite: Whether covered parts may be written again.
+            trigger: What asked for it.
+            policy: How often each job is tried.
+            generation: Generation of the view's stored layout.
+            kind: What kind of jobs they are.
+
+        Raises:
+            OverlappingMaterialization: As for `claim`; then no job was made.
+        """
+        place = Place(workspace, view, generation)
+        facts = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
+        facts |= {"max_attempts": policy.max_attempts, "batch": self._new_id()}
+        with self._write() as connection:
+            refusal, found = self._insert(connection, place, intervals, facts, to_us(self._clock()))
+            if refusal is None:
+                return [job_of(self._row(connection, row["id"])._mapping, ()) for row in found]
+            connection.rollback()
+        raise refusal
+
+    def begin(self, job_id: str, *, run_id: str | None = None) -> JobRecord:
+        """Let a waiting job's next attempt begin in this process.
+
+        Raises:
+            JobStateError: The job is not waiting: it has ended, was cancelled, or an attempt is under way.
+            NotFoundError: There is no such job.
+        """
+        with self._write() as connection:
+            begin_attempt(connection, self._row(connection, job_id), self._new_id(), run_id, to_us(self._clock()))
+            return read_jobs(connection, jobs.c.id == job_id)[0]
+
+    def due(self, workspace: str) -> list[JobRecord]:
+        """Return the jobs of a workspace whose next attempt is due, in order of view and time."""
+        due = jobs.c.next_attempt_us <= to_us(self._clock())
+        with self._engine.connect() as connection:
+            found = read_jobs(connection, jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES), due)
+        return sorted(found, key=lambda job: (job.view, job.interval))
+
+    def succeed(self, job_id: str, *, stats: Mapping[str, int]) -> None:
+        """Record that a job has written its stores: SUCCESS and its coverage, in one transaction.
+
+        A job that succeeded already is left as it is.
+
+        Raises:
+            JobStateError: The job was ended otherwise in the meantime; its range is not covered.
+            NotFoundError: There is no such job.
+        """
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            if row.state == JobState.SUCCESS.value:
+                return
+            carry_out(connection, [Move(job=row, event=JobEvent.SUCCEED, stats=stats)], to_us(self._clock()))
+            stores = written_stores(online=row.online, offline=row.offline)
+            interval = interval_of(row.start_us, row.end_us)
+            cover(connection, Place(row.workspace, row.view, row.generation), stores, interval)
+
+    def fail(self, job_id: str, *, reason: str, permanent: bool = False) -> None:
+        """Record that a job's attempt ended with an error; another follows if the job has one left.
+
+        A job that is given up leaves its range free; what was covered stays covered. Without an attempt under way
+        nothing changes, so that the first reason stays.
+
+        Args:
+            job_id: The job.
+            reason: One sentence without join keys or feature values.
+            permanent: Whether another attempt cannot help.
+
+        Raises:
+            JobStateError: The job succeeded or was cancelled.
+            NotFoundError: There is no such job.
+        """
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            if is_live(row) or row.state in (JobState.SUCCESS.value, JobState.MANUALLY_CANCELLED.value):
+                carry_out(connection, [failed(row, reason, now_us, permanent=permanent)], now_us)
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ask for a job to be cancelled; one without an attempt under way is cancelled at once.
+
+        A job that has ended, or was asked to end before, is left as it is. The attempt that sees the request calls
+        `stop`.
+
+        Raises:
+            NotFoundError: There is no such job.
+
+        Source: Job Types, Materialization Job States (MANUAL_CANCELLATION_REQUESTED, MANUALLY_CANCELLED).
+        """
+        return self._end(job_id, JobEvent.CANCEL, "it was cancelled by hand")
+
+    def drain(self, job_id: str) -> JobRecord:
+        """Let a job end without further attempts, as `cancel` does; its range may be filled again without being asked.
+
+        Raises:
+            NotFoundError: There is no such job.
+
+        Source: Job Types, Materialization Job States (DRAINING, DRAINED).
+        """
+        return self._end(job_id, JobEvent.DRAIN, "it was drained for newer code")
+
+    def stop(self, job_id: str, *, reason: str) -> None:
+        """Record that the attempt of a job ended because it was told to; of a job that nobody cancelled, by Dagster.
+
+        Raises:
+            JobStateError: The job has no attempt that could have been told.
+            NotFoundError: There is no such job.
+        """
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            carry_out(connection, [Move(job=row, event=JobEvent.STOP, reason=reason)], to_us(self._clock()))
+
+    def retry(self, job_id: str) -> JobRecord:
+        """Ask for a job that has ended to be done again, with all its attempts; it is due now and overwrites.
+
+        Raises:
+            JobStateError: The job has not ended.
+            OverlappingMaterialization: Another job has the range now.
+            NotFoundError: There is no such job.
+
+        Source: Job Types, Materialization Job States (MANUAL_RETRY).
+        """
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            move = Move(job=row, event=JobEvent.RETRY, next_attempt_us=now_us)
+            if move.state.value != row.state:
+                place = Place(row.workspace, row.view, row.generation)
+                stores, interval = (
+                    written_stores(online=row.online, offline=row.offline),
+                    interval_of(row.start_us, row.end_us),
+                )
+                refusal = refusal_of(connection, place, interval, stores, overwrite=True, now_us=now_us)
+                if refusal is not None:
+                    raise refusal
+            carry_out(connection, [move], now_us)
+            return read_jobs(connection, jobs.c.id == job_id)[0]
+
+    def abandon(self, job_ids: Sequence[str] = (), *, run_id: str | None = None, reason: str) -> tuple[str, ...]:
+        """End the attempts under way of the given jobs, and of a run's jobs, as lost; return the jobs' ids."""
+        given: ColumnElement[bool] = jobs.c.id.in_(job_ids)
+        if run_id is not None:
+            given = or_(given, jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.run_id == run_id)))
+        with self._write() as connection:
+            return lose(connection, given, reason, to_us(self._clock()))
+
+    def abandon_dead(self, workspace: str) -> tuple[str, ...]:
+        """End the attempts of a workspace whose process has ended on this host; return the ids of their jobs."""
+        with self._engine.connect() as connection:
+            if not any_dead(connection, workspace):
+                return ()
+        with self._write() as connection:
+            return lose_dead(connection, workspace, to_us(self._clock()))
+
+    def _insert(
+        self,
+        connection: Connection,
+        place: Place,
+        intervals: Sequence[Interval],
+        facts: Mapping[str, Any],
+        now_us: int,
+    ) -> tuple[OverlappingMaterialization | None, list[dict[str, Any]]]:
+        """Insert one waiting job per range, up to the first that is refused."""
+        stores = written_stores(online=facts["online"], offline=facts["offline"])
+        if not stores:
+            raise ValueError(f"{place.view}: a job writes online, offline or both; neither was asked for")
+        made: list[dict[str, Any]] = []
+        for interval in intervals:
+            overwrite = facts["overwrite"]
+            refusal = refusal_of(connection, place, interval, stores, overwrite=overwrite, now_us=now_us)
+            if refusal is not None:
+                return refusal, made
+            span = {"start_us": interval.start_us, "end_us": interval.end_us}
+            made.append(insert_job(connection, {"id": self._new_id(), **asdict(place), **facts, **span}, now_us))
+        return None, made
+
+    def _end(self, job_id: str, event: JobEvent, reason: str) -> JobRecord:
+        """Ask a job to end; without an attempt under way it has ended with that."""
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            if row.state in ACTIVE_STATES:
+                carry_out(connection, [Move(job=row, event=event, reason=reason)], now_us)
+                if not is_live(row):
+                    asked = self._row(connection, job_id)
+                    carry_out(connection, [Move(job=asked, event=JobEvent.STOP, reason=reason)], now_us)
+            return read_jobs(connection, jobs.c.id == job_id)[0]

@@ -1,0 +1,47 @@
+"""How a ledger of an older schema becomes one of today's; every step keeps all rows.
+
+Steps are Alembic operations inside the transaction that opens the ledger, so a ledger is never half migrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import Column, Connection, Integer, String, update
+
+from featurekit_dagster.stores.ledger_tables import SCHEMA_VERSION, facts
+
+Step = Callable[[Operations], None]
+
+
+def _add_retries(operations: Operations) -> None:
+    """Version 2: a job knows how often it may be tried, and which jobs are started together."""
+    operations.add_column("jobs", Column("max_attempts", Integer, nullable=False, server_default="1"))
+    operations.add_column("jobs", Column("attempts_used", Integer, nullable=False, server_default="1"))
+    operations.add_column("jobs", Column("batch", String))
+    operations.create_index("ix_jobs_batch", "jobs", ["batch"])
+    operations.execute("UPDATE jobs SET process = '' WHERE state IN ('SUCCESS', 'FAILURE')")
+
+
+STEPS: Mapping[str, tuple[str, Step]] = MappingProxyType({"1": ("2", _add_retries)})
+"""From each version to the next one."""
+
+
+def migrate(connection: Connection, version: str) -> bool:
+    """Bring a ledger of a version to today's; False where no steps lead there, and nothing was changed."""
+    if version == SCHEMA_VERSION:
+        return True
+    path, found = [], version
+    while found != SCHEMA_VERSION:
+        if found not in STEPS:
+            return False
+        found, step = STEPS[found]
+        path.append(step)
+    operations = Operations(MigrationContext.configure(connection))
+    for step in path:
+        step(operations)
+    connection.execute(update(facts).where(facts.c.name == "schema_version").values(value=SCHEMA_VERSION))
+    return True

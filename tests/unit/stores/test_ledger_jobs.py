@@ -1,0 +1,373 @@
+"""What the ledger promises about queued jobs: they wait, are tried again, cancelled, drained and asked for again."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from featurekit_dagster.errors import JobStateError, OverlappingMaterialization
+from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.planning.job_state import ONCE, JobEvent, JobState, next_state
+from featurekit_dagster.stores.ledger import Ledger
+from featurekit_dagster.stores.ledger_records import JobRecord
+from tests.conftest import SOAK
+
+T0 = datetime(2024, 3, 1, tzinfo=UTC)
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
+VERSION_1_JOBS = """
+CREATE TABLE facts (name VARCHAR PRIMARY KEY, value VARCHAR NOT NULL);
+CREATE TABLE views (workspace VARCHAR, view VARCHAR, created_us INTEGER NOT NULL, PRIMARY KEY (workspace, view));
+CREATE TABLE jobs (sequence INTEGER PRIMARY KEY, id VARCHAR NOT NULL UNIQUE, workspace VARCHAR NOT NULL,
+ view VARCHAR NOT NULL, generation INTEGER NOT NULL, kind VARCHAR NOT NULL, start_us INTEGER NOT NULL,
+ end_us INTEGER NOT NULL, online BOOLEAN NOT NULL, offline BOOLEAN NOT NULL, overwrite BOOLEAN NOT NULL,
+ "trigger" VARCHAR NOT NULL, state VARCHAR NOT NULL, created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL,
+ next_attempt_us INTEGER, reason TEXT, stats TEXT NOT NULL, process VARCHAR NOT NULL);
+CREATE TABLE attempts (id VARCHAR PRIMARY KEY, job_id VARCHAR NOT NULL REFERENCES jobs (id), number INTEGER NOT NULL,
+ run_id VARCHAR, state VARCHAR NOT NULL, created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, reason TEXT);
+CREATE TABLE coverage (workspace VARCHAR, view VARCHAR, generation INTEGER, store VARCHAR, start_us INTEGER,
+ end_us INTEGER NOT NULL, PRIMARY KEY (workspace, view, generation, store, start_us));
+CREATE TABLE leases (name VARCHAR PRIMARY KEY, epoch INTEGER NOT NULL, holder VARCHAR, process VARCHAR,
+ expires_us INTEGER);
+"""
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2024, 6, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.db", clock=clock)
+    yield opened
+    opened.close()
+
+
+def days(first: int, last: int) -> Interval:
+    return Interval(T0 + first * DAY, T0 + last * DAY)
+
+
+def queue(ledger: Ledger, *spans: Interval, **more: Any) -> list[JobRecord]:
+    facts = {"workspace": "w", "view": "v", "online": True, "offline": True, "trigger": "manual"} | more
+    return ledger.queue(intervals=spans, **facts)
+
+
+def test_queued_jobs_are_one_batch_that_is_due_at_once_and_has_no_attempt(ledger: Ledger, clock: Clock) -> None:
+    first, second = queue(ledger, days(0, 1), days(1, 3))
+    assert first.batch == second.batch is not None
+    assert [job.state for job in (first, second)] == ["RUNNING", "RUNNING"]
+    assert (first.attempts, first.attempts_used, first.next_attempt_at) == ((), 0, clock.now)
+    assert ledger.due("w") == [first, second]
+    assert ledger.due("other") == []
+
+
+def test_a_queued_range_is_claimed(ledger: Ledger) -> None:
+    (waiting,) = queue(ledger, days(0, 2))
+    with pytest.raises(OverlappingMaterialization) as caught:
+        queue(ledger, days(1, 3), overwrite=True)
+    assert (caught.value.job_id, caught.value.running) == (waiting.id, True)
+    assert queue(ledger, days(2, 3))
+
+
+def test_of_a_batch_with_a_refused_range_nothing_is_queued(ledger: Ledger) -> None:
+    queue(ledger, days(1, 2))
+    with pytest.raises(OverlappingMaterialization):
+        queue(ledger, days(0, 1), days(1, 2))
+    assert len(ledger.jobs("w")) == 1
+
+
+def test_a_failed_attempt_is_followed_by_another_after_the_wait(ledger: Ledger, clock: Clock) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    started = ledger.begin(job.id, run_id="run-1")
+    assert (started.next_attempt_at, started.attempts[0].run_id, started.attempts_used) == (None, "run-1", 1)
+    ledger.fail(job.id, reason="the source was away")
+    waiting = ledger.job(job.id)
+    assert (waiting.state, waiting.reason) == ("RUNNING", "the source was away")
+    assert waiting.next_attempt_at == clock.now + 5 * MINUTE
+    assert [a.state for a in waiting.attempts] == ["ERROR"]
+    assert ledger.due("w") == []
+    clock.now += 5 * MINUTE
+    assert [due.id for due in ledger.due("w")] == [job.id]
+    again = ledger.begin(job.id, run_id="run-2")
+    assert [(a.number, a.run_id, a.state) for a in again.attempts] == [(1, "run-1", "ERROR"), (2, "run-2", "RUNNING")]
+    ledger.succeed(job.id, stats={"rows": 3})
+    done = ledger.job(job.id)
+    assert (done.state, dict(done.stats), done.reason) == ("SUCCESS", {"rows": 3}, None)
+    assert ledger.coverage("w", "v", "offline") == IntervalSet([days(0, 1)])
+
+
+def test_a_job_is_given_up_after_ten_attempts_and_its_range_is_free(ledger: Ledger, clock: Clock) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    for number in range(1, 11):
+        ledger.begin(job.id)
+        ledger.fail(job.id, reason=f"failure {number}")
+        clock.now += DAY
+    given_up = ledger.job(job.id)
+    assert (given_up.state, given_up.attempts_used, given_up.next_attempt_at) == ("FAILURE", 10, None)
+    assert given_up.reason == "failure 10"
+    assert queue(ledger, days(0, 1))
+
+
+def test_a_permanent_error_ends_the_job_at_its_first_attempt(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    ledger.fail(job.id, reason="a column is missing", permanent=True)
+    assert ledger.job(job.id).state == "FAILURE"
+
+
+def test_without_managed_retries_one_attempt_is_all(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1), policy=ONCE)
+    ledger.begin(job.id)
+    ledger.fail(job.id, reason="the source was away")
+    assert ledger.job(job.id).state == "FAILURE"
+
+
+def test_an_attempt_that_is_under_way_is_not_started_again(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    with pytest.raises(JobStateError, match="cannot be started; wait for it"):
+        ledger.begin(job.id)
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_never_starts(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    assert ledger.cancel(job.id).state == "MANUALLY_CANCELLED"
+    assert ledger.due("w") == []
+    with pytest.raises(JobStateError, match="MANUALLY_CANCELLED"):
+        ledger.begin(job.id)
+    assert ledger.cancel(job.id) == ledger.job(job.id)
+
+
+def test_a_running_job_is_asked_to_end_and_is_cancelled_when_its_attempt_has_seen_it(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    asked = ledger.cancel(job.id)
+    assert (asked.state, asked.attempts[0].state) == ("MANUAL_CANCELLATION_REQUESTED", "CANCELLING")
+    with pytest.raises(OverlappingMaterialization):
+        queue(ledger, days(0, 1))
+    ledger.stop(job.id, reason="it was cancelled by hand")
+    ended = ledger.job(job.id)
+    assert (ended.state, ended.attempts[0].state) == ("MANUALLY_CANCELLED", "CANCELLED")
+    assert queue(ledger, days(0, 1))
+
+
+def test_a_job_that_fails_after_it_was_cancelled_is_cancelled(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    ledger.cancel(job.id)
+    ledger.fail(job.id, reason="the source was away")
+    assert ledger.job(job.id).state == "MANUALLY_CANCELLED"
+
+
+def test_a_drained_job_may_be_filled_again(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    assert ledger.drain(job.id).state == "DRAINING"
+    ledger.stop(job.id, reason="newer code")
+    assert ledger.job(job.id).state == "DRAINED"
+    assert ledger.snapshot("w").running == {}
+
+
+@pytest.mark.parametrize("ending", ["succeed", "give up", "cancel"])
+def test_a_retry_has_all_its_attempts_again(ledger: Ledger, ending: str) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    if ending == "succeed":
+        ledger.succeed(job.id, stats={})
+    elif ending == "cancel":
+        ledger.cancel(job.id)
+        ledger.stop(job.id, reason="it was cancelled by hand")
+    else:
+        ledger.fail(job.id, reason="no", permanent=True)
+    asked = ledger.retry(job.id)
+    assert (asked.state, asked.attempts_used) == ("MANUAL_RETRY", 0)
+    assert [due.id for due in ledger.due("w")] == [job.id]
+    assert ledger.begin(job.id).state == "RUNNING"
+    assert [a.number for a in ledger.job(job.id).attempts] == [1, 2]
+
+
+def test_a_retry_is_refused_while_another_job_has_the_range(ledger: Ledger) -> None:
+    (first,) = queue(ledger, days(0, 1))
+    ledger.cancel(first.id)
+    (other,) = queue(ledger, days(0, 1))
+    with pytest.raises(OverlappingMaterialization) as caught:
+        ledger.retry(first.id)
+    assert caught.value.job_id == other.id
+
+
+def test_a_retry_of_a_job_on_its_way_is_refused(ledger: Ledger) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    with pytest.raises(JobStateError, match="cannot be retried before it has ended"):
+        ledger.retry(job.id)
+
+
+def test_a_ledger_of_version_1_keeps_its_rows_and_takes_new_jobs(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "ledger.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1_JOBS)
+    us = int(T0.timestamp() * 1e6)
+    day_us = 86_400_000_000
+    with connection:
+        connection.executemany("INSERT INTO facts VALUES (?, ?)", [("schema_version", "1"), ("host", "h")])
+        old = (1, "old", "w", "v", 1, "BATCH", us, us + day_us, 1, 1, 0, "manual", "SUCCESS", us, us, None, None)
+        connection.execute(f"INSERT INTO jobs VALUES ({', '.join('?' * 19)})", (*old, json.dumps({"rows": 2}), "p"))
+        connection.execute("INSERT INTO attempts VALUES ('a', 'old', 1, NULL, 'SUCCESS', ?, ?, NULL)", (us, us))
+        connection.execute("INSERT INTO coverage VALUES ('w', 'v', 1, 'offline', ?, ?)", (us, us + day_us))
+    connection.close()
+    for _ in range(2):
+        ledger = Ledger(path, clock=clock, host="h")
+        job = ledger.job("old")
+        assert (job.state, dict(job.stats), job.max_attempts, len(job.attempts)) == ("SUCCESS", {"rows": 2}, 1, 1)
+        assert ledger.coverage("w", "v", "offline") == IntervalSet([days(0, 1)])
+        ledger.close()
+    ledger = Ledger(path, clock=clock, host="h")
+    assert queue(ledger, days(1, 2))
+    ledger.close()
+
+
+@dataclass
+class Modelled:
+    """What the model knows of one job."""
+
+    interval: Interval
+    state: JobState = JobState.RUNNING
+    live: bool = False
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Random lives of jobs over ten days, judged by the table of states and by sets of days."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self.clock = Clock()
+        self.ledger = Ledger(Path(self._folder.name) / "ledger.db", clock=self.clock)
+        self.model: dict[str, Modelled] = {}
+        self.covered = IntervalSet()
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self._folder.cleanup()
+
+    def in_the_way(self, interval: Interval, but: str | None = None) -> bool:
+        active = (m for name, m in self.model.items() if name != but and not m.state.is_final)
+        return any(m.interval.overlaps(interval) for m in active)
+
+    def pick(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.model)))
+
+    @rule(first=st.integers(0, 9), length=st.integers(1, 4), overwrite=st.booleans())
+    def trigger(self, first: int, length: int, overwrite: bool) -> None:
+        interval = days(first, first + length)
+        refused = self.in_the_way(interval) or (not overwrite and self.covered.overlaps(interval))
+        if refused:
+            with pytest.raises(OverlappingMaterialization):
+                queue(self.ledger, interval, overwrite=overwrite)
+            return
+        (job,) = queue(self.ledger, interval, overwrite=overwrite)
+        self.model[job.id] = Modelled(interval)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        name = self.pick(data)
+        found = self.model[name]
+        after = next_state(found.state, JobEvent.START)
+        if after is None or found.live:
+            with pytest.raises(JobStateError):
+                self.ledger.begin(name)
+            return
+        self.ledger.begin(name)
+        found.state, found.live = after, True
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "give up", "stop"]))
+    def end_attempt(self, data: st.DataObject, how: str) -> None:
+        name = self.pick(data)
+        found = self.model[name]
+        if not found.live:
+            return
+        event = {"succeed": JobEvent.SUCCEED, "fail": JobEvent.FAIL, "stop": JobEvent.STOP}.get(how, JobEvent.GIVE_UP)
+        attempts = self.ledger.job(name).attempts_used
+        if event is JobEvent.FAIL and attempts >= 10:
+            event = JobEvent.GIVE_UP
+        if how == "succeed":
+            self.ledger.succeed(name, stats={})
+            self.covered = self.covered.union([found.interval])
+        elif how == "stop":
+            self.ledger.stop(name, reason="told to")
+        else:
+            self.ledger.fail(name, reason="no", permanent=how == "give up")
+        after = next_state(found.state, event)
+        assert after is not None
+        found.state, found.live = after, False
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), event=st.sampled_from([JobEvent.CANCEL, JobEvent.DRAIN]))
+    def ask_to_end(self, data: st.DataObject, event: JobEvent) -> None:
+        name = self.pick(data)
+        found = self.model[name]
+        self.ledger.cancel(name) if event is JobEvent.CANCEL else self.ledger.drain(name)
+        if not found.state.is_final:
+            asked = next_state(found.state, event)
+            assert asked is not None
+            found.state = asked if found.live else next_state(asked, JobEvent.STOP) or asked
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        name = self.pick(data)
+        found = self.model[name]
+        after = next_state(found.state, JobEvent.RETRY)
+        if after is None:
+            with pytest.raises(JobStateError):
+                self.ledger.retry(name)
+        elif found.state.is_final and self.in_the_way(found.interval, but=name):
+            with pytest.raises(OverlappingMaterialization):
+                self.ledger.retry(name)
+        else:
+            self.ledger.retry(name)
+            found.state = after
+
+    @rule(minutes=st.sampled_from([1, 5, 60, 1440]))
+    def wait(self, minutes: int) -> None:
+        self.clock.now += minutes * MINUTE
+
+    @invariant()
+    def the_ledger_is_the_model(self) -> None:
+        found = {job.id: job for job in self.ledger.jobs("w")}
+        assert {name: job.state for name, job in found.items()} == {n: m.state.value for n, m in self.model.items()}
+        for store in ("offline", "online"):
+            assert self.ledger.coverage("w", "v", store) == self.covered
+        for name, job in found.items():
+            under_way = [a for a in job.attempts if a.state in ("RUNNING", "CANCELLING")]
+            assert len(under_way) == self.model[name].live
+            assert job.next_attempt_at is None or not self.model[name].live
+        assert all(job.next_attempt_at is not None for job in self.ledger.due("w"))
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(
+    max_examples=2_000 if SOAK else 30, stateful_step_count=30 if SOAK else 20, deadline=None
+)
