@@ -294,7 +294,7 @@ class Ranked:
         high = ranks[min(count - 1, max(0, math.ceil((self.percentile + slack) * count)))]
         if high[0] or not math.isfinite(low[1]) or not math.isfinite(high[1]):  # no number lies between such two
             return is_nan(answer) or answer >= low[1]
-        nearly = 1e-9 * max(abs(low[1]), abs(high[1]), 1.0)
+        nearly = 1e-6 * max(abs(low[1]), abs(high[1]), 1.0)
         return low[1] - nearly <= answer <= high[1] + nearly
 
 
