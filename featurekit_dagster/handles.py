@@ -13,14 +13,10 @@ from featurekit_dagster.intervals import Interval, as_utc
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.serving.frame import FeatureFrame
 from featurekit_dagster.serving.historical import entity_keys, features_for_spine
+from featurekit_dagster.serving.history import history
 from featurekit_dagster.serving.online import OnlineReader
-from featurekit_dagster.serving.ranges import (
-    check_open_range,
-    check_range,
-    features_in_range,
-    history,
-    partial_aggregates,
-)
+from featurekit_dagster.serving.partials import partial_aggregates
+from featurekit_dagster.serving.ranges import check_open_range, check_range, features_in_range
 from featurekit_dagster.serving.run import run_view
 from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.serving.vector import FeatureVector

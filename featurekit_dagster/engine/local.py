@@ -1,12 +1,14 @@
-"""What a view stores for an interval, computed on this machine."""
+"""What a view stores for an interval, and what its features are rolled up from, computed on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
+from featurekit_dagster.domain.aggregation import PartialColumn
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
@@ -15,8 +17,10 @@ from featurekit_dagster.engine.tiles import build_tiles, row_query
 from featurekit_dagster.engine.transform import transform, with_utc_timestamps
 from featurekit_dagster.intervals import Interval, duration_us
 
+Mocks = Mapping[str, Any] | None
 
-def compute_rows(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None = None) -> pa.Table:
+
+def compute_rows(view: FeatureView, interval: Interval, mocks: Mocks = None) -> pa.Table:
     """Return the transformation's rows with `start <= timestamp < end`: columns `view.columns`, in its order.
 
     Raises:
@@ -27,58 +31,96 @@ def compute_rows(view: FeatureView, interval: Interval, mocks: Mapping[str, Any]
         return transform(con, view, interval, mocks).table()
 
 
-def compute_tiles(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None = None) -> pa.Table:
-    """Return one row per join key and tile: the keys, `_anchor_time` (tile start) and the partial columns, in no order.
+def compute_tiles(
+    view: FeatureView, interval: Interval, mocks: Mocks = None, partials: Sequence[PartialColumn] | None = None
+) -> pa.Table:
+    """Return one row per key and tile: `view.tile_keys`, `_anchor_time` (tile start), the partial columns; no order.
+
+    Args:
+        view: A feature view with tiles.
+        interval: `[start, end)`, on the tile grid.
+        mocks: Parameter to a frame that is used instead of its source.
+        partials: Those of `view.partials` to build; None for all.
 
     Raises:
         SourceError: A source cannot be read.
         TransformError: The transformation failed, its output is not what was declared, or an integer sum overflowed.
     """
-    if view.aggregation_interval is None:
-        raise ValueError(f"{view.name} has no aggregates")
+    if view.aggregation_interval is None or not view.is_tiled:
+        raise ValueError(f"{view.name} has no tiles")
     with connect() as con:
         rows = transform(con, view, interval, mocks)
         with rows.safe_errors():
             return build_tiles(
                 con,
                 rows.relation,
-                keys=view.key_names,
+                keys=view.tile_keys,
                 timestamp=view.timestamp_field,
                 tile_us=duration_us(view.aggregation_interval),
-                partials=view.partials,
+                partials=view.partials if partials is None else partials,
             )
 
 
-def compute_events(view: FeatureView, interval: Interval) -> pa.Table:
+def compute_events(
+    view: FeatureView, interval: Interval, mocks: Mocks = None, partials: Sequence[PartialColumn] | None = None
+) -> pa.Table:
     """Return every event as a tile of its own, which rolls up to the same features as tiles and spares the GROUP BY.
 
-    The columns are those of `compute_tiles`, but `_anchor_time` is the event's own time. A `last` depends on the order
-    within a tile, so a view with one gets tiles.
+    Arguments and columns are those of `compute_tiles`, but the view needs no tiles and `_anchor_time` is the event's
+    own time. Events of one time are in the order of the transformation's output.
 
     Raises:
         SourceError: A source cannot be read.
         TransformError: The transformation failed, or its output is not what was declared.
     """
-    if any(partial.kind == "last" for partial in view.partials):
-        return compute_tiles(view, interval)
     with connect() as con:
-        rows = transform(con, view, interval)
-        query = row_query(rows.relation, keys=view.key_names, timestamp=view.timestamp_field, partials=view.partials)
+        rows = transform(con, view, interval, mocks)
         with rows.safe_errors():
-            return with_utc_timestamps(con.sql(query).to_arrow_table())
+            return _event_tiles(con, rows.relation, view, view.partials if partials is None else partials)
 
 
-def compute_stored(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None = None) -> pa.Table:
-    """Return what the offline store keeps for an interval: tiles of an aggregate view, rows of another."""
-    if view.is_aggregate:
+def tiles_of_events(view: FeatureView, events: pa.Table, partials: Sequence[PartialColumn]) -> pa.Table:
+    """Return stored events, each as a tile of its own: `view.tile_keys`, `_anchor_time` and the partial columns.
+
+    Args:
+        view: An aggregate view without tiles.
+        events: Columns of `stored_fields`; those that no partial column is made of may be left out.
+        partials: What to build.
+    """
+    with connect() as con:
+        con.register("events", events)
+        return _event_tiles(con, "events", view, partials)
+
+
+def _event_tiles(
+    con: duckdb.DuckDBPyConnection, relation: str, view: FeatureView, partials: Sequence[PartialColumn]
+) -> pa.Table:
+    query = row_query(relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
+    return with_utc_timestamps(con.sql(query).to_arrow_table())
+
+
+def compute_stored(view: FeatureView, interval: Interval, mocks: Mocks = None) -> pa.Table:
+    """Return what the offline store keeps for an interval: tiles, the events of an untiled aggregate view, or rows."""
+    if view.is_tiled:
         return compute_tiles(view, interval, mocks)
     return compute_rows(view, interval, mocks).select(stored_schema(view).names)
 
 
 def stored_fields(view: FeatureView) -> tuple[Field, ...]:
-    """Return the columns of the offline table: join keys, time, and partial columns or features."""
-    values = tuple(Field(p.name, p.dtype) for p in view.partials) or view.attributes
-    return (*view.join_keys, Field(view.stored_time_column, Timestamp), *values)
+    """Return the columns of the offline table: keys, time, then partial columns, inputs of aggregates, or features.
+
+    Each column of an untiled aggregate view is there once, also where several features are made of it.
+    """
+    secondary = () if view.secondary_key is None else (view.secondary_key,)
+    time = Field(view.stored_time_column, Timestamp)
+    if view.is_tiled:
+        values: tuple[Field, ...] = tuple(Field(p.name, p.dtype) for p in view.partials)
+    else:
+        values = tuple(feature.column for feature in view.aggregates) or view.attributes
+    by_name: dict[str, Field] = {}
+    for field in (*view.join_keys, *secondary, time, *values):
+        by_name.setdefault(field.name, field)
+    return tuple(by_name.values())
 
 
 def stored_schema(view: FeatureView) -> pa.Schema:

@@ -89,13 +89,14 @@ def change_edges(
     """Return per key the right edges on the schedule's grid at which a tile has entered or left a window.
 
     A window with right edge E holds a tile that starts at `s` when `s - offset < E <= s + size - offset`, so the tile
-    is first seen at `ceil(s + tile - offset)` and has gone at `floor(s + size - offset) + schedule`, on that grid.
-    Between two neighbouring edges of a key no window of it changes; at an edge it may or may not.
+    is first seen at `ceil(s + tile - offset)` and has gone at `floor(s + size - offset) + schedule`, on that grid. A
+    lifetime window never loses a tile. Between two neighbouring edges of a key no window of it changes; at an edge it
+    may or may not.
 
     Args:
-        tiles: Columns `keys` and `_anchor_time`; other columns are not looked at.
+        tiles: Columns `keys` and `_anchor_time`, of tiles or of single events; other columns are not looked at.
         keys: Join keys.
-        tile_us: Tile size in microseconds.
+        tile_us: Tile size in microseconds; 1 where each row is an event.
         grid_us: Distance of possible edges in microseconds, counted from the Unix epoch.
         spans: The windows to watch.
 
@@ -104,12 +105,14 @@ def change_edges(
     """
     key_columns = tiles.select(list(keys))
     codes = encode_keys(key_columns, key_columns, keys)
-    starts = microseconds(tiles.column(ANCHOR_TIME))[0]
+    times = microseconds(tiles.column(ANCHOR_TIME))[0]
+    starts = times - times % tile_us
     edges: dict[tuple[bool, int], Int64Array] = {}
     for span in spans:
-        offset, size = span.end_us, span.end_us - (span.begin_us or 0)
-        edges[True, tile_us - offset] = -(-(starts + tile_us - offset) // grid_us) * grid_us
-        edges[False, size - offset] = (starts + size - offset) // grid_us * grid_us + grid_us
+        enters = tile_us - span.end_us
+        edges[True, enters] = -(-(starts + enters) // grid_us) * grid_us
+        if span.begin_us is not None:
+            edges[False, -span.begin_us] = (starts - span.begin_us) // grid_us * grid_us + grid_us
     if not edges:
         return pa.table([*key_columns.slice(0, 0).columns, pa.array([], _TIMESTAMP)], names=[*keys, EDGE])
     every_edge = np.concatenate(list(edges.values()))

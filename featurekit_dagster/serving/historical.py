@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.domain.schema import DataType
 from featurekit_dagster.errors import SpineError
 from featurekit_dagster.serving.frame import FeatureFrame, column_names
-from featurekit_dagster.serving.point_in_time import features_at
-from featurekit_dagster.serving.spine import as_key, read_spine, select_columns
+from featurekit_dagster.serving.point_in_time import Answer, Questions, features_at
+from featurekit_dagster.serving.progress import shown_progress
+from featurekit_dagster.serving.spine import Spine, as_key, read_spine, select_columns
 from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -29,8 +31,12 @@ def features_for_spine(
     from_source: bool | None,
     separator: str,
     allow_gaps: bool,
+    mocks: Mapping[str, Any] | None = None,
 ) -> FeatureFrame:
     """Return a spine with the features of every reference, one row per spine row, in order.
+
+    Each view is read once, however many references there are to it. A read of over two seconds shows its progress where
+    a person is watching.
 
     Args:
         references: Which features of which views, and how they are called.
@@ -40,6 +46,7 @@ def features_for_spine(
         from_source: As in `StoredRows.choose`.
         separator: What stands between namespace and feature.
         allow_gaps: Whether unmaterialized intervals give NULL instead of an error.
+        mocks: Parameter to a frame that is used instead of its source, in every view.
 
     Raises:
         SpineError: A column is missing, of the wrong type, or has the name of a feature.
@@ -47,26 +54,47 @@ def features_for_spine(
         NotMaterialized: Something needed is not materialized, and gaps are not allowed.
     """
     spine = read_spine(frame, _key_types(references), timestamp_key)
-    times, no_time = spine.times_us(), spine.is_null()
-    columns: dict[str, pa.ChunkedArray] = {}
-    for reference in references:
-        view = reference.view
-        stored = StoredRows.choose(view, stores, from_source)
-        keys = pa.table([spine.keys[name] for name in reference.spine_keys], names=list(view.key_names))
-        answer = features_at(stored, keys, times, no_time, allow_gaps=allow_gaps)
-        if answer.gaps:
-            _log.warning(
-                "%s: %d of %d rows are NULL, because what they need is not materialized",
-                view.name,
-                answer.gaps,
-                len(spine),
-            )
-        for name in reference.feature_names:
-            columns[f"{reference.label}{separator}{name}"] = answer.features[name]
-    taken = [name for name in columns if name in column_names(spine.original)]
+    ordered = [f"{r.label}{separator}{name}" for r in references for name in r.feature_names]
+    taken = [name for name in ordered if name in column_names(spine.original)]
     if taken:
         raise SpineError(f"the spine has columns with the names of features: {', '.join(taken)}; rename them")
-    return spine.with_features(pa.table(columns))
+    by_view: dict[str, list[FeatureReference]] = {}
+    for reference in references:
+        by_view.setdefault(reference.view.name, []).append(reference)
+    columns: dict[str, pa.ChunkedArray] = {}
+    with shown_progress("reading features", len(by_view)) as advance:
+        for view_references in by_view.values():
+            stored = StoredRows.choose(view_references[0].view, stores, from_source, mocks)
+            columns |= _of_one_view(stored, view_references, spine, separator, allow_gaps)
+            advance()
+    return spine.with_features(pa.table({name: columns[name] for name in ordered}))
+
+
+def _of_one_view(
+    stored: StoredRows, references: Sequence[FeatureReference], spine: Spine, separator: str, allow_gaps: bool
+) -> dict[str, pa.ChunkedArray]:
+    """Return the columns of all references to one view, whose tiles or rows are read once."""
+    view, copies = stored.view, len(references)
+    names = tuple(dict.fromkeys(name for reference in references for name in reference.feature_names))
+    keys = pa.concat_tables(
+        pa.table([spine.keys[name] for name in reference.spine_keys], names=list(view.key_names))
+        for reference in references
+    )
+    times, no_time = spine.times_us(), spine.is_null()
+    questions = Questions(keys, np.tile(times, copies), np.tile(no_time, copies), copies)
+    answer = features_at(stored, questions, names, allow_gaps=allow_gaps)
+    _warn_of_gaps(view, answer, questions, len(spine))
+    return {
+        f"{reference.label}{separator}{name}": answer.features[name].slice(place * len(spine), len(spine))
+        for place, reference in enumerate(references)
+        for name in reference.feature_names
+    }
+
+
+def _warn_of_gaps(view: FeatureView, answer: Answer, questions: Questions, rows: int) -> None:
+    gaps = questions.spine_rows(answer.gaps)
+    if gaps:
+        _log.warning("%s: %d of %d rows are NULL, because what they need is not materialized", view.name, gaps, rows)
 
 
 def entity_keys(view: FeatureView, entities: Any) -> pa.Table | None:

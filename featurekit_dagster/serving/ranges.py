@@ -1,29 +1,27 @@
-"""Answers over a span of time: how long each value was valid, and the older row-per-event form."""
+"""Answers over a span of time: how long each value was what a reader saw."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurekit_dagster.domain.aggregation import distinct_spans
-from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
+from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
+from featurekit_dagster.engine.comparing import is_default, same_as_previous
 from featurekit_dagster.engine.keys import encode_keys
 from featurekit_dagster.engine.point_in_time import change_edges
-from featurekit_dagster.engine.rollup import EDGE, roll_up
+from featurekit_dagster.engine.rollup import EDGE
 from featurekit_dagster.errors import ReadError
-from featurekit_dagster.intervals import format_time, to_us
+from featurekit_dagster.intervals import duration_us, format_time, to_us
 from featurekit_dagster.planning.grid import Timing, ceil_us, floor_us
-from featurekit_dagster.serving.point_in_time import FIRST_US, earliest, window_span
-from featurekit_dagster.serving.stored import Mask, StoredRows, Times, refuse_gaps, uncovered
+from featurekit_dagster.serving.point_in_time import earliest, needed_span, rolled_up
+from featurekit_dagster.serving.stored import Mask, StoredRows, Tiles, Times
 
 VALID_FROM, VALID_TO = "_valid_from", "_valid_to"
-EFFECTIVE_TIME = "_effective_timestamp"
-INTERVAL_START, INTERVAL_END = "_interval_start_time", "_interval_end_time"
 
 
 def check_range(view: FeatureView, start_time: datetime, end_time: datetime) -> tuple[int, int]:
@@ -69,7 +67,28 @@ def _not_before_start(view: FeatureView, start_us: int) -> int:
     return start_us if view.feature_start_time is None else max(start_us, to_us(view.feature_start_time))
 
 
-def features_in_range(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None = None) -> pa.Table:
+def check_max_lookback(view: FeatureView, max_lookback: timedelta | None) -> int | None:
+    """Return how far before a range rows are searched, in microseconds; None is as far as there are any.
+
+    Raises:
+        ReadError: It is negative, or the view has aggregates, whose windows say how far to look.
+    """
+    if max_lookback is None:
+        return None
+    if view.is_aggregate:
+        raise ReadError(f"{view.name}: max_lookback on a view with aggregates, whose windows decide; leave it out")
+    if max_lookback < timedelta(0):
+        raise ReadError(f"{view.name}: max_lookback {max_lookback} is negative; it reaches back, so give zero or more")
+    return duration_us(max_lookback)
+
+
+def features_in_range(
+    stored: StoredRows,
+    start_us: int,
+    end_us: int,
+    entities: pa.Table | None = None,
+    max_lookback_us: int | None = None,
+) -> pa.Table:
     """Return join keys, features, `_valid_from` and `_valid_to`, half-open and disjoint per key, inside `[start, end]`.
 
     A row of an aggregate view whose features are all at their defaults is left out. Neighbouring rows of a key that
@@ -80,21 +99,26 @@ def features_in_range(stored: StoredRows, start_us: int, end_us: int, entities: 
         start_us: First microsecond, not before the feature start.
         end_us: First microsecond after.
         entities: Only these join keys; all of them by default.
+        max_lookback_us: How far before the start rows are searched that are still shown in the range; None for as far
+            as there are any. Only for views without aggregates.
 
     Raises:
         NotMaterialized: Something needed is not materialized.
+
+    Source: SDK page, get_historical_features, which this method of later versions replaces; `_valid_from` is when a
+        point-in-time read first gives the row, for streams too.
     """
     view, timing = stored.view, Timing.of(stored.view)
     first, last = timing.edge(start_us), timing.edge(end_us - 1)
-    if view.is_aggregate and timing.start_us is not None:
-        first = max(first, ceil_us(timing.start_us, timing.grid_us))
+    if view.is_aggregate and timing.first_edge_us is not None:
+        first = max(first, ceil_us(timing.first_edge_us, timing.grid_us))
     if start_us >= end_us or first > last:
         pieces = arrow_schema((*view.join_keys, *view.features)).empty_table()
         valid_from = valid_to = np.empty(0, np.int64)
     elif view.is_aggregate:
         pieces, valid_from, valid_to = _aggregate_pieces(stored, start_us, end_us, first, last, entities)
     else:
-        pieces, valid_from, valid_to = _row_pieces(stored, start_us, end_us, entities)
+        pieces, valid_from, valid_to = _row_pieces(stored, start_us, end_us, entities, max_lookback_us)
     return _merged(view, pieces, valid_from, valid_to)
 
 
@@ -103,27 +127,16 @@ def _aggregate_pieces(
 ) -> tuple[pa.Table, Times, Times]:
     """Evaluate every window at the first edge, and at every later one where a tile enters or leaves it."""
     view, timing = stored.view, Timing.of(stored.view)
-    back, front = window_span(view)
-    tile_us = timing.tile_us or 1
-    _require(stored, first - back, last - front)
-    tiles = only(stored.read(first - back, last - front), view, entities)
-    edges = change_edges(
-        tiles,
-        keys=view.key_names,
-        tile_us=tile_us,
-        grid_us=timing.grid_us,
-        spans=distinct_spans(view.aggregates),
-    )
-    times = edges[EDGE].cast(pa.int64()).to_numpy()
-    inside = edges.filter(pa.array((times > first) & (times <= last)))
-    begin = _distinct(tiles, view.key_names)
-    begin = begin.append_column(EDGE, pa.array(np.full(begin.num_rows, first)).cast(TIMESTAMP))
-    probes = pa.concat_tables([begin, inside]).combine_chunks()
-    features = roll_up(tiles, probes, keys=view.key_names, tile_us=tile_us, features=view.aggregates)
+    span = int(needed_span(view.aggregates, first)[0]), int(needed_span(view.aggregates, last)[1])
+    stored.require(*span)
+    tiles = stored.tiles(*span, view.aggregates)
+    tiles = Tiles(only(tiles.table, view, entities), tiles.tile_us)
+    probes = _edges_of_keys(view, tiles, timing, first, last)
+    features = rolled_up(view, tiles, probes, view.aggregates)
     pieces = pa.table(
         [*probes.select(view.key_names).columns, *features.columns], names=[*view.key_names, *view.feature_names]
     )
-    valid_from = np.maximum(probes[EDGE].cast(pa.int64()).to_numpy() + timing.delay_us, start_us)
+    valid_from = np.maximum(timing.visible(probes[EDGE].cast(pa.int64()).to_numpy()), start_us)
     order, codes = _by_key_and_time(pieces, view.key_names, valid_from)
     pieces, valid_from = pieces.take(pa.array(order)), valid_from[order]
     valid_to = _until_next(codes, valid_from, end_us)
@@ -131,13 +144,29 @@ def _aggregate_pieces(
     return pieces.filter(pa.array(shown)), valid_from[shown], valid_to[shown]
 
 
+def _edges_of_keys(view: FeatureView, tiles: Tiles, timing: Timing, first: int, last: int) -> pa.Table:
+    """Return for each key the first edge, and every later one not after the last at which its answer may change."""
+    edges = change_edges(
+        tiles.table,
+        keys=view.key_names,
+        tile_us=timing.tile_us or 1,
+        grid_us=timing.grid_us,
+        spans=distinct_spans(view.aggregates),
+    )
+    times = edges[EDGE].cast(pa.int64()).to_numpy()
+    inside = edges.filter(pa.array((times > first) & (times <= last)))
+    begin = distinct_rows(tiles.table.select(view.key_names))
+    begin = begin.append_column(EDGE, pa.array(np.full(begin.num_rows, first)).cast(TIMESTAMP))
+    return pa.concat_tables([begin, inside]).combine_chunks()
+
+
 def _row_pieces(
-    stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None
+    stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None, max_lookback_us: int | None
 ) -> tuple[pa.Table, Times, Times]:
     """Show the last row of each (key, effective time) until the next one, or until it expires.
 
     Expiry is `effective + ttl` here, unlike the point-in-time rule; the two agree when ttl is a multiple of the
-    schedule.
+    schedule, and for streams.
     """
     view, timing = stored.view, Timing.of(stored.view)
     last = timing.edge(end_us - 1)
@@ -146,8 +175,10 @@ def _row_pieces(
         # a row expires ttl after it became visible, which is one time for all rows of its interval
         first = floor_us(first, timing.grid_us)
         first = first if timing.start_us is None else max(first, timing.start_us)
-    _require(stored, first, last)
-    rows = only(stored.read(first, last), view, entities)
+    if max_lookback_us is not None:
+        first = max(first, start_us - max_lookback_us)
+    stored.require(first, last)
+    rows = only(stored.rows(first, last), view, entities)
     times = rows[view.timestamp_field].cast(pa.int64()).to_numpy()
     order, codes = _by_key_and_time(rows, view.key_names, times)
     effective = timing.effective(times[order])
@@ -163,15 +194,6 @@ def _row_pieces(
     return pieces, valid_from[shown], valid_to[shown]
 
 
-def _require(stored: StoredRows, start_us: int, end_us: int) -> None:
-    coverage = stored.coverage()
-    if coverage is None or start_us >= end_us:
-        return
-    start, end = np.array([start_us]), np.array([end_us])
-    if uncovered(start, end, coverage).any():
-        refuse_gaps(stored.view, start, end, coverage, 0)
-
-
 def only(rows: pa.Table, view: FeatureView, entities: pa.Table | None) -> pa.Table:
     """Return the rows whose join keys are among `entities`; all rows when that is None."""
     if entities is None:
@@ -180,11 +202,11 @@ def only(rows: pa.Table, view: FeatureView, entities: pa.Table | None) -> pa.Tab
     return rows.filter(pa.array(np.isin(codes.rows, codes.probes[codes.probes >= 0])))
 
 
-def _distinct(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
-    table = rows.select(list(keys))
+def distinct_rows(table: pa.Table) -> pa.Table:
+    """Return each distinct row of a table of keys and times once; NULL equals NULL."""
     if not table.num_rows:
         return table
-    codes = encode_keys(table, table, keys).probes
+    codes = encode_keys(table, table, table.column_names).probes
     _, first = np.unique(codes, return_index=True)
     return table.take(pa.array(first))
 
@@ -206,142 +228,21 @@ def _until_next(codes: Times, valid_from: Times, end_us: int) -> Times:
 
 def _all_default(view: FeatureView, pieces: pa.Table) -> Mask:
     default = np.ones(pieces.num_rows, dtype=bool)
-    for feature in view.aggregates:
-        column = pieces[feature.name]
-        same = pc.is_null(column) if feature.default is None else pc.equal(column, feature.default)
-        default &= same.to_numpy(zero_copy_only=False) if isinstance(same, pa.Array) else same.to_numpy()
+    for name, value in zip(view.feature_names, view.defaults, strict=True):
+        default &= is_default(pieces[name], value)
     return default
 
 
 def _merged(view: FeatureView, pieces: pa.Table, valid_from: Times, valid_to: Times) -> pa.Table:
     """Join rows of a key that touch and hold equal values; rows are sorted by key and time."""
     if pieces.num_rows:
-        codes = encode_keys(pieces.select(view.key_names), pieces.select(view.key_names), view.key_names).probes
+        keys = pieces.select(view.key_names)
+        codes = encode_keys(keys, keys, view.key_names).probes
         same = (codes[1:] == codes[:-1]) & (valid_from[1:] == valid_to[:-1])
         for name in view.feature_names:
-            same &= _equals_previous(pieces[name])
+            same &= same_as_previous(pieces[name])
         starts = np.flatnonzero(np.concatenate(([True], ~same)))
         ends = np.append(starts[1:], len(valid_from)) - 1
         pieces, valid_from, valid_to = pieces.take(pa.array(starts)), valid_from[starts], valid_to[ends]
     pieces = pieces.append_column(VALID_FROM, pa.array(valid_from).cast(TIMESTAMP))
     return pieces.append_column(VALID_TO, pa.array(valid_to).cast(TIMESTAMP))
-
-
-def _equals_previous(column: pa.ChunkedArray) -> Mask:
-    """Tell for each value but the first whether it is the same as the one before; NULL equals NULL, NaN equals NaN."""
-    codes = column.combine_chunks()
-    if pa.types.is_nested(codes.type):
-        values = codes.to_pylist()
-        return np.array([a == b for a, b in zip(values[1:], values[:-1], strict=True)], dtype=bool)
-    encoded = codes.dictionary_encode(null_encoding="encode").indices
-    numbers = encoded.to_numpy(zero_copy_only=False)
-    same: Mask = numbers[1:] == numbers[:-1]
-    return same
-
-
-def history(stored: StoredRows, start_us: int | None, end_us: int | None, entities: pa.Table | None = None) -> pa.Table:
-    """Return the older range form: one row per stored row or per (key, tile), with `_effective_timestamp`.
-
-    A view without aggregates shows every row with `start <= timestamp < end`. An aggregate view shows, for each tile
-    that has data, the windows as of the tile's end, where `start <= tile end < end`; the timestamp column holds the
-    tile's end.
-
-    Args:
-        stored: Where tiles or rows come from.
-        start_us: First microsecond; the feature start when None.
-        end_us: First microsecond after; the end of what is materialized or complete when None.
-        entities: Only these join keys; all of them by default.
-
-    Raises:
-        NotMaterialized: Something needed is not materialized.
-
-    Source: SDK page, get_historical_features.
-    """
-    view, timing = stored.view, Timing.of(stored.view)
-    start_us, end_us = _bounds(stored, start_us, end_us)
-    if not view.is_aggregate:
-        _require(stored, start_us, end_us)
-        rows = only(stored.read(start_us, end_us), view, entities)
-        effective = timing.effective(rows[view.timestamp_field].cast(pa.int64()).to_numpy())
-        names = [*view.key_names, *view.feature_names, view.timestamp_field]
-        return rows.select(names).append_column(EFFECTIVE_TIME, pa.array(effective).cast(TIMESTAMP))
-    back, _ = window_span(view)
-    tile_us = timing.tile_us or 1
-    _require(stored, ceil_us(start_us, tile_us) - back, floor_us(end_us - 1, tile_us))
-    tiles = only(stored.read(ceil_us(start_us, tile_us) - back, floor_us(end_us - 1, tile_us)), view, entities)
-    ends = tiles[ANCHOR_TIME].cast(pa.int64()).to_numpy() + tile_us
-    probes = tiles.select(view.key_names).append_column(EDGE, pa.array(ends).cast(TIMESTAMP))
-    probes = probes.filter(pa.array((ends >= start_us) & (ends < end_us)))
-    features = roll_up(tiles, probes, keys=view.key_names, tile_us=tile_us, features=view.aggregates)
-    ends = probes[EDGE].cast(pa.int64()).to_numpy()
-    # one millisecond is taken off so that a tile end on the job grid is its own effective time
-    effective = timing.effective(ends - 1000)
-    columns = [*probes.select(view.key_names).columns, *features.columns, probes[EDGE]]
-    names = [*view.key_names, *view.feature_names, view.timestamp_field]
-    return pa.table(columns, names=names).append_column(EFFECTIVE_TIME, pa.array(effective).cast(TIMESTAMP))
-
-
-def _bounds(stored: StoredRows, start_us: int | None, end_us: int | None) -> tuple[int, int]:
-    """Return the given ends, or those of everything that may be read; of nothing at all there is no everything."""
-    timing = Timing.of(stored.view)
-    edge = timing.edge(to_us(stored.stores.clock()))
-    coverage = stored.coverage()
-    if start_us is None:
-        start_us = FIRST_US if timing.start_us is None else timing.start_us
-    if end_us is None:
-        if coverage is not None and not coverage:
-            _require(stored, start_us, edge)
-        covered_end = edge if coverage is None else max((i.end_us for i in coverage), default=start_us)
-        # the windows as of the last instant belong to the answer of an aggregate view
-        end_us = covered_end + int(stored.view.is_aggregate)
-    return start_us, max(start_us, end_us)
-
-
-def partial_aggregates(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None = None) -> pa.Table:
-    """Return the tiles of a span: join keys, partial columns, `_interval_start_time` and `_interval_end_time`.
-
-    The span is `[floor(start, tile), floor(end, tile) + tile)`: an end on the grid still adds the tile that begins at
-    it.
-
-    Args:
-        stored: Where tiles come from.
-        start_us: First microsecond.
-        end_us: Last instant of interest.
-        entities: Only these join keys; all of them by default.
-
-    Raises:
-        ReadError: The view has no aggregates.
-        NotMaterialized: Something needed is not materialized.
-    """
-    view, tile_us = stored.view, Timing.of(stored.view).tile_us
-    if tile_us is None:
-        raise ReadError(f"{view.name}: it has no aggregates, so there are no partial ones; use get_features_in_range")
-    start, end = floor_us(start_us, tile_us), floor_us(end_us, tile_us) + tile_us
-    _require(stored, start, end)
-    tiles = only(stored.read(start, end), view, entities)
-    starts = tiles[ANCHOR_TIME].cast(pa.int64()).to_numpy()
-    table = shown_partials(view, tiles)
-    table = table.append_column(INTERVAL_START, tiles[ANCHOR_TIME])
-    return table.append_column(INTERVAL_END, pa.array(starts + tile_us).cast(TIMESTAMP))
-
-
-def shown_partials(view: FeatureView, tiles: pa.Table) -> pa.Table:
-    """Return join keys and partial columns as people know them: `mean` and `sum_of_squares` are derived."""
-    columns = {name: tiles[name] for name in view.key_names}
-    for feature in view.aggregates:
-        column = feature.column.name
-        kinds = [p.kind for p in feature.partials]
-        counts = pc.cast(tiles[f"count_{column}"], pa.float64()) if "count" in kinds else None
-        if "m2" in kinds:
-            mean = tiles[f"mean_{column}"]
-            total = pc.multiply(mean, counts)
-            columns[f"sum_of_squares_{column}"] = pc.add(tiles[f"m2_{column}"], pc.multiply(total, mean))
-            columns.setdefault(f"sum_{column}", total)
-        elif feature.function == "mean":
-            total = pc.cast(tiles[f"sum_{column}"], pa.float64(), safe=False)
-            columns[f"mean_{column}"] = pc.divide(total, pc.if_else(pc.equal(counts, 0.0), None, counts))
-        else:
-            columns[feature.partials[0].name] = tiles[feature.partials[0].name]
-        if counts is not None:
-            columns[f"count_{column}"] = tiles[f"count_{column}"]
-    return pa.table(columns)

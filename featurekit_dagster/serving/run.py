@@ -9,16 +9,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurekit_dagster.domain.aggregation import AggregateFeature
+from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationFunction
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.domain.windows import TimeWindow, format_duration
 from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.duck import connect
-from featurekit_dagster.engine.local import compute_rows
+from featurekit_dagster.engine.local import compute_rows, tiles_of_events
 from featurekit_dagster.engine.rollup import EDGE, roll_up
 from featurekit_dagster.engine.tiles import build_tiles
 from featurekit_dagster.errors import ReadError
-from featurekit_dagster.intervals import Interval, duration_us
+from featurekit_dagster.intervals import Interval
+from featurekit_dagster.planning.grid import Timing
+from featurekit_dagster.serving.history import tile_ends
+from featurekit_dagster.serving.partials import refuse_untiled
+from featurekit_dagster.serving.point_in_time import rolled_up
+from featurekit_dagster.serving.ranges import distinct_rows
+from featurekit_dagster.serving.stored import Tiles, check_mocks
 
 LEVELS = ("disabled", "partial", "full")
 
@@ -31,21 +37,18 @@ def run_view(
     Args:
         view: The feature view.
         interval: `[start, end)` of event time; aggregates see only events inside it.
-        aggregation_level: `disabled`: the transformation's rows. `partial`: one row per join key and tile, tiles
-            aligned to the end of the interval, with `tile_start_time` and `tile_end_time`. `full`, the default: one
-            row per join key and tile that has data, windows as of the tile's end, which is the timestamp.
+        aggregation_level: `disabled`: the transformation's rows. `partial`: one row per join key, secondary key and
+            tile, tiles aligned to the end of the interval, with `tile_start_time` and `tile_end_time`. `full`, the
+            default: one row per join key and tile that has data, windows as of the tile's end, which is the timestamp;
+            without tiles one row per join key and time of an event, windows that end with that event inside.
         mocks: Parameter to a frame that is used instead of its source.
 
     Raises:
-        ReadError: The level is not known or does not fit the view, or a mock has no parameter.
+        ReadError: The level is not known or does not fit the view, a mock has no parameter, or there is no source.
 
     Source: SDK page, run.
     """
-    unknown = [name for name in mocks or {} if name not in view.inputs]
-    if unknown:
-        raise ReadError(
-            f"{view.name}: {', '.join(unknown)} is no source parameter of the function; it has {', '.join(view.inputs)}"
-        )
+    check_mocks(view, mocks or {})
     if not view.is_aggregate and aggregation_level is not None:
         raise ReadError(
             f"{view.name}: aggregation_level {aggregation_level!r} on a view without aggregates; leave it out"
@@ -56,9 +59,13 @@ def run_view(
         raise ReadError(f"{view.name}: aggregation_level {level!r} is not known; it is one of {', '.join(LEVELS)}")
     if level == "disabled":
         return compute_rows(view, interval, mocks)
+    if level == "partial":
+        refuse_untiled(view)
     _warn_of_length(view, interval, level)
-    tiles, shift_us = _tiles(view, interval, mocks)
-    return (_partial if level == "partial" else _full)(view, tiles, shift_us)
+    rows = compute_rows(view, interval, mocks)
+    if not view.is_tiled:
+        return _as_of_events(view, rows)
+    return (_partial if level == "partial" else _full)(view, rows, interval.end_us)
 
 
 def _warn_of_increments(view: FeatureView, interval: Interval) -> None:
@@ -86,17 +93,13 @@ def _warn_of_length(view: FeatureView, interval: Interval, level: str) -> None:
         )
 
 
-def _tiles(view: FeatureView, interval: Interval, mocks: Mapping[str, Any] | None) -> tuple[pa.Table, int]:
-    """Return tiles that end where the interval ends, moved onto the epoch grid, and by how much they were moved."""
-    tile_us = duration_us(view.aggregation_interval) if view.aggregation_interval else 1
-    shift_us = interval.end_us % tile_us
-    rows = compute_rows(view, interval, mocks)
+def _tiles(view: FeatureView, rows: pa.Table, tile_us: int, shift_us: int) -> pa.Table:
+    """Return tiles whose ends lie a shift after the epoch grid, moved back onto it."""
     with connect() as con:
         con.register("rows", _moved(rows, view.timestamp_field, -shift_us))
-        tiles = build_tiles(
-            con, "rows", keys=view.key_names, timestamp=view.timestamp_field, tile_us=tile_us, partials=view.partials
+        return build_tiles(
+            con, "rows", keys=view.tile_keys, timestamp=view.timestamp_field, tile_us=tile_us, partials=view.partials
         )
-    return tiles, shift_us
 
 
 def _moved(table: pa.Table, name: str, by_us: int) -> pa.Table:
@@ -107,34 +110,51 @@ def _moved(table: pa.Table, name: str, by_us: int) -> pa.Table:
     return table.set_column(position, name, moved)
 
 
-def _at_tile_ends(view: FeatureView, tiles: pa.Table) -> tuple[pa.Table, int]:
-    tile_us = duration_us(view.aggregation_interval) if view.aggregation_interval else 1
-    return _moved(tiles.select([*view.key_names, ANCHOR_TIME]), ANCHOR_TIME, tile_us).rename_columns(
-        [*view.key_names, EDGE]
-    ), tile_us
-
-
-def _partial(view: FeatureView, tiles: pa.Table, shift_us: int) -> pa.Table:
-    probes, tile_us = _at_tile_ends(view, tiles)
-    features = tuple(_over_one_tile(view, feature) for feature in view.aggregates)
-    distinct = tuple({feature.name: feature for feature in features}.values())
-    values = roll_up(tiles, probes, keys=view.key_names, tile_us=tile_us, features=distinct)
+def _partial(view: FeatureView, rows: pa.Table, end_us: int) -> pa.Table:
+    tile_us = Timing.of(view).tile_us or 1
+    shift_us = end_us % tile_us
+    tiles = _tiles(view, rows, tile_us, shift_us)
+    features = {feature.name: feature for feature in (_over_one_tile(view, f) for f in view.aggregates)}
+    probes = tile_ends(tiles.select([*view.tile_keys, ANCHOR_TIME]), tile_us)
+    values = roll_up(tiles, probes, keys=view.tile_keys, tile_us=tile_us, features=tuple(features.values()))
     starts = _moved(tiles.select([ANCHOR_TIME]), ANCHOR_TIME, shift_us)[ANCHOR_TIME]
-    ends = _moved(tiles.select([ANCHOR_TIME]), ANCHOR_TIME, shift_us + tile_us)[ANCHOR_TIME]
-    table = pa.table([*tiles.select(view.key_names).columns, *values.columns], [*view.key_names, *values.column_names])
+    ends = _moved(probes.select([EDGE]), EDGE, shift_us)[EDGE]
+    table = pa.table([*tiles.select(view.tile_keys).columns, *values.columns], [*view.tile_keys, *values.column_names])
     return table.append_column("tile_start_time", starts).append_column("tile_end_time", ends)
 
 
 def _over_one_tile(view: FeatureView, feature: AggregateFeature) -> AggregateFeature:
     """Return the feature as of a single tile, named `<column>_<function>_<tile>`."""
     tile = view.aggregation_interval or feature.window.reach
-    name = f"{feature.column.name}_{feature.function}_{format_duration(tile)}"
+    function = AggregationFunction(feature.function, feature.n, feature.precision, feature.percentile)
+    name = f"{feature.column.name}_{function.label}_{format_duration(tile)}"
     return replace(feature, name=name, window=TimeWindow(tile))
 
 
-def _full(view: FeatureView, tiles: pa.Table, shift_us: int) -> pa.Table:
-    probes, tile_us = _at_tile_ends(view, tiles)
-    values = roll_up(tiles, probes, keys=view.key_names, tile_us=tile_us, features=view.aggregates)
-    ends = _moved(probes, EDGE, shift_us)[EDGE]
-    table = pa.table([*tiles.select(view.key_names).columns, *values.columns], [*view.key_names, *values.column_names])
-    return table.append_column(view.timestamp_field, ends)
+def _full(view: FeatureView, rows: pa.Table, end_us: int) -> pa.Table:
+    tile_us = Timing.of(view).tile_us or 1
+    shift_us = end_us % tile_us
+    tiles = _tiles(view, rows, tile_us, shift_us)
+    probes = distinct_rows(tile_ends(tiles.select([*view.key_names, ANCHOR_TIME]), tile_us))
+    return _windows(view, Tiles(tiles, tile_us), probes, shift_us)
+
+
+def _as_of_events(view: FeatureView, rows: pa.Table) -> pa.Table:
+    """Return the windows as of each time of an event, that event inside."""
+    tiles = tiles_of_events(view, rows, view.partials)
+    probes = distinct_rows(tile_ends(tiles.select([*view.key_names, ANCHOR_TIME]), 1))
+    return _windows(view, Tiles(tiles, 1), probes, -1)
+
+
+def _windows(view: FeatureView, tiles: Tiles, probes: pa.Table, shift_us: int) -> pa.Table:
+    """Return the features as of each edge, and the edges, moved by a shift, as the view's timestamps."""
+    moved = tuple(
+        feature
+        if feature.lifetime_start_us is None or not view.is_tiled
+        else replace(feature, lifetime_start_us=feature.lifetime_start_us - shift_us)
+        for feature in view.aggregates
+    )
+    values = rolled_up(view, tiles, probes, moved)
+    times = _moved(probes, EDGE, shift_us)[EDGE]
+    table = pa.table([*probes.select(view.key_names).columns, *values.columns], [*view.key_names, *view.feature_names])
+    return table.append_column(view.timestamp_field, times)

@@ -1,40 +1,76 @@
-"""Where a read gets its tiles or rows from: the offline store, or the source."""
+"""Where a read gets its tiles, events or rows from: the offline store, or the source."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.local import compute_events, compute_stored, stored_schema
+from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeature, partial_columns
+from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
+from featurekit_dagster.domain.schema import Field, Timestamp
+from featurekit_dagster.engine.arrow import arrow_schema
+from featurekit_dagster.engine.local import (
+    compute_events,
+    compute_stored,
+    compute_tiles,
+    stored_schema,
+    tiles_of_events,
+)
 from featurekit_dagster.errors import NotMaterialized, ReadError
-from featurekit_dagster.intervals import Interval, IntervalSet, from_us
+from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
+from featurekit_dagster.planning.grid import Timing
 from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 Times = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+FIRST_US = to_us(datetime(1000, 1, 1))  # noqa: DTZ001 - read as UTC; earlier than any event, later than any overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What windows are combined from.
+
+    Args:
+        table: Columns `view.tile_keys`, `_anchor_time` and partial columns.
+        tile_us: Size in microseconds that the roll-up is to take: 1 where each row is an event whose order counts.
+    """
+
+    table: pa.Table
+    tile_us: int
+
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """The tiles or rows of one view, for reading.
+    """The tiles, events or rows of one view, for reading.
 
     Args:
         view: The feature view.
         stores: The workspace's stores.
         from_source: Whether they are computed from the source instead of read from the offline store.
+        mocks: Parameter to a frame that is used instead of its source.
     """
 
     view: FeatureView
     stores: WorkspaceStores
     from_source: bool
+    mocks: Mapping[str, Any] | None = None
 
     @classmethod
-    def choose(cls, view: FeatureView, stores: WorkspaceStores, from_source: bool | None) -> StoredRows:
+    def choose(
+        cls,
+        view: FeatureView,
+        stores: WorkspaceStores,
+        from_source: bool | None,
+        mocks: Mapping[str, Any] | None = None,
+    ) -> StoredRows:
         """Return where to read from.
 
         Args:
@@ -42,12 +78,21 @@ class StoredRows:
             stores: The workspace's stores.
             from_source: True for the source, False for the offline store, None for the offline store where the view
                 writes it, else the source.
+            mocks: Parameter to a frame that is used instead of its source; then the source is read.
 
         Raises:
-            ReadError: The view does not write the offline store, or cannot be computed on the fly.
+            ReadError: The view does not write the offline store, cannot be computed on the fly, or a mock has no
+                parameter or would not be read.
 
         Source: Custom ETL Features with Incremental Backfills (such views must be materialized first).
         """
+        if mocks:
+            check_mocks(view, mocks)
+            if from_source is False:
+                raise ReadError(
+                    f"{view.name}: mock_inputs beside from_source=False, which reads no source; leave out one"
+                )
+            from_source = True
         if from_source is False and not view.offline:
             raise ReadError(f"{view.name}: it is not materialized offline (offline=False); pass from_source=True")
         chosen = not view.offline if from_source is None else from_source
@@ -56,31 +101,119 @@ class StoredRows:
                 f"{view.name}: incremental_backfills=True, so it cannot be computed on the fly; materialize it offline "
                 "and read it without from_source=True"
             )
-        return cls(view, stores, chosen)
+        if chosen and not mocks and not view.inputs:
+            raise ReadError(
+                f"{view.name}: its stream has no batch source, so there is no history to compute it from; give the "
+                "stream source a batch_config"
+            )
+        return cls(view, stores, chosen, mocks)
 
-    def read(self, start_us: int, end_us: int) -> pa.Table:
-        """Return the tiles or rows with `start <= time < end`; an empty table for an empty span."""
-        if start_us >= end_us:
-            return stored_schema(self.view).empty_table()
-        interval = Interval(from_us(start_us), from_us(end_us))
+    def rows(self, start_us: int, end_us: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what is stored with `start <= time < end`: tiles, events or rows; nothing for an empty span.
+
+        Args:
+            start_us: First microsecond; on the tile grid where there are tiles.
+            end_us: First microsecond after; likewise.
+            columns: Those of `stored_schema` to return, in this order; None for all.
+        """
+        schema = stored_schema(self.view)
+        names = schema.names if columns is None else list(columns)
+        interval = _interval(start_us, end_us)
+        if interval is None:
+            return schema.empty_table().select(names)
         if self.from_source:
-            return compute_stored(self.view, interval)
-        return self.stores.read_offline(self.view, stored_schema(self.view), interval)
+            return compute_stored(self.view, interval, self.mocks).select(names)
+        return self.stores.read_offline(self.view, schema, interval, names)
 
-    def read_to_roll_up(self, start_us: int, end_us: int) -> pa.Table:
-        """Return what rolls up to the features of an aggregate view: its tiles, or from the source its single events.
+    def tiles(self, start_us: int, end_us: int, features: Sequence[AggregateFeature]) -> Tiles:
+        """Return what rolls up to some features: stored tiles, or single events.
+
+        Single events are taken where the view stores them, and from the source where that answers the same: a sketch of
+        a tile is not the sketch of its events, so views with sketches get tiles there too.
 
         Args:
             start_us: First microsecond, on the tile grid.
             end_us: First microsecond after, on the tile grid.
+            features: The features that are asked for.
         """
-        if not self.from_source or start_us >= end_us:
-            return self.read(start_us, end_us)
-        return compute_events(self.view, Interval(from_us(start_us), from_us(end_us)))
+        view, partials, interval = self.view, partial_columns(features), _interval(start_us, end_us)
+        tile_us = Timing.of(view).tile_us or 1
+        if interval is None:
+            keys = (*view.join_keys, *(() if view.secondary_key is None else (view.secondary_key,)))
+            fields = (*keys, Field(ANCHOR_TIME, Timestamp), *(Field(p.name, p.dtype) for p in partials))
+            return Tiles(arrow_schema(fields).empty_table(), tile_us)
+        if self.from_source:
+            if view.is_tiled and any(p.kind.startswith(("hll", "digest")) for p in partials):
+                return Tiles(compute_tiles(view, interval, self.mocks, partials), tile_us)
+            is_ordered = any(p.kind == "last" or p.kind in LIST_FUNCTIONS for p in partials)
+            return Tiles(compute_events(view, interval, self.mocks, partials), 1 if is_ordered else tile_us)
+        schema = stored_schema(view)
+        if view.is_tiled:
+            names = [*view.tile_keys, ANCHOR_TIME, *(p.name for p in partials)]
+            return Tiles(self.stores.read_offline(view, schema, interval, names), tile_us)
+        names = list(dict.fromkeys([*view.tile_keys, view.timestamp_field, *(p.column for p in partials)]))
+        return Tiles(tiles_of_events(view, self.stores.read_offline(view, schema, interval, names), partials), 1)
 
     def coverage(self) -> IntervalSet | None:
         """Return what may be read; None when everything may (from the source)."""
         return None if self.from_source else self.stores.coverage(self.view, OFFLINE)
+
+    def gaps(self, start_us: Times, end_us: Times, ask: Mask) -> Mask:
+        """Return which of the spans that are asked for are not wholly covered.
+
+        Args:
+            start_us: First microsecond of each span.
+            end_us: First microsecond after each; an empty span is covered.
+            ask: Which spans are asked for.
+        """
+        coverage = self.coverage()
+        return np.zeros(len(ask), dtype=bool) if coverage is None else ask & uncovered(start_us, end_us, coverage)
+
+    def refuse(self, start_us: Times, end_us: Times, rows: int = 0) -> None:
+        """Raise the error that lists what of the spans is not covered.
+
+        Args:
+            start_us: First microsecond of each span that is not wholly covered.
+            end_us: First microsecond after each.
+            rows: Number of spine rows that need them; 0 for a read without a spine.
+
+        Raises:
+            NotMaterialized: Always.
+        """
+        spans = np.unique(np.stack([np.maximum(start_us, FIRST_US), end_us], axis=1), axis=0)
+        wanted = IntervalSet(Interval(from_us(int(s)), from_us(int(e))) for s, e in spans)
+        missing = wanted.subtract(self.coverage() or IntervalSet())
+        computable = bool(self.view.inputs) and not self.view.incremental_backfills
+        raise NotMaterialized(view=self.view.name, missing=missing, rows=rows, computable=computable)
+
+    def require(self, start_us: int, end_us: int) -> None:
+        """Refuse a read of a span that is not wholly covered.
+
+        Raises:
+            NotMaterialized: It is not.
+        """
+        start, end = np.array([start_us]), np.array([end_us])
+        if self.gaps(start, end, np.ones(1, dtype=bool)).any():
+            self.refuse(start, end)
+
+
+def check_mocks(view: FeatureView, mocks: Mapping[str, Any]) -> None:
+    """Refuse frames for parameters that the view's function does not have.
+
+    Raises:
+        ReadError: There is such a frame.
+    """
+    unknown = [name for name in mocks if name not in view.inputs]
+    if unknown:
+        raise ReadError(
+            f"{view.name}: {', '.join(unknown)} is no source parameter of the function; it has {', '.join(view.inputs)}"
+        )
+
+
+def _interval(start_us: int, end_us: int) -> Interval | None:
+    """Return the span as an interval, None for an empty one."""
+    start_us = max(start_us, FIRST_US)
+    return Interval(from_us(start_us), from_us(end_us)) if start_us < end_us else None
 
 
 def uncovered(start_us: Times, end_us: Times, coverage: IntervalSet) -> Mask:
@@ -99,22 +232,3 @@ def uncovered(start_us: Times, end_us: Times, coverage: IntervalSet) -> Mask:
     inside = (starts[piece] <= start_us) & (end_us <= ends[piece])
     missing: Mask = (start_us < end_us) & ~inside
     return missing
-
-
-def refuse_gaps(view: FeatureView, start_us: Times, end_us: Times, coverage: IntervalSet, rows: int) -> None:
-    """Raise the error that lists what of the spans is not covered.
-
-    Args:
-        view: The feature view.
-        start_us: First microsecond of each span that is not wholly covered.
-        end_us: First microsecond after each.
-        coverage: What is covered.
-        rows: Number of spine rows that need them; 0 for a read without a spine.
-
-    Raises:
-        NotMaterialized: Always.
-    """
-    spans = np.unique(np.stack([start_us, end_us], axis=1), axis=0)
-    wanted = IntervalSet(Interval(from_us(int(s)), from_us(int(e))) for s, e in spans)
-    missing, computable = wanted.subtract(coverage), not view.incremental_backfills
-    raise NotMaterialized(view=view.name, missing=missing, rows=rows, computable=computable)

@@ -5,7 +5,7 @@ Each store's libraries are imported with it: planning needs the ledger alone, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -67,18 +67,29 @@ class WorkspaceStores:
         """Return what the ledger knows to be materialized of a view in `online` or `offline`."""
         return self.ledger.coverage(self.workspace, view.name, store)
 
-    def read_offline(self, view: FeatureView, schema: pa.Schema, interval: Interval) -> pa.Table:
-        """Return the stored rows with `start <= time < end`, columns as in `schema`; none before the first write."""
+    def read_offline(
+        self, view: FeatureView, schema: pa.Schema, interval: Interval, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Return the stored rows with `start <= time < end`; none before the first write.
+
+        Args:
+            view: The feature view.
+            schema: The stored columns and their types; one that was never written reads NULL.
+            interval: `[start, end)`.
+            columns: Those of `schema` to return, in this order; None for all.
+        """
+        names = schema.names if columns is None else list(columns)
+        empty = schema.empty_table().select(names)
         if not self.offline.exists(view.name):
-            return schema.empty_table()
+            return empty
         import duckdb
 
         with duckdb.connect() as con:
             con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
             relation = self.offline.relation(
-                con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval
+                con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval, columns=names
             )
-            return con.sql(f"SELECT * FROM {relation}").to_arrow_table().cast(schema)
+            return con.sql(f"SELECT * FROM {relation}").to_arrow_table().cast(empty.schema)
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
         """Return how a view is stored online: serving index first, then the other join keys."""
