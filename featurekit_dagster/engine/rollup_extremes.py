@@ -47,12 +47,12 @@ def neutral(dtype: np.dtype[Any], *, largest: bool) -> float | int:
     return int(limits.min if largest else limits.max)
 
 
-def last_positions(valid: BoolArray | None, part: Ranges) -> Int64Array:
+def last_positions(valid: BoolArray | None, ranges: Sequence[Ranges]) -> list[Int64Array]:
     """Return the position of the last valid value of each range, -1 where there is none; None means all are valid."""
     if valid is None:
-        return np.where(part.high > part.low, part.high - 1, -1)
+        return [np.where(part.high > part.low, part.high - 1, -1) for part in ranges]
     newest = np.empty(len(valid) + 1, np.int64)
     newest[0] = -1
     np.maximum.accumulate(np.where(valid, np.arange(len(valid)), -1), out=newest[1:])
-    found = newest[part.high]
-    return np.where(found >= part.low, found, -1)
+    found = [newest[part.high] for part in ranges]
+    return [np.where(last >= part.low, last, -1) for last, part in zip(found, ranges, strict=True)]
