@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationFunction
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import Interval, as_utc
@@ -16,7 +17,8 @@ from featurekit_dagster.serving.historical import entity_keys, features_for_spin
 from featurekit_dagster.serving.history import history
 from featurekit_dagster.serving.online import OnlineReader
 from featurekit_dagster.serving.partials import partial_aggregates
-from featurekit_dagster.serving.ranges import check_open_range, check_range, features_in_range
+from featurekit_dagster.serving.progress import shown_progress
+from featurekit_dagster.serving.ranges import check_max_lookback, check_open_range, check_range, features_in_range
 from featurekit_dagster.serving.run import run_view
 from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.serving.vector import FeatureVector
@@ -53,6 +55,7 @@ class FeatureViewHandle:
         events: Any,
         timestamp_key: str | None = None,
         from_source: bool | None = None,
+        mock_inputs: Mapping[str, Any] | None = None,
         *,
         allow_gaps: bool = False,
     ) -> FeatureFrame:
@@ -65,6 +68,8 @@ class FeatureViewHandle:
             timestamp_key: The time column; may be left out when there is only one.
             from_source: True computes from the source, False reads the offline store, None reads it where the view
                 writes it.
+            mock_inputs: Parameter of the view's function to a frame that is used instead of its source; the features
+                are then computed, and nothing stored is read.
             allow_gaps: Answer NULL, instead of refusing, where something is not materialized.
 
         Raises:
@@ -72,7 +77,7 @@ class FeatureViewHandle:
             ReadError: The view cannot be read from there.
             NotMaterialized: Something needed is not materialized, and gaps are not allowed.
         """
-        return self._for_spine(events, timestamp_key, from_source, "__", allow_gaps)
+        return self._for_spine(events, timestamp_key, from_source, "__", allow_gaps, mock_inputs)
 
     def get_historical_features(
         self,
@@ -88,8 +93,9 @@ class FeatureViewHandle:
         """Return the spine with its features as columns `<view>.<feature>`, or the feature values of a time range.
 
         Without a spine: for a view without aggregates every row with `start_time <= timestamp < end_time`; for
-        aggregates one row per join key and tile that has data, as of the tile's end; both with `_effective_timestamp`.
-        Without any argument: everything that is there.
+        aggregates one row per join key and tile that has data, as of the tile's end, or per join key and time of an
+        event where there are no tiles; each with `_effective_timestamp`. Without any argument: everything that is
+        there.
 
         Args:
             spine: As in `get_features_for_events`.
@@ -115,35 +121,46 @@ class FeatureViewHandle:
         if timestamp_key is not None:
             raise ReadError(f"{self.name}: timestamp_key is given without a spine; leave it out")
         start, end = check_open_range(self.declaration, start_time, end_time)
+        keys = entity_keys(self.declaration, entities)
         stored = self._stored(from_source)
-        return FeatureFrame(history(stored, start, end, entity_keys(self.declaration, entities)))
+        with shown_progress("reading features", 1):
+            return FeatureFrame(history(stored, start, end, keys))
 
     def get_features_in_range(
         self,
         start_time: datetime,
         end_time: datetime,
         entities: Any = None,
+        max_lookback: timedelta | None = None,
         from_source: bool | None = None,
+        mock_inputs: Mapping[str, Any] | None = None,
     ) -> FeatureFrame:
         """Return join keys, features, `_valid_from` and `_valid_to`: how long each value was what a reader saw.
 
-        Half-open and disjoint per key, inside `[start_time, end_time]`. A row expires at `effective time + ttl` here,
-        which differs from the point-in-time rule when ttl is not a multiple of the schedule.
+        Half-open and disjoint per key, inside `[start_time, end_time]`. Rows of aggregates that are all at their
+        defaults are left out. A row expires at `effective time + ttl` here, which differs from the point-in-time rule
+        when ttl is not a multiple of the schedule.
 
         Args:
             start_time: First instant, raised to `feature_start_time`; naive is UTC.
             end_time: First instant after; naive is UTC.
             entities: A frame of join keys to keep.
+            max_lookback: How far before `start_time` rows are searched that are still valid in the range; not for
+                aggregates. Rows further back are missed, which leaves entities out and changes no value.
             from_source: True computes from the source, False reads the offline store, None reads it where the view
                 writes it.
+            mock_inputs: As in `get_features_for_events`.
 
         Raises:
-            ReadError: An empty range, or one before the features begin.
+            ReadError: An empty range, one before the features begin, or a `max_lookback` that does not fit.
             NotMaterialized: Something needed is not materialized.
         """
         start, end = check_range(self.declaration, start_time, end_time)
+        lookback = check_max_lookback(self.declaration, max_lookback)
         keys = entity_keys(self.declaration, entities)
-        return FeatureFrame(features_in_range(self._stored(from_source), start, end, keys))
+        stored = self._stored(from_source, mock_inputs)
+        with shown_progress("reading features", 1):
+            return FeatureFrame(features_in_range(stored, start, end, keys, lookback))
 
     def get_partial_aggregates(
         self,
@@ -151,24 +168,29 @@ class FeatureViewHandle:
         end_time: datetime,
         entities: Any = None,
         from_source: bool | None = None,
+        mock_inputs: Mapping[str, Any] | None = None,
     ) -> FeatureFrame:
         """Return the tiles of a span: join keys, partial columns, `_interval_start_time`, `_interval_end_time`.
 
-        An `end_time` on the tile grid still adds the tile that begins at it.
+        The secondary key, if there is one, stands after the join keys. An `end_time` on the tile grid still adds the
+        tile that begins at it.
 
         Args:
             start_time: First instant, raised to `feature_start_time`; naive is UTC.
             end_time: Last instant of interest; naive is UTC.
             entities: A frame of join keys to keep.
             from_source: As in `get_features_in_range`.
+            mock_inputs: As in `get_features_for_events`.
 
         Raises:
-            ReadError: The view has no aggregates, or the range is empty.
+            ReadError: The view has no tiles, because it has no aggregates or stores events; or the range is empty.
             NotMaterialized: Something needed is not materialized.
         """
         start, end = check_range(self.declaration, start_time, end_time)
         keys = entity_keys(self.declaration, entities)
-        return FeatureFrame(partial_aggregates(self._stored(from_source), start, end, keys))
+        stored = self._stored(from_source, mock_inputs)
+        with shown_progress("reading tiles", 1):
+            return FeatureFrame(partial_aggregates(stored, start, end, keys))
 
     def run_transformation(
         self, start_time: datetime, end_time: datetime, mock_inputs: Mapping[str, Any] | None = None
@@ -192,6 +214,7 @@ class FeatureViewHandle:
         start_time: datetime | None = None,
         end_time: datetime | None = None,
         aggregation_level: str | None = None,
+        mock_inputs: Mapping[str, Any] | None = None,
         **mock_sources: Any,
     ) -> FeatureFrame:
         """Run the view on a span of its sources or of given frames, storing nothing.
@@ -201,8 +224,10 @@ class FeatureViewHandle:
                 interval.
             end_time: First instant after; `start_time` plus one schedule by default, else the end of the last complete
                 one.
-            aggregation_level: `disabled`, `partial` or `full`, the default; not for views without aggregates.
-            **mock_sources: Frames by the function's parameter; the other sources are read.
+            aggregation_level: `disabled`, `partial` or `full`, the default; not for views without aggregates, and
+                `partial` not for views that store events.
+            mock_inputs: Frames by the function's parameter; the other sources are read.
+            **mock_sources: The same, one argument per parameter.
 
         Raises:
             ReadError: The level does not fit, a mock has no parameter, or the range is empty.
@@ -218,7 +243,8 @@ class FeatureViewHandle:
                 else start_time + schedule
             )
         interval = self._interval(end_time - schedule if start_time is None else start_time, end_time)
-        return FeatureFrame(run_view(self.declaration, interval, aggregation_level, mock_sources))
+        mocks = {**(mock_inputs or {}), **mock_sources}
+        return FeatureFrame(run_view(self.declaration, interval, aggregation_level, mocks))
 
     def get_online_features(
         self, join_keys: Mapping[str, Any], include_join_keys_in_response: bool = False
@@ -261,9 +287,10 @@ class FeatureViewHandle:
     def summary(self) -> dict[str, Any]:
         """Return what is declared and known about the view, as a flat mapping of names to values."""
         names = (
-            "name workspace description owner tags entity_names join_keys features timestamp_field feature_start_time "
-            "batch_schedule aggregation_interval ttl max_data_delay online offline online_serving_index "
-            "wildcard_join_key created_at defined_in id url"
+            "name workspace description owner tags entity_names join_keys features aggregations "
+            "aggregation_secondary_key aggregation_interval compaction_enabled lifetime_start_time is_stream "
+            "stream_processing_mode timestamp_field feature_start_time batch_schedule ttl max_data_delay online "
+            "offline online_serving_index wildcard_join_key created_at defined_in id url"
         )
         return {name: getattr(self, name) for name in names.split()}
 
@@ -293,6 +320,17 @@ class FeatureViewHandle:
         return list(self.declaration.feature_names)
 
     @property
+    def aggregations(self) -> list[str]:
+        """The aggregate features in words: `spent_7d: sum of amount over 7d`."""
+        return [f"{feature.name}: {_in_words(feature)}" for feature in self.declaration.aggregates]
+
+    @property
+    def aggregation_secondary_key(self) -> str | None:
+        """Name of the column by whose values each aggregate is broken down, or None."""
+        key = self.declaration.secondary_key
+        return None if key is None else key.name
+
+    @property
     def join_keys(self) -> list[str]:
         """Names of the join keys."""
         return list(self.declaration.key_names)
@@ -320,11 +358,17 @@ class FeatureViewHandle:
             raise ReadError(f"{self.name}: start_time {start_time} is not before end_time {end_time}")
         return Interval(start_time, end_time)
 
-    def _stored(self, from_source: bool | None) -> StoredRows:
-        return StoredRows.choose(self.declaration, self._workspace.stores, from_source)
+    def _stored(self, from_source: bool | None, mocks: Mapping[str, Any] | None = None) -> StoredRows:
+        return StoredRows.choose(self.declaration, self._workspace.stores, from_source, mocks)
 
     def _for_spine(
-        self, spine: Any, timestamp_key: str | None, from_source: bool | None, separator: str, allow_gaps: bool
+        self,
+        spine: Any,
+        timestamp_key: str | None,
+        from_source: bool | None,
+        separator: str,
+        allow_gaps: bool,
+        mocks: Mapping[str, Any] | None = None,
     ) -> FeatureFrame:
         reference = FeatureReference(view=self.declaration)
         return features_for_spine(
@@ -335,4 +379,12 @@ class FeatureViewHandle:
             from_source=from_source,
             separator=separator,
             allow_gaps=allow_gaps,
+            mocks=mocks,
         )
+
+
+def _in_words(feature: AggregateFeature) -> str:
+    """Return what a feature is made of: `last_3 of page over 1d offset 1h`."""
+    function = AggregationFunction(feature.function, feature.n, feature.precision, feature.percentile).label
+    window = f"{feature.window.label}{feature.window.suffix}".replace("_", " ")
+    return f"{function} of {feature.column.name} over {window}"
