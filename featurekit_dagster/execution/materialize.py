@@ -15,6 +15,7 @@ import pyarrow as pa
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.local import compute_stored, stored_schema
+from featurekit_dagster.engine.nested_tiles import nest_tiles
 from featurekit_dagster.errors import MaterializationFailed, safe_reason
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
@@ -103,16 +104,7 @@ def _run_job(
     run_id: str | None,
     on_step: OnStep,
 ) -> JobReport:
-    job = stores.ledger.claim(
-        workspace=stores.workspace,
-        view=view.name,
-        interval=task.interval,
-        online=task.online,
-        offline=task.offline,
-        overwrite=task.overwrite,
-        trigger=trigger,
-        run_id=run_id,
-    )
+    job = _begin(task, stores, trigger, run_id)
     on_step(CLAIMED, task)
     try:
         rows = _rows_to_write(view, task, stores)
@@ -124,7 +116,7 @@ def _run_job(
         on_step(WRITTEN_ONLINE, task)
     except Exception as error:
         # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
-        stores.ledger.fail(job.id, reason=safe_reason(error))
+        stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not getattr(error, "retryable", True))
         raise
     stats = {"rows": rows.num_rows}
     if offline is not None:
@@ -133,6 +125,22 @@ def _run_job(
         stats |= {"rows_online": online.rows_written}
     stores.ledger.succeed(job.id, stats=stats)
     return _report(view, stores.ledger.job(job.id), rows, offline, online)
+
+
+def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None) -> JobRecord:
+    """Let a waiting job's attempt begin, or claim the range of a task that has no job yet."""
+    if task.job_id is not None:
+        return stores.ledger.begin(task.job_id, run_id=run_id)
+    return stores.ledger.claim(
+        workspace=stores.workspace,
+        view=task.view,
+        interval=task.interval,
+        online=task.online,
+        offline=task.offline,
+        overwrite=task.overwrite,
+        trigger=trigger,
+        run_id=run_id,
+    )
 
 
 def _rows_to_write(view: FeatureView, task: Task, stores: WorkspaceStores) -> pa.Table:
@@ -162,9 +170,13 @@ def _write_offline(
 def _write_online(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, lease: Lease) -> OnlineWrite:
     """Upsert the interval's rows; expired ones and those before the feature start are left out.
 
+    Tiles with a secondary key are nested first: one online for all its values, so fewer are written than offline.
+
     Source: Manually Trigger Materialization, Overwriting previously materialized data (ttl).
     """
     covered = stores.coverage(view, ONLINE).union([task.interval])
+    if view.secondary_key is not None:
+        rows = nest_tiles(rows, view.key_names, view.secondary_key.name, view.partials)
     if not view.is_aggregate:
         rows = rows.filter(_is_served(view, rows, stores.clock()))
         names = [ONLINE_TIMESTAMP if n == view.timestamp_field else n for n in rows.column_names]

@@ -11,10 +11,10 @@ from typing import Any
 
 from featurekit_dagster.domain.feature_view import FeatureReference
 from featurekit_dagster.errors import ReadError
-from featurekit_dagster.intervals import duration_us, to_us
+from featurekit_dagster.intervals import to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.serving.join_key_values import key_converter
-from featurekit_dagster.serving.online_rollup import compile_rollup
+from featurekit_dagster.serving.online_windows import WindowedFeatures
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN, FeatureStatus, FeatureVector
 from featurekit_dagster.serving.wildcard import Matches, matched
 from featurekit_dagster.stores.online import OnlineSnapshot
@@ -137,6 +137,7 @@ class _Edge:
     Args:
         us: Right edge: end of the newest covered interval not after the clock's; None when nothing is covered.
         served_us: The same; None too before the features begin.
+        since_us: First tile that a window may hold; of no meaning without aggregates.
         known: Per aggregate feature, whether everything it needs is covered.
         complete: Whether that is so for all of them.
         times: The edge, once per feature.
@@ -144,6 +145,7 @@ class _Edge:
 
     us: int | None
     served_us: int | None = None
+    since_us: int = 0
     known: tuple[bool, ...] = ()
     complete: bool = True
     times: tuple[int | None, ...] = ()
@@ -164,15 +166,11 @@ class _ViewReader:
         self.needed_columns = self.columns if wildcard is None else self.columns[:-1]
         prefix = f"{reference.label}." if qualified else ""
         self._names = tuple(f"{prefix}{name}" for name in reference.feature_names)
-        positions = [view.feature_names.index(name) for name in reference.feature_names]
-        self._features = tuple(view.aggregates[p] for p in positions) if view.is_aggregate else ()
-        self._positions = tuple(positions)
-        self._defaults = tuple(f.default for f in self._features) or (None,) * len(positions)
-        self._nulls = (None,) * len(positions)
-        self._present, self._missing = (PRESENT,) * len(positions), (MISSING_DATA,) * len(positions)
-        self._reach = duration_us(view.reach)
-        tile_us = self._layout.tile_us
-        self._rollup = None if tile_us is None else compile_rollup(self._features, view.partials, tile_us)
+        self._positions = tuple(view.feature_names.index(name) for name in reference.feature_names)
+        count = len(self._positions)
+        self._nulls = (None,) * count
+        self._present, self._missing = (PRESENT,) * count, (MISSING_DATA,) * count
+        self._windows = WindowedFeatures(view, self._positions) if view.is_aggregate else None
         # one value, as threads may read and set it at the same time
         self._last_edge: tuple[Any, int, int, _Edge] = (None, 0, 0, _Edge(None))
 
@@ -193,11 +191,12 @@ class _ViewReader:
         with self._stores.online.snapshot(self._layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
             times = edge.times
-            if self._rollup is None or edge.served_us is None:
+            windows, edge_us = self._windows, edge.served_us
+            if windows is None or edge_us is None:
                 answers = [self._answer(snapshot, key, edge, now_us) for key in keys]
             else:
-                packed = snapshot.packed_tiles_many(keys, edge.served_us - self._reach, edge.served_us)
-                answers = [self._finished(answer, edge) for answer in self._rollup.many(packed, edge.served_us)]
+                packed = snapshot.packed_tiles_many(keys, edge.since_us, edge_us)
+                answers = [self._finished(answer, edge) for answer in windows.rollup.many(packed, edge_us)]
         return [FeatureVector(names, values, statuses, times) for values, statuses in answers]
 
     def _answer(self, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: _Edge, now_us: int) -> Found:
@@ -205,14 +204,15 @@ class _ViewReader:
         if edge_us is None:
             status = UNKNOWN if edge.us is None else MISSING_DATA
             return self._nulls, (status,) * len(self._nulls)
-        if self._rollup is not None:
-            packed = snapshot.packed_tiles(key, edge_us - self._reach, edge_us)
-            return self._finished(self._rollup.one(packed, edge_us), edge)
+        if self._windows is not None:
+            packed = snapshot.packed_tiles(key, edge.since_us, edge_us)
+            return self._finished(self._windows.rollup.one(packed, edge_us), edge)
         return self._newest(snapshot.read([key])[0], snapshot.coverage_us, edge_us, now_us)
 
     def _finished(self, answer: Sequence[Any] | None, edge: _Edge) -> Found:
         """Return rolled-up values with their statuses; None is the answer of a key without tiles."""
-        values, statuses = (self._defaults, self._missing) if answer is None else (answer, self._present)
+        assert self._windows is not None
+        values, statuses = (self._windows.defaults, self._missing) if answer is None else (answer, self._present)
         if edge.complete:
             return values, statuses
         shown = [v if k else None for v, k in zip(values, edge.known, strict=True)]
@@ -253,14 +253,14 @@ class _ViewReader:
             if edge_us is None:
                 known: Sequence[bool] = [edge.us is not None] * len(self._names)
                 return Matches(self._names, {}, self._nulls, known, edge.us)
-            if self._rollup is None:
+            if self._windows is None:
                 rows = snapshot.read_prefix(prefix).items()
                 answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge_us, now_us) for k, r in rows}
                 found = {k: values for k, (values, statuses) in answers.items() if statuses[0] is not MISSING_DATA}
                 known = [self._is_complete(snapshot.coverage_us, edge_us, now_us)] * len(self._names)
                 return Matches(self._names, found, self._nulls, known, edge.us)
-            tiles = snapshot.packed_tiles_prefix(prefix, edge_us - self._reach, edge_us)
-            rolled = zip(tiles, self._rollup.many(list(tiles.values()), edge_us), strict=True)
+            tiles = snapshot.packed_tiles_prefix(prefix, edge.since_us, edge_us)
+            rolled = zip(tiles, self._windows.rollup.many(list(tiles.values()), edge_us), strict=True)
             found = {key[-1]: self._finished(answer, edge)[0] for key, answer in rolled if answer is not None}
         return Matches(self._names, found, self._finished(None, edge)[0], edge.known, edge.us)
 
@@ -281,15 +281,14 @@ class _ViewReader:
         if not ends:
             return _Edge(None, times=(None,) * len(self._names))
         edge = max(ends)
-        known = []
-        for feature in self._features:
-            (span,) = feature.spans
-            offset, size = span.end_us, span.end_us - (span.begin_us or 0)
-            known.append(_covers(spans, edge + offset - size, edge + offset))
         start = self._timing.start_us
-        begun = not self.view.is_aggregate or start is None or edge >= start
-        return _Edge(edge, edge if begun else None, tuple(known), all(known), (edge,) * len(self._names))
+        times = (edge,) * len(self._names)
+        if self._windows is None:
+            return _Edge(edge, edge, times=times)
+        known = tuple(all(_covers(spans, *bounds) for bounds in needs) for needs in self._windows.needs(edge))
+        served = edge if start is None or edge >= start else None
+        return _Edge(edge, served, self._windows.since_us(edge), known, all(known), times)
 
 
 def _covers(spans: Spans, start: int, end: int) -> bool:
-    return any(s <= start and end <= e for s, e in spans)
+    return start >= end or any(s <= start and end <= e for s, e in spans)

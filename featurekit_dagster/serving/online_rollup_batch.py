@@ -1,4 +1,4 @@
-"""Features of many keys from packed tiles, in one NumPy pass. Used by `online_rollup`."""
+"""Features of many keys from packed tiles, in one NumPy pass. Used by `online_rollup_fixed`."""
 
 from __future__ import annotations
 
@@ -9,31 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
-from featurekit_dagster.domain.schema import Bool, DataType, Float32, Int32, Timestamp
-from featurekit_dagster.domain.windows import Span as TimeSpan
+from featurekit_dagster.domain.schema import Float32, Int32
 from featurekit_dagster.errors import AggregationOverflow
-from featurekit_dagster.intervals import from_us
 from featurekit_dagster.serving.online_rollup_cells import Cells, Grid, Ragged, Span, Values
+from featurekit_dagster.serving.online_rollup_windows import Slot, tile_bounds
+from featurekit_dagster.stores.cell_codec import user_value
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec
 
-_LAST: dict[DataType, Callable[[Any], Any]] = {Timestamp: from_us, Bool: bool}
-
 
 class BatchRollup:
-    """Rolls up the tiles of many keys at once (see `OnlineRollup`); all columns have a fixed width."""
+    """Rolls up the tiles of many keys at once (see `FixedRollup`)."""
 
-    def __init__(
-        self, features: Sequence[AggregateFeature], partials: Sequence[PartialColumn], tile_us: int, codec: ValueCodec
-    ) -> None:
-        self._features = [(feature, feature.partials, window_span(feature.spans[0], tile_us)) for feature in features]
-        self._spans = tuple(dict.fromkeys(span for _, _, span in self._features))
-        self._places = {partial.name: at for at, partial in enumerate(partials)}
+    def __init__(self, slots: Sequence[Slot], columns: dict[str, int], tile_us: int, codec: ValueCodec) -> None:
+        self._slots = [(feature, feature.partials, tile_bounds(span, tile_us)) for feature, span in slots]
+        self._places = {p.name: columns[p.name] for feature, _ in slots for p in feature.partials}
         self._tile_us = tile_us
         self._codec = codec
 
-    def many(self, packed: Sequence[PackedTiles], edge_us: int) -> list[Sequence[Any] | None]:
-        """Return the features of each key, in order; None for a key without a tile in any window.
+    def many(self, packed: Sequence[PackedTiles], edge_us: int) -> Sequence[Sequence[Any] | None]:
+        """Return the slots of each key, in order; None for a key without a tile in any window.
 
         Raises:
             AggregationOverflow: A sum of integers does not fit the feature's type.
@@ -42,10 +37,13 @@ class BatchRollup:
             return [None] * len(packed)
         edge = -(-edge_us // self._tile_us)
         cells = self._grid(packed, edge) or self._ragged(packed, edge)
+        spans = [(begin if since is None else min(since - edge, end), end) for _, _, (begin, end, since) in self._slots]
         with np.errstate(all="ignore"):
-            columns = [_feature(cells, feature, parts, span) for feature, parts, span in self._features]
+            columns = [
+                _slot(cells, feature, parts, span) for (feature, parts, _), span in zip(self._slots, spans, strict=True)
+            ]
         answers: list[Sequence[Any] | None] = list(zip(*columns, strict=True))
-        for key in np.flatnonzero(~np.any([cells.tiles(span) > 0 for span in self._spans], axis=0)).tolist():
+        for key in np.flatnonzero(~np.any([cells.tiles(span) > 0 for span in dict.fromkeys(spans)], axis=0)).tolist():
             answers[key] = None
         return answers
 
@@ -66,22 +64,17 @@ class BatchRollup:
         return Grid(named, tiles[0] if len(tiles) == 1 else np.concatenate(tiles), len(packed))
 
     def _ragged(self, packed: Sequence[PackedTiles], edge: int) -> Cells:
-        block = self._codec.unpack([value for tiles in packed for _, value in tiles])
+        block = self._codec.unpack([value for tiles in packed for _, value in tiles], with_heaps=False)
         starts = np.array([chunk for tiles in packed for chunk, _ in tiles]) * TILES_PER_CHUNK - edge
         keys = np.repeat(np.arange(len(packed)), [len(tiles) for tiles in packed])
         return Ragged(block, self._places, keys[block.owners], starts[block.owners] + block.leads, len(packed))
 
 
-def window_span(window: TimeSpan, tile_us: int) -> Span:
-    """Return a window's first tile and the first one after it, relative to the edge's tile."""
-    return (window.begin_us or 0) // tile_us, window.end_us // tile_us
-
-
-def _feature(cells: Cells, feature: AggregateFeature, parts: Sequence[PartialColumn], span: Span) -> list[Any]:
-    """Return one feature of every key."""
+def _slot(cells: Cells, feature: AggregateFeature, parts: Sequence[PartialColumn], span: Span) -> list[Any]:
+    """Return one slot of every key."""
     function = canonical_function(feature.function)
     if function == "last":
-        return _listed(*cells.last(parts[0], span), _LAST.get(feature.dtype))
+        return _listed(*cells.last(parts[0], span), user_value(feature.value_dtype))
     if function in ("min", "max"):
         return _listed(cells.extreme(parts[0], span), cells.present(parts[0], span))
     if len(parts) == 3:
@@ -90,7 +83,7 @@ def _feature(cells: Cells, feature: AggregateFeature, parts: Sequence[PartialCol
         variance = m2 / np.maximum(number - (fewest - 1), 1)
         return _listed(np.sqrt(variance) if function.startswith("stddev") else variance, number >= fewest)
     total, overflows = cells.total(parts[0], span)
-    if function == "sum" and feature.dtype == Int32:
+    if function == "sum" and feature.value_dtype == Int32:
         overflows += int(np.count_nonzero((total < -(1 << 31)) | (total >= 1 << 31)))
     if overflows:
         raise AggregationOverflow(feature=feature.name, dtype=str(feature.column.dtype), count=overflows)
@@ -100,7 +93,7 @@ def _feature(cells: Cells, feature: AggregateFeature, parts: Sequence[PartialCol
     if function == "count":
         counts: list[Any] = total.tolist()
         return counts
-    return _listed(total.astype(np.float32) if feature.dtype == Float32 else total, cells.present(parts[0], span))
+    return _listed(total.astype(np.float32) if feature.value_dtype == Float32 else total, cells.present(parts[0], span))
 
 
 def _listed(values: Values, there: npt.NDArray[np.bool_], convert: Callable[[Any], Any] | None = None) -> list[Any]:

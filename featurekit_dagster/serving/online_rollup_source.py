@@ -2,7 +2,8 @@
 
 Looping over windows, columns and features costs more than the sums themselves when there are a few dozen tiles. So the
 loops are unrolled once per view, for keys with one or two chunks, as most have. Only numbers and names made here enter
-the source. Whatever is unusual (NULLs, NaN, infinities of both signs) is left to the general way of `online_rollup`.
+the source. Whatever is unusual (NULLs, NaN, infinities of both signs) is left to the other ways of
+`online_rollup_fixed`.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def write_short_way(
 ) -> ShortWay:
     """Return a function that rolls up exactly so many chunks.
 
-    It takes the packed chunks and the edge's tile, and returns the features, None if no tile lies in a window, or
+    It takes the packed chunks and the edge's tile, and returns the slots, None if no tile lies in a window, or
     NotImplemented where only the general way will do.
 
     Args:
         windows: What to compute.
-        defaults: Per feature, its value over an empty window.
+        defaults: Per slot, its value over an empty window.
         names: Names of the tile columns (`<kind>_<column>`), in stored order.
         unpackers: By number of tiles, what unpacks a chunk's columns.
         chunks: How many chunks there will be.
@@ -56,7 +57,7 @@ def write_short_way(
     }
     lines = ["def roll_up(packed, edge):", f"    {_targets(chunks)} = packed"]
     lines += [line for chunk in range(chunks) for line in _unpacking(chunk)]
-    bounds = sorted({bound for window in windows for bound in (window.begin, window.end)})
+    bounds = sorted({bound for window in windows for bound in _bounds(window)})
     places = {bound: place for place, bound in enumerate(bounds)}
     lines += [line for bound, place in places.items() for chunk in range(chunks) for line in _rank(bound, place, chunk)]
     empty = " and ".join(f"not ({_length(window, places, chunks)})" for window in windows)
@@ -86,28 +87,37 @@ def _unpacking(chunk: int) -> list[str]:
         "        return NotImplemented",
         f"    rows{chunk} = present{chunk}.bit_count()",
         f"    cells{chunk} = unpackers[rows{chunk}](value{chunk}, {LEAD.size})",
-        f"    edge{chunk} = edge - chunk{chunk} * {TILES_PER_CHUNK}",
+        f"    start{chunk} = chunk{chunk} * {TILES_PER_CHUNK}",
+        f"    edge{chunk} = edge - start{chunk}",
     ]
 
 
-def _rank(bound: int, place: int, chunk: int) -> list[str]:
+def _bounds(window: CompiledWindow) -> tuple[str, str]:
+    """Return the expressions of a window's first tile and the first one after it, relative to a chunk's first tile."""
+    end = f"edge{{chunk}} + {window.end}"
+    if window.since is None:
+        return f"edge{{chunk}} + {window.begin}", end
+    return f"min({window.since} - start{{chunk}}, {end})", end
+
+
+def _rank(bound: str, place: int, chunk: int) -> list[str]:
     """Return the lines that find how many of a chunk's tiles come before a bound."""
     rank, inside = f"r{place}_{chunk}", f"(present{chunk} & ((1 << slot) - 1)).bit_count()"
     return [
-        f"    slot = edge{chunk} + {bound}",
+        f"    slot = {bound.format(chunk=chunk)}",
         f"    {rank} = 0 if slot <= 0 else rows{chunk} if slot >= {TILES_PER_CHUNK} else {inside}",
     ]
 
 
-def _length(window: CompiledWindow, places: dict[int, int], chunks: int) -> str:
+def _length(window: CompiledWindow, places: dict[str, int], chunks: int) -> str:
     """Return the expression of the number of tiles in a window."""
-    low, high = places[window.begin], places[window.end]
+    low, high = (places[bound] for bound in _bounds(window))
     return " + ".join(f"r{high}_{chunk} - r{low}_{chunk}" for chunk in range(chunks))
 
 
-def _cells(column: int, window: CompiledWindow, places: dict[int, int], chunks: int) -> str:
+def _cells(column: int, window: CompiledWindow, places: dict[str, int], chunks: int) -> str:
     """Return the expression of a column's cells in a window."""
-    low, high = places[window.begin], places[window.end]
+    low, high = (places[bound] for bound in _bounds(window))
     parts = []
     for chunk in range(chunks):
         offset = f"rows{chunk} * {column} + " if column else ""
@@ -118,14 +128,14 @@ def _cells(column: int, window: CompiledWindow, places: dict[int, int], chunks: 
 def _window(
     number: int,
     window: CompiledWindow,
-    places: dict[int, int],
+    places: dict[str, int],
     names: Sequence[str],
     chunks: int,
     scope: dict[str, Any],
 ) -> Iterable[str]:
-    """Yield the lines that compute one window's features."""
-    columns = dict.fromkeys([column for column, _ in window.measures] + [c for group in window.moments for c in group])
-    for column in columns:
+    """Yield the lines that compute one window's slots."""
+    columns = [column for column, _ in window.measures] + [column for group, _ in window.joints for column in group]
+    for column in dict.fromkeys(columns):
         yield f"c{column} = {_cells(column, window, places, chunks)}"
     finite = set()
     for place, (column, reduce) in enumerate(window.measures):
@@ -147,13 +157,13 @@ def _window(
             yield f"v{place} = c{column}[-1]"
         elif reduce is not float_sum:
             yield f"v{place} = {'sum' if reduce is sum else 'min' if reduce is min else 'max'}(c{column})"
-    for place, group in enumerate(window.moments, start=len(window.measures)):
+    for place, (group, _) in enumerate(window.joints, start=len(window.measures)):
         yield f"v{place} = merge_moments({', '.join(f'c{column}' for column in group)})"
     yield from _features(number, window, scope)
 
 
 def _features(number: int, window: CompiledWindow, scope: dict[str, Any]) -> Iterable[str]:
-    """Yield the lines that turn what was computed into features."""
+    """Yield the lines that turn what was computed into slots."""
     for position, place, finish in window.outputs:
         if finish is None:
             yield f"f{position} = v{place}"

@@ -1,26 +1,30 @@
 """What a view's features compute over each window: which columns are combined how, and what becomes of the result.
 
-Small functions over the cells of one key, for tiles without NULLs; `online_rollup` applies them, and
-`online_rollup_source` writes them out as one function.
+Small functions over the cells of one key; `online_rollup_fixed` and `online_rollup_any` apply them, and
+`online_rollup_source` writes those of numbers out as one function. A slot is a feature over one of its windows: a
+series has several, every other feature has one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_float
 from dataclasses import dataclass
 from typing import Any
 
-from featurekit_dagster.domain.aggregation import AggregateFeature, PartialColumn, canonical_function
-from featurekit_dagster.domain.schema import Bool, DataType, Float32, Int32, Timestamp
+from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeature, PartialColumn, canonical_function
+from featurekit_dagster.domain.schema import Float32, Int32
+from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.errors import AggregationOverflow
-from featurekit_dagster.intervals import from_us
-from featurekit_dagster.serving.online_rollup_batch import window_span
+from featurekit_dagster.serving.online_rollup_lists import distinct_counter, list_reducer, percentile_finder
+from featurekit_dagster.stores.cell_codec import user_value
 
 Reduce = Callable[[Sequence[Any]], Any]
+Joint = Callable[..., Any]
 Finish = Callable[[Any], Any]
 Moments = tuple[int, float]
+Slot = tuple[AggregateFeature, Span]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +32,38 @@ class CompiledWindow:
     """A distinct window and what is computed over it.
 
     Args:
-        begin: First tile, relative to the edge's tile.
+        begin: First tile, relative to the edge's tile; of no meaning for a lifetime.
         end: First tile after it, relative to the edge's tile.
+        since: First tile of a lifetime, counted from the Unix epoch; else None.
         measures: Column and reducer of each shared quantity.
-        moments: Columns of count, mean and M2 of each shared variance; they follow the measures.
-        outputs: Feature position, place of its quantity, and how it becomes the feature.
-        means: Feature position, places of sum and count.
+        joints: Columns and reducer of each quantity that several columns make together (variances, sketches); they
+            follow the measures.
+        outputs: Slot, place of its quantity, and how it becomes the answer.
+        means: Slot, places of sum and count, and how the sum becomes a float.
     """
 
     begin: int
     end: int
+    since: int | None
     measures: tuple[tuple[int, Reduce], ...]
-    moments: tuple[tuple[int, int, int], ...]
+    joints: tuple[tuple[tuple[int, ...], Joint], ...]
     outputs: tuple[tuple[int, int, Finish | None], ...]
     means: tuple[tuple[int, int, int, Finish], ...]
+
+    def first(self, edge: int) -> int:
+        """Return the first tile of the window whose edge is at this tile."""
+        return edge + self.begin if self.since is None else min(self.since, edge + self.end)
+
+
+def slots_of(features: Iterable[AggregateFeature]) -> list[Slot]:
+    """Return every feature over each of its windows, in order."""
+    return [(feature, span) for feature in features for span in feature.spans]
+
+
+def tile_bounds(span: Span, tile_us: int) -> tuple[int, int, int | None]:
+    """Return a window's `begin`, `end` and `since` in tiles, as `CompiledWindow` has them."""
+    since = None if span.since_us is None else -(-span.since_us // tile_us)
+    return (span.begin_us or 0) // tile_us, span.end_us // tile_us, since
 
 
 def float_sum(cells: Sequence[float]) -> float:
@@ -85,39 +107,70 @@ def merge_moments(counts: Sequence[int], means: Sequence[float | None], m2s: Seq
     return number, max(within + float_sum([n * d * d for n, d in distances]) - missed * missed / number, 0.0)
 
 
-def compile_window(
-    features: Sequence[tuple[int, AggregateFeature]], columns: dict[str, int], tile_us: int
+def compile_windows(
+    slots: Sequence[Slot], columns: dict[str, int], tile_us: int, spans: Iterable[Span] = ()
+) -> tuple[CompiledWindow, ...]:
+    """Return what is computed over each distinct window; slots are counted from 0.
+
+    Args:
+        slots: What to compute.
+        columns: Name of a partial column to its place in a tile.
+        tile_us: Tile size in microseconds.
+        spans: The windows and their order; those of the slots when empty.
+    """
+    wanted = tuple(spans) or tuple(dict.fromkeys(span for _, span in slots))
+    numbered = [(at, feature, span) for at, (feature, span) in enumerate(slots)]
+    groups = [[(at, feature) for at, feature, other in numbered if other == span] for span in wanted]
+    return tuple(_compile(group, span, columns, tile_us) for group, span in zip(groups, wanted, strict=True))
+
+
+def _compile(
+    features: Sequence[tuple[int, AggregateFeature]], span: Span, columns: dict[str, int], tile_us: int
 ) -> CompiledWindow:
-    """Return what one window computes; `features` are (position, feature), all of that window."""
+    """Return what one window computes; `features` are (slot, feature), all of that window."""
     measures: dict[tuple[int, Reduce], int] = {}
-    moments: dict[tuple[int, int, int], int] = {}
+    joints: dict[tuple[tuple[int, ...], Joint], int] = {}
     for _, feature in features:
-        parts = feature.partials
-        if len(parts) == 3:
-            moments.setdefault((columns[parts[0].name], columns[parts[1].name], columns[parts[2].name]), len(moments))
+        joint = _joint(feature)
+        if joint is not None:
+            joints.setdefault((_places(feature, columns), joint), len(joints))
         else:
-            for partial in parts:
+            for partial in feature.partials:
                 measures.setdefault((columns[partial.name], _reducer(partial)), len(measures))
     outputs: list[tuple[int, int, Finish | None]] = []
     means: list[tuple[int, int, int, Finish]] = []
-    for position, feature in features:
-        parts = feature.partials
-        if len(parts) == 3:
-            key = (columns[parts[0].name], columns[parts[1].name], columns[parts[2].name])
-            outputs.append((position, len(measures) + moments[key], _finish_variance(feature)))
+    for slot, feature in features:
+        joint = _joint(feature)
+        if joint is not None:
+            place = len(measures) + joints[_places(feature, columns), joint]
+            outputs.append((slot, place, _finish(feature)))
         else:
-            places = [measures[columns[partial.name], _reducer(partial)] for partial in parts]
-            if len(places) == 2:
-                means.append((position, places[0], places[1], _mean_total(feature)))
+            found = [measures[columns[partial.name], _reducer(partial)] for partial in feature.partials]
+            if len(found) > 1:
+                means.append((slot, found[0], found[1], _mean_total(feature)))
             else:
-                outputs.append((position, places[0], _finish(feature)))
-    begin, end = window_span(features[0][1].spans[0], tile_us)
-    return CompiledWindow(begin, end, tuple(measures), tuple(moments), tuple(outputs), tuple(means))
+                outputs.append((slot, found[0], _finish(feature)))
+    return CompiledWindow(*tile_bounds(span, tile_us), tuple(measures), tuple(joints), tuple(outputs), tuple(means))
+
+
+def _places(feature: AggregateFeature, columns: dict[str, int]) -> tuple[int, ...]:
+    return tuple(columns[partial.name] for partial in feature.partials)
+
+
+def _joint(feature: AggregateFeature) -> Joint | None:
+    """Return what makes a quantity of several columns together; None where each is reduced on its own."""
+    if feature.function == "approx_count_distinct":
+        return distinct_counter(feature.precision)
+    if feature.function == "approx_percentile":
+        return percentile_finder(feature.percentile)
+    return merge_moments if "m2" in [partial.kind for partial in feature.partials] else None
 
 
 def _reducer(partial: PartialColumn) -> Reduce:
     if partial.kind == "last":
         return last
+    if partial.kind in LIST_FUNCTIONS:
+        return list_reducer(partial.kind, partial.size, partial.dtype.children[0].is_float)
     is_float = partial.dtype.is_float
     if partial.kind == "min":
         return float_min if is_float else min
@@ -127,17 +180,24 @@ def _reducer(partial: PartialColumn) -> Reduce:
 
 
 def _finish(feature: AggregateFeature) -> Finish | None:
-    """Return how a count, sum, extreme or last becomes the feature; None where it is the feature."""
+    """Return how a quantity becomes the answer; None where it is the answer."""
     if feature.function == "sum":
-        if feature.dtype.is_integer:
+        if feature.value_dtype.is_integer:
             return _checked_sum(feature)
-        return _as_float32 if feature.dtype == Float32 else None
-    if feature.function == "last":
-        return _LAST.get(feature.dtype)
-    return None
+        return _as_float32 if feature.value_dtype == Float32 else None
+    if feature.function == "last" or feature.function in LIST_FUNCTIONS:
+        return user_value(feature.value_dtype)
+    return _finish_variance(feature) if _joint(feature) is merge_moments else None
 
 
-_LAST: dict[DataType, Finish] = {Timestamp: from_us, Bool: bool}
+def finish_window(window: CompiledWindow, found: Sequence[Any], answer: list[Any]) -> None:
+    """Put what was computed over a window into the answer."""
+    for slot, place, finish in window.outputs:
+        value = found[place]
+        answer[slot] = value if finish is None or value is None else finish(value)
+    for slot, total, count, finish in window.means:
+        if found[count]:
+            answer[slot] = finish(found[total]) / found[count]
 
 
 def _as_float32(value: float) -> float:
@@ -145,7 +205,7 @@ def _as_float32(value: float) -> float:
 
 
 def _checked_sum(feature: AggregateFeature) -> Finish:
-    limit = 1 << (31 if feature.dtype == Int32 else 63)
+    limit = 1 << (31 if feature.value_dtype == Int32 else 63)
 
     def check(total: int) -> int:
         if -limit <= total < limit:

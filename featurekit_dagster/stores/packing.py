@@ -127,6 +127,10 @@ class ValueCodec:
         """Whether all columns have a fixed width."""
         return not self._variable
 
+    def is_fixed_column(self, column: int) -> bool:
+        """Tell whether a column has a fixed width."""
+        return column not in self._variable
+
     # ---- many values -----------------------------------------------------------------------------------------------
 
     def column_cells(self, column: int, cells: pa.Array) -> tuple[np.ndarray[Any, Any], BoolArray | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.domain.schema import Field
+from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.intervals import Interval, IntervalSet, duration_us
 
 if TYPE_CHECKING:
@@ -105,5 +105,13 @@ class WorkspaceStores:
             key_fields=tuple(by_name[name] for name in (*index, *others)),
             index_length=len(index),
             tile_us=None if tile is None else duration_us(tile),
-            value_fields=tuple(Field(p.name, p.dtype) for p in view.partials) or view.attributes,
+            value_fields=_online_fields(view),
         )
+
+
+def _online_fields(view: FeatureView) -> tuple[Field, ...]:
+    """Return the columns of an online record: partial columns or features; lists beside those of a secondary key."""
+    fields = tuple(Field(p.name, p.dtype) for p in view.partials) or view.attributes
+    if view.secondary_key is None:
+        return fields
+    return tuple(Field(field.name, Array(field.dtype)) for field in (view.secondary_key, *fields))
