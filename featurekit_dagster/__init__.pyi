@@ -1,8 +1,24 @@
+from .domain.aggregation_functions import (
+    approx_count_distinct,
+    approx_percentile,
+    first,
+    first_distinct,
+    last,
+    last_distinct,
+)
 from .domain.context import MaterializationContext, materialization_context
-from .domain.declarations import Attribute, batch_feature_view
+from .domain.declarations import Attribute, batch_feature_view, stream_feature_view
 from .domain.entity import Entity
 from .domain.feature_service import FeatureService
-from .domain.feature_view import Aggregate, Aggregation, BatchTriggerType, DeltaConfig, FeatureView
+from .domain.feature_view import (
+    Aggregate,
+    Aggregation,
+    AggregationLeadingEdge,
+    BatchTriggerType,
+    DeltaConfig,
+    FeatureView,
+    StreamProcessingMode,
+)
 from .domain.schema import (
     Array,
     Bool,
@@ -28,7 +44,8 @@ from .domain.sources import (
     TectonTimeConstant,
     pandas_batch_config,
 )
-from .domain.windows import TimeWindow
+from .domain.stream_sources import KafkaConfig, KinesisConfig, PushConfig, RedisStreamConfig, StreamSource
+from .domain.windows import LifetimeWindow, TimeWindow, TimeWindowSeries
 from .errors import (
     DeclarationError,
     FeatureKitError,
@@ -43,6 +60,7 @@ from .serving.vector import FeatureVector
 __all__ = [
     "Aggregate",
     "Aggregation",
+    "AggregationLeadingEdge",
     "Array",
     "Attribute",
     "BatchSource",
@@ -66,21 +84,36 @@ __all__ = [
     "HiveSource",
     "Int32",
     "Int64",
+    "KafkaConfig",
+    "KinesisConfig",
+    "LifetimeWindow",
     "Map",
     "MaterializationContext",
     "NotFoundError",
     "NotMaterialized",
     "OverlappingMaterialization",
+    "PushConfig",
+    "RedisStreamConfig",
     "SqlConfig",
+    "StreamProcessingMode",
+    "StreamSource",
     "String",
     "Struct",
     "TectonTimeConstant",
     "TectonValidationError",
     "TimeWindow",
+    "TimeWindowSeries",
     "Timestamp",
     "Workspace",
+    "approx_count_distinct",
+    "approx_percentile",
     "batch_feature_view",
+    "first",
+    "first_distinct",
     "get_workspace",
+    "last",
+    "last_distinct",
     "materialization_context",
     "pandas_batch_config",
+    "stream_feature_view",
 ]

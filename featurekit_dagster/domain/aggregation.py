@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from featurekit_dagster.domain.schema import Array, DataType, Field, Float64, Int64, String
@@ -60,8 +61,9 @@ class AggregationFunction:
     @property
     def label(self) -> str:
         """The function as generated names write it: `last_3`, `approx_percentile_p0_5`."""
-        if self.percentile is not None and self.name == "approx_percentile":
-            return f"{self.name}_p{str(self.percentile).replace('.', '_')}"
+        if self.name == "approx_percentile":
+            share = format(Decimal(str(abs(self.percentile))), "f")  # str() alone writes 1e-05
+            return f"{self.name}_p{share.replace('.', '_')}"
         return f"{self.name.removesuffix('_n')}_{self.n}" if self.name in LIST_FUNCTIONS else self.name
 
 
@@ -115,6 +117,16 @@ _FUNCTIONS: dict[str, _Function] = {
 FUNCTION_NAMES: tuple[str, ...] = tuple(_PLAIN)
 """Functions that are given as plain text; the others have parameters, and are made by the function of their name."""
 
+PARAMETERIZED: dict[str, str] = {
+    "last_n": "last(n)",
+    "last_distinct": "last_distinct(n)",
+    "first_n": "first(n)",
+    "first_distinct": "first_distinct(n)",
+    "approx_count_distinct": "approx_count_distinct(precision)",
+    "approx_percentile": "approx_percentile(percentile, precision)",
+}
+"""How users write each function that has parameters."""
+
 _ACCEPTED: dict[str, tuple[Callable[[DataType], bool], str]] = {
     "any": (lambda _: True, "any column"),
     "numbers": (lambda dtype: dtype.is_numeric, "integer and float columns"),
@@ -149,10 +161,11 @@ def check_function(function: str, dtype: DataType) -> str | None:
     """Return one sentence on why `function` cannot be applied to a column of `dtype`, or None if it can."""
     known = _FUNCTIONS.get(function)
     if known is None:
-        return f"function {function!r} is not known; use one of {', '.join(FUNCTION_NAMES)}"
+        return f"function {function!r} is not known; use one of {', '.join((*FUNCTION_NAMES, *PARAMETERIZED.values()))}"
     fits, what = _ACCEPTED[known.accepts]
     if not fits(dtype):
-        return f"function {function!r} takes {what}, not {dtype}; use count, last or another column"
+        written = PARAMETERIZED.get(function, function)
+        return f"function {written!r} takes {what}, not {dtype}; use count, last or another column"
     return None
 
 

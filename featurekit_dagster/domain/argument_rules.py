@@ -8,25 +8,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Any
 
-from featurekit_dagster.domain.feature_view import BatchTriggerType, DeltaConfig
+from featurekit_dagster.domain.feature_view import (
+    AggregationLeadingEdge,
+    BatchTriggerType,
+    DeltaConfig,
+    StreamProcessingMode,
+)
 from featurekit_dagster.domain.windows import parse_duration, size_fault
 from featurekit_dagster.domain.wording import described
 from featurekit_dagster.intervals import from_us, to_us
 
-_TEXTS = ("name", "timestamp_field", "context_parameter_name", "description", "owner")
+_TEXTS = (
+    "name",
+    "timestamp_field",
+    "context_parameter_name",
+    "aggregation_secondary_key",
+    "description",
+    "owner",
+)
 _FLAGS = ("online", "offline", "incremental_backfills")
+_OPTIONAL_FLAGS = ("compaction_enabled", "batch_compaction_enabled")
 _LISTS = ("schema", "features", "aggregations", "online_serving_index")
-_TIMES = ("feature_start_time", "manual_trigger_backfill_end_time")
+_TIMES = ("feature_start_time", "lifetime_start_time", "manual_trigger_backfill_end_time")
 _DURATIONS = ("aggregation_interval", "batch_schedule", "ttl", "max_backfill_interval")
 
-_NO_STREAM = "streams are not offered by this version; leave it out"
-_NO_UNTILED = "untiled views are not offered by this version; leave it out"
+_ENUMS: tuple[tuple[str, type[Enum]], ...] = (
+    ("stream_processing_mode", StreamProcessingMode),
+    ("aggregation_leading_edge", AggregationLeadingEdge),
+)
+_ABSENT: Mapping[str, Any] = {
+    "is_stream": False,
+    "source": None,
+    "sources": (),
+    "incremental_backfills": False,
+    "stream_processing_mode": None,
+    "aggregation_leading_edge": None,
+}
+"""Arguments that one kind of view does not take."""
+
 _LOCAL = "jobs run where Dagster runs them; leave it out"
+_OF_STREAMS = "it belongs to stream_feature_view; leave it out"
+_ONE_STREAM = "it is called source, one StreamSource"
+_SEVERAL = "it is called sources, a list with one entry for each parameter of the function"
+_BATCH_REMEDIES = {
+    "source": _SEVERAL,
+    "inputs": _SEVERAL,
+    "stream_processing_mode": _OF_STREAMS,
+    "aggregation_leading_edge": _OF_STREAMS,
+    "aggregation_mode": "aggregates are in whole tiles; leave it out",
+}
+_STREAM_REMEDIES = {
+    "sources": _ONE_STREAM,
+    "inputs": _ONE_STREAM,
+    "aggregation_mode": "it is called stream_processing_mode",
+    "incremental_backfills": "a stream feature view has no incremental backfills; leave it out",
+}
 _REMEDIES = {
-    "source": "it is called sources, a list with one entry for each parameter of the function",
-    "inputs": "it is called sources, a list with one entry for each parameter of the function",
     "entity": "it is called entities, a list",
     "timestamp_key": "it is called timestamp_field",
     "time_column": "it is called timestamp_field",
@@ -39,17 +79,10 @@ _REMEDIES = {
     "batch_compute": _LOCAL,
     "batch_cluster_config": _LOCAL,
     "environment": "the process's own environment is used; leave it out",
-    "stream_compute": _NO_STREAM,
-    "stream_cluster_config": _NO_STREAM,
-    "stream_processing_mode": _NO_STREAM,
-    "stream_tiling_enabled": _NO_STREAM,
-    "aggregation_leading_edge": _NO_STREAM,
-    "output_stream": _NO_STREAM,
-    "aggregation_mode": "aggregates are in whole tiles; leave it out",
-    "compaction_enabled": _NO_UNTILED,
-    "batch_compaction_enabled": _NO_UNTILED,
-    "lifetime_start_time": "lifetime windows are not offered by this version; leave it out",
-    "aggregation_secondary_key": "secondary keys are not offered by this version; leave it out",
+    "stream_compute": _LOCAL,
+    "stream_cluster_config": _LOCAL,
+    "stream_tiling_enabled": "how a stream is tiled online is not chosen by this version; leave it out",
+    "output_stream": "features are not written to a stream by this version; leave it out",
     "online_store": "the online store belongs to the workspace, not to a view; leave it out",
     "offline_config": "it is called offline_store",
     "online_config": "the online store belongs to the workspace, not to a view; leave it out",
@@ -74,10 +107,11 @@ def checked_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
 
     Durations come back as timedelta, times as plain aware UTC datetimes, lists as lists; a faulty value is None.
     """
-    checked = dict(given)
+    checked = {**_ABSENT, **given}
     found = dict(_found_faults(checked))
     checked |= dict.fromkeys(found)
-    faults = [*found.values(), *(_refusal(name) for name in checked.pop("other", ()))]
+    special = _STREAM_REMEDIES if checked["is_stream"] else _BATCH_REMEDIES
+    faults = [*found.values(), *(_refusal(name, special) for name in checked.pop("other", ()))]
     return checked, faults, frozenset(found)
 
 
@@ -86,6 +120,7 @@ def _found_faults(checked: dict[str, Any]) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = []
     found += [(name, _text_fault(name, checked[name])) for name in _TEXTS]
     found += [(name, _flag_fault(name, checked[name])) for name in _FLAGS]
+    found += [(name, _flag_fault(name, checked[name])) for name in _OPTIONAL_FLAGS if checked[name] is not None]
     for name in _LISTS:
         checked[name], fault = _as_list(name, checked[name])
         found.append((name, fault))
@@ -95,14 +130,16 @@ def _found_faults(checked: dict[str, Any]) -> list[tuple[str, str]]:
     for name in _DURATIONS:
         checked[name], fault = as_duration(name, checked[name])
         found.append((name, fault))
-    found.append(("batch_trigger", _trigger_fault(checked["batch_trigger"])))
+    found.append(("batch_trigger", _trigger_fault(checked["batch_trigger"], is_stream=checked["is_stream"])))
+    found += [(name, _enum_fault(name, checked[name], kind)) for name, kind in _ENUMS]
     found.append(("offline_store", _offline_store_fault(checked["offline_store"])))
     found.append(("tags", _tags_fault(checked["tags"])))
     return [(name, fault) for name, fault in found if fault]
 
 
-def _refusal(name: str) -> str:
-    return f"{name} is not taken: {_REMEDIES.get(name, 'no such argument; leave it out or correct its spelling')}"
+def _refusal(name: str, special: Mapping[str, str]) -> str:
+    remedy = special.get(name) or _REMEDIES.get(name, "no such argument; leave it out or correct its spelling")
+    return f"{name} is not taken: {remedy}"
 
 
 def _text_fault(name: str, value: Any) -> str | None:
@@ -155,10 +192,16 @@ def duration_fault(name: str, value: Any) -> str | None:
     return size_fault(name, value)
 
 
-def _trigger_fault(value: Any) -> str | None:
-    if isinstance(value, BatchTriggerType):
+def _trigger_fault(value: Any, *, is_stream: bool) -> str | None:
+    if isinstance(value, BatchTriggerType) or (value is None and is_stream):
         return None
     return f"batch_trigger is {described(value)}; give BatchTriggerType.SCHEDULED or BatchTriggerType.MANUAL"
+
+
+def _enum_fault(name: str, value: Any, kind: type[Enum]) -> str | None:
+    if value is None or isinstance(value, kind):
+        return None
+    return f"{name} is {described(value)}; give {' or '.join(str(member) for member in kind)}"
 
 
 def _offline_store_fault(value: Any) -> str | None:

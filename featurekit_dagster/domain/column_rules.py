@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, AggregateFeature, check_function, feature_name
+from featurekit_dagster.domain.aggregate_rules import (
+    check_stored_names,
+    listed_names,
+    resolve_aggregates,
+    resolve_secondary_key,
+)
 from featurekit_dagster.domain.entity import join_key_fault
 from featurekit_dagster.domain.feature_view import Aggregation
-from featurekit_dagster.domain.schema import DataType, Field, Float64, Timestamp
-from featurekit_dagster.domain.windows import TimeWindow, format_duration, size_fault
+from featurekit_dagster.domain.schema import DataType, Field, Timestamp
 from featurekit_dagster.domain.wording import described
 
 if TYPE_CHECKING:
@@ -29,35 +32,38 @@ def resolve_columns(draft: Draft) -> None:
     taken = {key.name for key in keys} | {timestamp}
     if schema and not aggregations and not draft.given["aggregations"]:
         attributes = [column for column in schema if column.name not in taken]
-    aggregates = _resolve_aggregates(draft, aggregations, types)
-    inputs = [*([f.column for f in aggregates] or attributes), *schema]
+    aggregates = resolve_aggregates(draft, aggregations, types)
+    secondary = resolve_secondary_key(draft, types, {key.name for key in keys}, timestamp)
+    extra = [secondary] if secondary else []
+    inputs = [*extra, *([f.column for f in aggregates] or attributes), *schema]
     columns = {c.name: c for c in [*keys, Field(timestamp, Timestamp), *inputs]}
     names = [f.name for f in aggregates or attributes]
     wanted = aggregations or draft.given["aggregations"] or {"schema", "features", "aggregations"} & draft.wrong
     if not names and not wanted:
         draft.faults.append("there are no features; give schema, features or aggregations")
-    _check_names(draft, names, [*(key.name for key in keys), timestamp], columns)
+    _check_names(draft, names, [*(key.name for key in keys), timestamp], listed_names(secondary, aggregates), columns)
     draft.resolved |= {
         "join_keys": keys,
         "timestamp_field": timestamp,
         "columns": tuple(columns.values()),
         "attributes": () if aggregates else tuple(attributes),
         "aggregates": tuple(aggregates),
+        "secondary_key": secondary,
     }
-    _check_stored_names(draft, {key.name for key in keys}, aggregates)
+    check_stored_names(draft, [key.name for key in (*keys, *extra)], aggregates)
 
 
-def _check_names(draft: Draft, names: Sequence[str], taken: Sequence[str], columns: Iterable[str]) -> None:
+def _check_names(
+    draft: Draft, names: Sequence[str], keys: Sequence[str], listed: Sequence[str], columns: Iterable[str]
+) -> None:
     """Check that names of features and columns are told apart by the stores, which do not tell cases apart."""
     draft.faults += [f"feature name {n!r} is given twice; give one of them a name of its own" for n in repeated(names)]
-    draft.faults += [
-        f"feature {n!r} has the name of a join key or the timestamp; rename it"
-        for n in dict.fromkeys(names)
-        if n in taken
-    ]
+    for group, what in ((keys, "a join key or the timestamp"), (listed, "a list of secondary keys")):
+        draft.faults += [f"feature {n!r} has the name of {what}; rename it" for n in dict.fromkeys(names) if n in group]
+    draft.faults += [f"column {n!r} has the name of a list of secondary keys; rename it" for n in keys if n in listed]
     everywhere = list(dict.fromkeys([*columns, *names]))
     draft.faults += [f"column {n!r} is a name the store uses itself; rename it" for n in everywhere if _is_reserved(n)]
-    for group in (columns, [*taken, *names]):
+    for group in (list(columns), [*keys, *listed, *names]):
         first: dict[str, str] = {}
         for name in dict.fromkeys(group):
             other = first.setdefault(name.lower(), name)
@@ -68,14 +74,6 @@ def _check_names(draft: Draft, names: Sequence[str], taken: Sequence[str], colum
 
 def _is_reserved(name: str) -> bool:
     return name.lower() in RESERVED
-
-
-def _check_stored_names(draft: Draft, keys: set[str], aggregates: Sequence[AggregateFeature]) -> None:
-    partials = {partial.name: partial.column for feature in aggregates for partial in feature.partials}
-    draft.faults += [
-        f"join key {n!r} has the name under which tiles of column {partials[n]!r} are stored; rename one"
-        for n in sorted(keys & partials.keys())
-    ]
 
 
 def _split_features(draft: Draft) -> tuple[list[Field], list[Aggregation]]:
@@ -164,57 +162,6 @@ def _resolve_timestamp(draft: Draft, types: dict[str, DataType], keys: set[str])
         what = some if found else "no column is a Timestamp"
         draft.faults.append(f"timestamp_field is not given and {what}; name the event time column")
     return found[0] if found else "timestamp"
-
-
-def _resolve_aggregates(
-    draft: Draft, aggregations: Sequence[Aggregation], types: dict[str, DataType]
-) -> list[AggregateFeature]:
-    interval = format_duration(draft.get("aggregation_interval") or draft.get("batch_schedule") or timedelta(days=1))
-    aggregates = []
-    for given in aggregations:
-        column = given.column.name if isinstance(given.column, Field) else given.column
-        window: Any = given.time_window
-        if isinstance(window, timedelta):
-            window = TimeWindow(window)
-        what = f"aggregation {given.name or f'{given.function} of {column}'!r}"
-        faults = [*_window_faults(window), *_column_faults(column, given, types), *_name_faults(given.name)]
-        draft.faults += [f"{what}: {fault}" for fault in faults]
-        if not faults:
-            name = given.name or feature_name(column, given.function, window, interval)
-            input_column = Field(column, types[column])
-            aggregates.append(AggregateFeature(name=name, column=input_column, function=given.function, window=window))
-    return aggregates
-
-
-def _window_faults(window: Any) -> list[str]:
-    if not isinstance(window, TimeWindow):
-        return [f"time_window is {described(window)}; give a TimeWindow or a timedelta"]
-    faults = []
-    for name, value in (("window_size", window.window_size), ("offset", window.offset)):
-        if not isinstance(value, timedelta):
-            faults.append(f"{name} is {described(value)}; give a timedelta")
-        elif fault := size_fault(name, value):
-            faults.append(fault)
-    return faults
-
-
-def _column_faults(column: Any, given: Aggregation, types: dict[str, DataType]) -> list[str]:
-    faults = []
-    dtype = types.get(column) if isinstance(column, str) else None
-    if not isinstance(column, str):
-        faults.append(f"column is {described(column)}; give the name of a column or a Field")
-    elif dtype is None:
-        known = ", ".join(types) or "none"
-        faults.append(f"column {column!r} has no type; declare it in schema (declared: {known})")
-    if not isinstance(given.function, str):
-        faults.append(f"function is {described(given.function)}; use one of {', '.join(FUNCTION_NAMES)}")
-    elif fault := check_function(given.function, dtype or Float64):
-        faults.append(fault)
-    return faults
-
-
-def _name_faults(name: Any) -> list[str]:
-    return [] if name is None or (isinstance(name, str) and name) else [f"name is {name!r}; give text or leave it out"]
 
 
 def repeated(names: Sequence[str]) -> list[str]:

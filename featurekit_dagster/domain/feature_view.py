@@ -23,11 +23,13 @@ from featurekit_dagster.domain.aggregation import (
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
+from featurekit_dagster.domain.stream_sources import StreamSource
 from featurekit_dagster.domain.windows import LifetimeWindow, Window
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.intervals import duration_us, floor_time
 
 ANCHOR_TIME = "_anchor_time"
+PASS_THROUGH = "pass_through"
 _ZERO = timedelta(0)
 
 
@@ -47,6 +49,13 @@ class StreamProcessingMode(Enum):
 
     TIME_INTERVAL = "TIME_INTERVAL"
     CONTINUOUS = "CONTINUOUS"
+
+
+class AggregationLeadingEdge(Enum):
+    """Where windows of a stream view end when it is read online: at the clock, or at the newest event of the stream."""
+
+    WALL_CLOCK_TIME = "WALL_CLOCK_TIME"
+    LATEST_EVENT_TIME = "LATEST_EVENT_TIME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,8 @@ class FeatureView:
 
     Args:
         name: Unique in the workspace; also the asset key.
-        function: The transformation.
-        mode: `pandas`, `polars`, `python` or `sql`.
+        function: The transformation; None where rows pass through unchanged.
+        mode: `pandas`, `polars`, `python` or `sql`; `pass_through` without a function.
         inputs: Parameter name to the source span it is handed, in the function's order.
         context_parameter: The parameter that receives the `MaterializationContext`, if any.
         entities: What the features describe.
@@ -112,11 +121,13 @@ class FeatureView:
         lifetime_start_time: Where lifetime windows begin.
         compaction_enabled: Whether events are stored untiled, and names leave the interval out.
         is_stream: Whether the view follows a stream; its offline half then comes from the stream's batch source.
-        stream_processing_mode: Of a stream view with aggregates, else None.
+        stream_processing_mode: How a stream view follows its stream; None where it does not say.
+        stream_source: The stream of a stream view; `inputs` then holds its batch side, if it has one.
+        aggregation_leading_edge: Of a stream view with aggregates, else None.
     """
 
     name: str
-    function: Callable[..., Any]
+    function: Callable[..., Any] | None
     mode: str
     inputs: Mapping[str, SourceRange]
     context_parameter: str | None
@@ -141,6 +152,8 @@ class FeatureView:
     compaction_enabled: bool = False
     is_stream: bool = False
     stream_processing_mode: StreamProcessingMode | None = None
+    stream_source: StreamSource | None = None
+    aggregation_leading_edge: AggregationLeadingEdge | None = None
     online_serving_index: tuple[str, ...] = ()
     offline_store: DeltaConfig = DeltaConfig()
     description: str | None = None
@@ -171,7 +184,7 @@ class FeatureView:
     @property
     def is_continuous(self) -> bool:
         """Whether windows end at the very instant asked for instead of at the end of a tile."""
-        return self.stream_processing_mode is StreamProcessingMode.CONTINUOUS
+        return self.is_aggregate and self.stream_processing_mode is StreamProcessingMode.CONTINUOUS
 
     @property
     def is_tiled(self) -> bool:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from featurekit_dagster.domain.source_rules import delay_faults, raise_faults, required_text_faults, time_faults
 from featurekit_dagster.domain.wording import described, text_fault
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.intervals import Interval, as_utc, format_time
+
+if TYPE_CHECKING:
+    from featurekit_dagster.domain.stream_sources import StreamRange, StreamSource
 
 FILE_FORMATS = ("parquet", "csv", "json")
 DATE_PARTS = ("year", "month", "day", "hour", "date")
@@ -331,13 +334,17 @@ class BatchSource:
         return self.select_range(TectonTimeConstant.UNBOUNDED_PAST, TectonTimeConstant.UNBOUNDED_FUTURE)
 
 
+@overload
+def FilteredSource(source: BatchSource, start_time_offset: timedelta = ...) -> SourceRange: ...
+@overload
+def FilteredSource(source: StreamSource, start_time_offset: timedelta = ...) -> StreamRange: ...
 def FilteredSource(  # noqa: N802 - the seeds' spelling
-    source: BatchSource, start_time_offset: timedelta = _NO_DELAY
-) -> SourceRange:
+    source: BatchSource | StreamSource, start_time_offset: timedelta = _NO_DELAY
+) -> SourceRange | StreamRange:
     """Return a source cut to a job's interval, `[start + start_time_offset, end)`.
 
     Args:
-        source: The declared source.
+        source: The declared source; of a stream source, the batch side is cut.
         start_time_offset: Zero or negative; -6 days hands seven days to a one-day job.
 
     Raises:
@@ -345,8 +352,11 @@ def FilteredSource(  # noqa: N802 - the seeds' spelling
 
     Source: Custom ETL Features with Incremental Backfills, Filtered Source.
     """
-    if not isinstance(source, BatchSource):
-        raise DeclarationError(subject="FilteredSource", faults=[f"source is {described(source)}; give a BatchSource"])
+    from featurekit_dagster.domain.stream_sources import StreamSource  # noqa: PLC0415 - it is made of what is here
+
+    if not isinstance(source, BatchSource | StreamSource):
+        fault = f"source is {described(source)}; give a BatchSource or a StreamSource"
+        raise DeclarationError(subject="FilteredSource", faults=[fault])
     if not isinstance(start_time_offset, timedelta):
         raise DeclarationError(
             subject=f"FilteredSource of source {source.name!r}",

@@ -17,13 +17,14 @@ from featurekit_dagster.domain.argument_rules import checked_arguments
 from featurekit_dagster.domain.column_rules import resolve_columns
 from featurekit_dagster.domain.context import UnboundContext
 from featurekit_dagster.domain.entity import Entity
-from featurekit_dagster.domain.feature_view import BatchTriggerType, DeltaConfig
+from featurekit_dagster.domain.feature_view import PASS_THROUGH, BatchTriggerType, DeltaConfig
 from featurekit_dagster.domain.schedule_rules import check_aggregates, check_schedule
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, filtering_fault
+from featurekit_dagster.domain.stream_rules import batch_side_advice, resolve_processing, resolve_source
 from featurekit_dagster.domain.wording import described
 from featurekit_dagster.errors import DeclarationError
 
-MODES = ("pandas", "polars", "sql")
+MODES = ("pandas", "polars", "python", "sql")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -47,22 +48,28 @@ class Draft:
         """Return the resolved value, else the given one."""
         return self.resolved.get(name, self.given.get(name))
 
+    @property
+    def is_pass_through(self) -> bool:
+        """Whether there is no transformation, as a stream view may declare."""
+        return self.given["is_stream"] and self.given["mode"] is None
+
     def is_missing(self, name: str) -> bool:
         """Tell whether an argument was left out; one of a wrong kind was not."""
         return self.given[name] is None and name not in self.wrong
 
 
-def resolve(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(function: Callable[..., Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `FeatureView`.
 
     Raises:
         DeclarationError: One or more rules are broken; all of them are listed.
     """
     checked, faults, wrong = checked_arguments(given)
-    draft = Draft(checked, wrong, {"function": function}, faults)
+    draft = Draft(checked, wrong, {"function": function, "is_stream": checked["is_stream"]}, faults)
     _resolve_name(draft, function)
     _resolve_times(draft)
     _resolve_inputs(draft, function)
+    resolve_processing(draft)
     _resolve_entities(draft)
     resolve_columns(draft)
     check_schedule(draft)
@@ -74,22 +81,34 @@ def resolve(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     return draft.resolved
 
 
-def _resolve_name(draft: Draft, function: Callable[..., Any]) -> None:
-    name = draft.given["name"] or _name_of(function)
+def _resolve_name(draft: Draft, function: Callable[..., Any] | None) -> None:
+    name, mode = draft.given["name"], draft.given["mode"]
+    if draft.is_pass_through:
+        draft.resolved |= {"name": name, "mode": PASS_THROUGH}
+        if draft.is_missing("name"):
+            draft.faults.append("name is not given; give it where there is no function, or the mode of the function")
+            return
+    else:
+        name = name or _name_of(function)
+        draft.resolved |= {"name": name, "mode": mode}
     if "name" not in draft.wrong and not NAME.fullmatch(name):
         draft.faults.append(f"name {name!r} is not an identifier; use letters, digits and underscores")
-    mode = draft.given["mode"]
-    if not isinstance(mode, str) or mode not in MODES:
+    if not draft.is_pass_through and (not isinstance(mode, str) or mode not in MODES):
         draft.faults.append(f"mode {mode!r} is not known; it is one of {', '.join(MODES)}")
-    draft.resolved |= {"name": name, "mode": mode}
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def _name_of(function: Callable[..., Any] | None) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _resolve_times(draft: Draft) -> None:
-    for name in ("feature_start_time", "manual_trigger_backfill_end_time", "ttl", "max_backfill_interval"):
+    for name in (
+        "feature_start_time",
+        "lifetime_start_time",
+        "manual_trigger_backfill_end_time",
+        "ttl",
+        "max_backfill_interval",
+    ):
         draft.resolved[name] = draft.given[name]
     for name in ("online", "offline", "incremental_backfills"):
         draft.resolved[name] = bool(draft.given[name])
@@ -98,12 +117,18 @@ def _resolve_times(draft: Draft) -> None:
         draft.faults.append(f"{' and '.join(stores)} without feature_start_time; give the first instant to materialize")
 
 
-def _resolve_inputs(draft: Draft, function: Callable[..., Any]) -> None:
-    used = [_as_range(draft, source) for source in _as_tuple(draft.given["sources"])]
+def _resolve_inputs(draft: Draft, function: Callable[..., Any] | None) -> None:
+    if draft.get("is_stream"):
+        used: list[SourceRange | None] = [resolve_source(draft)]
+    else:
+        used = [_as_range(draft, source) for source in _as_tuple(draft.given["sources"])]
     draft.faults += [fault for s in used if s is not None and (fault := filtering_fault(s))]
     if not used:
         draft.faults.append("sources is empty; a feature view reads at least one BatchSource")
     draft.resolved |= {"inputs": {}, "context_parameter": None}
+    if draft.is_pass_through:
+        draft.resolved["inputs"] = {_input_name(s.source): s for s in used if s is not None}
+        return
     parameters = _parameters(draft, function)
     if parameters is None:
         return
@@ -114,11 +139,20 @@ def _resolve_inputs(draft: Draft, function: Callable[..., Any]) -> None:
             f"{_name_of(function)} takes {_count(len(names), 'parameter')} besides the context "
             f"({', '.join(names) or 'none'}), but {_count(len(used), 'source')} given; make them equal"
         )
+    if draft.given["mode"] == "python" and len(used) > 1:
+        draft.faults.append(
+            f"mode 'python' takes one row of one source at a time, not of {len(used)}; use another mode"
+        )
     inputs = {n: s for n, s in zip(names, used, strict=False) if s is not None}
     draft.resolved |= {"inputs": inputs, "context_parameter": context[0] if context else None}
 
 
-def _parameters(draft: Draft, function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+def _input_name(source: BatchSource) -> str:
+    """Return what the rows that pass through are called where a function's parameter would name them."""
+    return source.name if source.name.isidentifier() else "rows"
+
+
+def _parameters(draft: Draft, function: Callable[..., Any] | None) -> Mapping[str, inspect.Parameter] | None:
     """Return the parameters of the transformation, or None where it has none that could be called by name."""
     if not inspect.isfunction(function):  # of other callables neither code nor file is to be seen
         draft.faults.append(f"{described(function)} is decorated; decorate the function that is the transformation")
@@ -136,7 +170,7 @@ def _parameters(draft: Draft, function: Callable[..., Any]) -> Mapping[str, insp
 
 
 def _context_parameter(
-    draft: Draft, function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
+    draft: Draft, function: Callable[..., Any] | None, parameters: Mapping[str, inspect.Parameter]
 ) -> list[str]:
     """Return the parameters that receive the context; more than one is a fault."""
     marked = [n for n, p in parameters.items() if isinstance(p.default, UnboundContext)]
@@ -163,6 +197,9 @@ def _as_range(draft: Draft, source: Any) -> SourceRange | None:
         return source.unfiltered()
     if isinstance(source, SourceRange):
         return source
+    if advice := batch_side_advice(source):
+        draft.faults.append(advice)
+        return None
     draft.faults.append(
         f"{described(source)} is given as a source; a batch feature view reads BatchSource, FilteredSource(...) "
         "or source.select_range(...)"
@@ -209,12 +246,12 @@ def _resolve_serving_index(draft: Draft) -> None:
         )
 
 
-def _resolve_rest(draft: Draft, function: Callable[..., Any]) -> None:
+def _resolve_rest(draft: Draft, function: Callable[..., Any] | None) -> None:
     given = draft.given
     draft.resolved |= {
-        "batch_trigger": given["batch_trigger"] or BatchTriggerType.SCHEDULED,
+        "batch_trigger": draft.get("batch_trigger") or BatchTriggerType.SCHEDULED,
         "offline_store": given["offline_store"] or DeltaConfig(),
-        "description": given["description"] or inspect.getdoc(function),
+        "description": given["description"] or (inspect.getdoc(function) if function else None),
         "owner": given["owner"],
         "tags": dict(given["tags"] or {}),
         "defined_in": inspect.getsourcefile(function) if inspect.isfunction(function) else None,

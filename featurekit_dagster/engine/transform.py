@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ import duckdb
 import pyarrow as pa
 
 from featurekit_dagster.domain.context import MaterializationContext
-from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.feature_view import PASS_THROUGH, FeatureView
+from featurekit_dagster.domain.schema import Timestamp
 from featurekit_dagster.domain.sources import BatchSource
-from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, to_arrow
+from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_schema, to_arrow
 from featurekit_dagster.engine.conform import conform_query, conform_table
 from featurekit_dagster.engine.duck import naive_literal, quoted
 from featurekit_dagster.engine.scan import readable, register_inputs
@@ -85,14 +86,22 @@ def transform(
     Raises:
         SourceError: A source cannot be read.
         OutputSchemaMismatch: The output's columns or types are not the declared ones.
-        TransformError: The function failed, or a row has no timestamp.
+        TransformError: The function failed, a row has no timestamp, or the view is a stream without a batch side.
     """
+    if not view.inputs:
+        raise TransformError(
+            f"{view.name}: its stream source has no batch_config, so there are no rows to transform; give one"
+        )
     names = register_inputs(con, view.inputs, interval, mocks)
     context = MaterializationContext.for_interval(interval, view.batch_schedule)
     extra = {view.context_parameter: context} if view.context_parameter else {}
     if view.mode == "sql":
         query = _checked_sql(con, view, _called(view, {p: quoted(n) for p, n in names.items()} | extra))
         con.execute(f"CREATE OR REPLACE TEMP VIEW {RESULT}_all AS {query}")
+    elif view.mode == PASS_THROUGH:
+        con.register(f"{RESULT}_all", conform_table(view, _passed_through(con, view, names)))
+    elif view.mode == "python":
+        con.register(f"{RESULT}_all", conform_table(view, _row_by_row(con, view, names, extra)))
     else:
         frames = {p: _frame(con, n, view.mode, view.inputs[p].source) for p, n in names.items()}
         table = _as_table(view, _called(view, frames | extra))
@@ -100,7 +109,54 @@ def transform(
     return _cut(con, view, interval)
 
 
+def _passed_through(con: duckdb.DuckDBPyConnection, view: FeatureView, names: Mapping[str, str]) -> pa.Table:
+    """Return the declared columns of the only source, as far as it has them; the others are nobody's."""
+    ((parameter, name),) = names.items()
+    found = con.sql(f"FROM {quoted(name)} LIMIT 0").columns
+    columns = [quoted(column.name) for column in view.columns if column.name in found]
+    with readable(view.inputs[parameter].source):
+        return con.sql(f"SELECT {', '.join(columns)} FROM {quoted(name)}").to_arrow_table()
+
+
+def _row_by_row(
+    con: duckdb.DuckDBPyConnection, view: FeatureView, names: Mapping[str, str], extra: Mapping[str, Any]
+) -> pa.Table:
+    """Return what the function makes of each row; rows for which it returns None are left out."""
+    ((parameter, name),) = names.items()
+    with readable(view.inputs[parameter].source):
+        table = con.sql(f"FROM {quoted(name)}").to_arrow_table()
+    made = [_called(view, {parameter: row, **extra}) for batch in table.to_batches() for row in batch.to_pylist()]
+    rows = [row for row in made if row is not None]
+    odd = next((type(row).__name__ for row in rows if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise TransformError(f"{view.name}: mode 'python' returns a dict for each row, or None, not a {odd}")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    partly = [(n, len(rows) - given) for n in columns if (given := sum(n in row for row in rows)) < len(rows)]
+    if partly:
+        faults = [f"column {n!r} is missing from {missing} of {len(rows)} rows" for n, missing in partly]
+        raise OutputSchemaMismatch(view=view.name, faults=faults)
+    return _columns_of(view, columns, rows)
+
+
+def _columns_of(view: FeatureView, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as columns; times that are told to be UTC and such that are not may be mixed."""
+    if not rows:
+        return arrow_schema(view.columns).empty_table()
+    times = {column.name for column in view.columns if column.dtype == Timestamp}
+    columns, faults = [], []
+    for name in names:
+        try:
+            columns.append(pa.array([row[name] for row in rows], type=TIMESTAMP if name in times else None))
+        except UNCONVERTIBLE:
+            faults.append(f"column {name!r} holds values that are not all of one type")
+    if faults:
+        raise OutputSchemaMismatch(view=view.name, faults=faults)
+    return pa.table(columns, names=[str(name) for name in names])
+
+
 def _called(view: FeatureView, arguments: Mapping[str, Any]) -> Any:
+    if view.function is None:
+        raise ValueError(f"{view.name} has no transformation")
     try:
         return view.function(**arguments)
     except Exception as error:

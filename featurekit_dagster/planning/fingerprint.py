@@ -21,21 +21,32 @@ _NOT_CODE = {"ctx", "type_comment", "type_ignores", "decorator_list", "returns",
 def fingerprint(view: FeatureView) -> str:
     """Return 16 hexadecimal digits that are equal for equal transformations and equal layouts.
 
-    A window that is added over stored partial columns, a description or an owner changes nothing; the code, the join
-    keys, the tile size, the stored columns and `batch_schedule` do.
+    A window that is added over stored partial columns, a description or an owner changes nothing; the code or its
+    absence, the join keys, the secondary key, the tile size, the stored columns and `batch_schedule` do. Where lifetime
+    windows begin only extends what has to be there, as `feature_start_time` does.
     """
-    stored = [(p.name, str(p.dtype)) for p in view.partials] or [(f.name, str(f.dtype)) for f in view.attributes]
-    facts = (
+    facts: tuple[object, ...] = (
         view.mode,
         [(name, str(used.source.name), str(used.start), str(used.end)) for name, used in view.inputs.items()],
         [(key.name, str(key.dtype)) for key in view.join_keys],
         view.stored_time_column,
         str(view.aggregation_interval),
         str(view.batch_schedule),
-        stored,
-        code_text(view.function),
+        _stored_values(view),
+        "" if view.function is None else code_text(view.function),
     )
+    if view.secondary_key is not None:
+        # what most views have not is added only where it is, so that their fingerprint stays
+        facts += (("secondary_key", view.secondary_key.name, str(view.secondary_key.dtype)),)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:_LENGTH]
+
+
+def _stored_values(view: FeatureView) -> list[tuple[str, str]]:
+    """Return names and types of the stored columns beside keys and time."""
+    if view.is_aggregate and not view.is_tiled:
+        return list(dict.fromkeys((f.column.name, str(f.column.dtype)) for f in view.aggregates))
+    partials = [(p.name, str(p.dtype)) for p in view.partials]
+    return partials or [(f.name, str(f.dtype)) for f in view.attributes]
 
 
 def code_text(function: Callable[..., Any]) -> str:

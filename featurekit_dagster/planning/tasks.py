@@ -18,11 +18,14 @@ class LedgerSnapshot:
         covered: `(view, store)` to the intervals that are materialized there.
         running: View to the intervals that queued or running jobs have claimed.
         failed: View to the intervals whose last job failed and was not repeated.
+        left_alone: View to the intervals that nothing fills until somebody asks: cancelled by hand, or given up after
+            all their attempts.
     """
 
     covered: Mapping[tuple[str, str], IntervalSet] = field(default_factory=dict)
     running: Mapping[str, IntervalSet] = field(default_factory=dict)
     failed: Mapping[str, IntervalSet] = field(default_factory=dict)
+    left_alone: Mapping[str, IntervalSet] = field(default_factory=dict)
 
     def coverage(self, view: str, store: str) -> IntervalSet:
         """Return what is materialized of a view in a store."""
@@ -39,6 +42,7 @@ class Task:
         online: Whether the online store is to be written.
         offline: Whether the offline store is to be written.
         overwrite: Whether what is there may be replaced.
+        job_id: The waiting job of the ledger that it carries out; None for one that is claimed when it begins.
     """
 
     view: str
@@ -46,6 +50,7 @@ class Task:
     online: bool
     offline: bool
     overwrite: bool = False
+    job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ def test_the_error_names_the_view_and_counts_its_faults() -> None:
         plain(mode="scala")
     assert refused.value.subject == "feature view 'spending'"
     assert str(refused.value) == (
-        "feature view 'spending': 1 fault\n  - mode 'scala' is not known; it is one of pandas, polars, sql"
+        "feature view 'spending': 1 fault\n  - mode 'scala' is not known; it is one of pandas, polars, python, sql"
     )
     assert isinstance(refused.value, ValueError)
     assert not refused.value.retryable
@@ -53,7 +53,7 @@ def test_five_faults_of_one_declaration_are_reported_at_once() -> None:
         )
     assert str(refused.value) == (
         "feature view 'spending': 5 faults\n"
-        "  - mode 'spark_sql' is not known; it is one of pandas, polars, sql\n"
+        "  - mode 'spark_sql' is not known; it is one of pandas, polars, python, sql\n"
         "  - online=True and offline=True without feature_start_time; give the first instant to materialize\n"
         "  - spending takes 1 parameter besides the context (transactions), but 2 sources are given; make them equal\n"
         f"  - aggregation 'avg of amount': function 'avg' is not known; use one of {FUNCTIONS}\n"
@@ -91,7 +91,7 @@ def test_five_faults_of_one_declaration_are_reported_at_once() -> None:
         ("tags", {"tier": 1}, "tags has a key or value that is no text; write both as text"),
         ("owner", 5, "owner is an int; give text"),
         ("name", 5, "name is an int; give text"),
-        ("mode", None, "mode None is not known; it is one of pandas, polars, sql"),
+        ("mode", None, "mode None is not known; it is one of pandas, polars, python, sql"),
     ],
 )
 def test_a_value_of_a_wrong_kind_is_refused_with_a_sentence(argument: str, value: Any, message: str) -> None:

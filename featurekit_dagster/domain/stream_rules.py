@@ -1,0 +1,107 @@
+"""Rules of stream feature views: their source and its batch side, how they follow it, and what batch jobs do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from featurekit_dagster.domain.feature_view import AggregationLeadingEdge, BatchTriggerType, StreamProcessingMode
+from featurekit_dagster.domain.schedule_rules import wants_aggregates
+from featurekit_dagster.domain.sources import BatchSource, SourceRange
+from featurekit_dagster.domain.stream_sources import StreamRange, StreamSource
+from featurekit_dagster.domain.wording import described
+
+if TYPE_CHECKING:
+    from featurekit_dagster.domain.view_rules import Draft
+
+
+def resolve_source(draft: Draft) -> SourceRange | None:
+    """Resolve the stream source and return the span of its batch side that the transformation is handed, if any.
+
+    The batch side is cut to the interval unless `source` says otherwise.
+    """
+    given = draft.given["source"]
+    used = given.of_interval if isinstance(given, StreamSource) else given
+    draft.resolved["stream_source"] = used.source if isinstance(used, StreamRange) else None
+    if isinstance(used, StreamRange):
+        return used.batch
+    if isinstance(given, BatchSource | SourceRange):
+        draft.faults.append(
+            "source has no stream; give StreamSource(name=, stream_config=, batch_config=), or declare a "
+            "batch_feature_view"
+        )
+    else:
+        draft.faults.append(f"source is {described(given)}; give a StreamSource, one only")
+    return None
+
+
+def batch_side_advice(given: Any) -> str | None:
+    """Return what to give instead of a stream source to a batch feature view; None for anything else."""
+    source = given.source if isinstance(given, StreamRange) else given
+    if not isinstance(source, StreamSource):
+        return None
+    what = f"stream source {source.name!r} is given as a source of a batch feature view"
+    if source.batch_source is None:
+        return f"{what}, but it has no batch_config; declare a stream_feature_view"
+    return f"{what}; give its batch side, which is the attribute batch_source, or declare a stream_feature_view"
+
+
+def resolve_processing(draft: Draft) -> None:
+    """Resolve how rows are kept and followed: compaction, the mode of a stream, and who starts batch jobs."""
+    _resolve_compaction(draft)
+    if draft.get("is_stream"):
+        _resolve_mode(draft)
+        _resolve_stream_trigger(draft)
+        if draft.get("online"):
+            draft.faults.append(
+                "online=True on a stream feature view: streams are not written online by this version; leave it out "
+                "and read offline"
+            )
+    elif draft.given["batch_trigger"] is BatchTriggerType.NO_BATCH_MATERIALIZATION:
+        draft.faults.append(
+            "batch_trigger is NO_BATCH_MATERIALIZATION, but a batch feature view has nothing else; give "
+            "BatchTriggerType.MANUAL, or online=False and offline=False"
+        )
+
+
+def _resolve_compaction(draft: Draft) -> None:
+    new, old = draft.given["compaction_enabled"], draft.given["batch_compaction_enabled"]
+    if new is not None and old is not None:
+        draft.faults.append("compaction_enabled is given beside its old name batch_compaction_enabled; keep the first")
+    draft.resolved["compaction_enabled"] = is_compacted = bool(new or old)
+    if is_compacted and draft.get("online"):
+        draft.faults.append(
+            "online=True with compaction_enabled: untiled views are not written online by this version; leave one out"
+        )
+
+
+def _resolve_mode(draft: Draft) -> None:
+    source: StreamSource | None = draft.get("stream_source")
+    mode, edge = draft.given["stream_processing_mode"], draft.given["aggregation_leading_edge"]
+    has_aggregates, is_compacted = wants_aggregates(draft), draft.get("compaction_enabled")
+    if mode is StreamProcessingMode.TIME_INTERVAL and is_compacted and has_aggregates:
+        draft.faults.append(
+            "stream_processing_mode is TIME_INTERVAL with compaction_enabled, which keeps every event by itself; leave "
+            "one out"
+        )
+    if mode is None and ((source is not None and source.is_push) or (is_compacted and has_aggregates)):
+        mode = StreamProcessingMode.CONTINUOUS
+    elif mode is None and has_aggregates:
+        mode = StreamProcessingMode.TIME_INTERVAL
+    if edge is not None and not has_aggregates:
+        draft.faults.append("aggregation_leading_edge is given without aggregations; leave it out")
+    default = AggregationLeadingEdge.WALL_CLOCK_TIME if has_aggregates else None
+    draft.resolved |= {"stream_processing_mode": mode, "aggregation_leading_edge": edge or default}
+
+
+def _resolve_stream_trigger(draft: Draft) -> None:
+    source: StreamSource | None = draft.get("stream_source")
+    trigger = draft.given["batch_trigger"]
+    if source is None or source.batch_source is not None:
+        draft.resolved["batch_trigger"] = trigger or BatchTriggerType.SCHEDULED
+        return
+    if trigger not in (None, BatchTriggerType.NO_BATCH_MATERIALIZATION):
+        draft.faults.append(
+            f"batch_trigger is {trigger.value}, but source {source.name!r} has no batch_config that batch jobs could "
+            "read; leave it out"
+        )
+    draft.resolved["batch_trigger"] = BatchTriggerType.NO_BATCH_MATERIALIZATION
