@@ -12,7 +12,10 @@ from featurekit_dagster.errors.base import (
 )
 from featurekit_dagster.errors.compute import (
     AggregationOverflow,
+    JobFailedException,
     JobStateError,
+    JobStopped,
+    JobTimeoutException,
     MaterializationFailed,
     OutputSchemaMismatch,
     SourceError,
@@ -62,7 +65,10 @@ __all__ = [
     "DeclarationError",
     "FeatureKitError",
     "IntervalNotComplete",
+    "JobFailedException",
     "JobStateError",
+    "JobStopped",
+    "JobTimeoutException",
     "JoinKeyMismatch",
     "KeyTooLong",
     "LeaseHeld",

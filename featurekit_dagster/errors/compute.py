@@ -27,6 +27,8 @@ class SourceError(FeatureKitError):
 class TransformError(FeatureKitError):
     """A transformation could not be run or returned something unusable."""
 
+    retryable = True
+
 
 class OutputSchemaMismatch(TransformError):
     """A transformation's output does not have the declared columns.
@@ -35,6 +37,8 @@ class OutputSchemaMismatch(TransformError):
         view: The feature view.
         faults: One clause per column: missing, extra, or of another type.
     """
+
+    retryable = False
 
     def __init__(self, *, view: str, faults: Sequence[str]) -> None:
         self.view, self.faults = view, tuple(faults)
@@ -112,6 +116,37 @@ class JobStateError(FeatureKitError):
         self.job_id, self.state, self.event, self.reason = job_id, state, event, reason
         because = f" ({reason})" if reason else ""
         super().__init__(f"job {job_id} is {state}{because} and {self._CLAUSES[event]}")
+
+
+class JobStopped(FeatureKitError):
+    """A running job was told to end: it was cancelled, or drained for newer code."""
+
+    def __init__(self, *, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"job {job_id} was told to end; nothing more is written for it")
+
+
+class JobFailedException(FeatureKitError):
+    """A job that is waited for will not succeed by itself.
+
+    Args:
+        job_id: The job.
+        state: Its state.
+        reason: Why, where that is known.
+    """
+
+    def __init__(self, *, job_id: str, state: str, reason: str | None = None) -> None:
+        self.job_id, self.state, self.reason = job_id, state, reason
+        because = f": {reason}" if reason else ""
+        super().__init__(f"job {job_id} is {state}{because}; retry_materialization_job starts it again")
+
+
+class JobTimeoutException(FeatureKitError):
+    """A job that is waited for has not ended in time; it goes on."""
+
+    def __init__(self, *, job_id: str, state: str, waited: str) -> None:
+        self.job_id, self.state, self.waited = job_id, state, waited
+        super().__init__(f"job {job_id} is still {state} after {waited}; wait again, or cancel_materialization_job")
 
 
 class MaterializationFailed(FeatureKitError):

@@ -61,6 +61,7 @@ class Ledger(JobBook):
         view: str | None = None,
         states: Sequence[str] | None = None,
         limit: int | None = None,
+        batch: str | None = None,
     ) -> list[JobRecord]:
         """Return jobs of a workspace, newest first.
 
@@ -69,12 +70,15 @@ class Ledger(JobBook):
             view: Only jobs of this view.
             states: Only jobs in one of these states.
             limit: At most so many.
+            batch: Only jobs of this batch.
         """
         conditions = [jobs.c.workspace == workspace]
         if view is not None:
             conditions.append(jobs.c.view == view)
         if states is not None:
             conditions.append(jobs.c.state.in_(states))
+        if batch is not None:
+            conditions.append(jobs.c.batch == batch)
         with self._engine.connect() as connection:
             return read_jobs(connection, *conditions, limit=limit)
 
@@ -93,24 +97,32 @@ class Ledger(JobBook):
     def snapshot(self, workspace: str) -> LedgerSnapshot:
         """Return what is covered, claimed and failed in a workspace at one moment.
 
-        Attempts whose process has ended are ended first, so that nothing waits for them. Of a failed job counts what is
-        still missing in a store that it was to write.
+        Attempts whose process has ended are ended first, so that nothing waits for them. Of a failed or cancelled job
+        counts what is still missing in a store that it was to write; it is left alone unless a later job asked for it.
         """
         self.abandon_dead(workspace)
         with self._engine.connect() as connection:
             covered = read_coverage(connection, coverage.c.workspace == workspace)
-            wanted_states = jobs.c.state.in_((*ACTIVE_STATES, JobState.FAILURE.value))
+            ended = (JobState.FAILURE.value, JobState.MANUALLY_CANCELLED.value)
+            wanted_states = jobs.c.state.in_((*ACTIVE_STATES, *ended))
             found = read_jobs(connection, jobs.c.workspace == workspace, wanted_states)
         running: dict[str, list[Interval]] = {}
         failed: dict[str, list[Interval]] = {}
-        for job in found:
-            if job.state == JobState.FAILURE.value:
-                for store in job.stores:
-                    missing = IntervalSet([job.interval]).subtract(covered.get((job.view, store), IntervalSet()))
-                    failed.setdefault(job.view, []).extend(missing)
-            else:
+        left_alone: dict[str, list[Interval]] = {}
+        asked_later: dict[str, IntervalSet] = {}
+        for job in found:  # newest first
+            missing = _missing(job, covered)
+            if job.state in ACTIVE_STATES:
                 running.setdefault(job.view, []).append(job.interval)
-        return LedgerSnapshot(covered=covered, running=_merged(running), failed=_merged(failed))
+            elif job.state == JobState.FAILURE.value:
+                failed.setdefault(job.view, []).extend(missing)
+            if job.state == JobState.MANUALLY_CANCELLED.value or (job.state in ended and job.max_attempts > 1):
+                left_alone.setdefault(job.view, []).extend(missing.subtract(asked_later.get(job.view, IntervalSet())))
+            else:
+                asked_later[job.view] = asked_later.get(job.view, IntervalSet()).union([job.interval])
+        return LedgerSnapshot(
+            covered=covered, running=_merged(running), failed=_merged(failed), left_alone=_merged(left_alone)
+        )
 
     def register(self, workspace: str, view: str) -> datetime:
         """Return when a view was first asked about here; a view that is known already keeps its time."""
@@ -138,6 +150,14 @@ class Ledger(JobBook):
     ) -> AbstractContextManager[Lease]:
         """Hold a lease for the body of a `with`; see `LeaseBook.held`."""
         return self._leases.held(name, holder, ttl, wait)
+
+
+def _missing(job: JobRecord, covered: Mapping[tuple[str, str], IntervalSet]) -> IntervalSet:
+    """Return what of a job's range is not covered in a store that it was to write."""
+    found = IntervalSet()
+    for store in job.stores:
+        found = found.union(IntervalSet([job.interval]).subtract(covered.get((job.view, store), IntervalSet())))
+    return found
 
 
 def _merged(spans: Mapping[str, Sequence[Interval]]) -> dict[str, IntervalSet]:
