@@ -2,103 +2,92 @@
 
 from __future__ import annotations
 
-import json
-import math
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, feature_name
-from featurekit_dagster.domain.windows import TimeWindow, format_duration
-from tests.conformance.cases import conformance_dir
-from tests.support import oracle
+from tests.conformance.cases import Case, as_time, build_view, conformance_dir, load_cases
+from tests.conformance.comparing import ViewJudge, first_change, moments, pieces_by_key, plain, same
+from tests.conformance.differences import load_differences
+from tests.support import oracle, oracle_ranges
 
-DTYPES = {"float": "Float64", "int": "Int64", "str": "String", "bool": "Bool"}
-LEFT_OUT = {"aggregation_secondary_key", "compaction_enabled", "mode", "incremental_backfills"}
-ANSWER = "expected.parquet"
-
-
-def seconds(declaration: dict[str, Any], name: str) -> timedelta:
-    return timedelta(seconds=declaration.get(name, {"seconds": 0})["seconds"])
+ANSWERS = ("get_features_for_events", "get_features_in_range")
+KNOWN = load_differences(conformance_dir())
 
 
-def in_scope(case: dict[str, Any]) -> bool:
-    declaration = case.get("declaration", {})
-    aggregates = declaration.get("aggregates", [])
-    return (
-        declaration.get("kind") == "batch"
-        and not LEFT_OUT & set(declaration)
-        and any(query.get("file") == ANSWER and not query.get("refused") for query in case["queries"])
-        and all(wanted["window"]["kind"] == "window" and wanted["function"] in FUNCTION_NAMES for wanted in aggregates)
-        and (bool(aggregates) or "attributes" in declaration)
-        and not any(wanted.get("args") for wanted in aggregates)
-    )
+def queries(case: Case) -> list[dict[str, Any]]:
+    asked = case.content["queries"]
+    return [q for q in asked if q["method"] in ANSWERS and not q.get("refused") and "entities" not in q]
 
 
-def expected(case: dict[str, Any], events: list[dict[str, Any]], spine: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    declaration = case["declaration"]
-    keys = [key for keys in declaration["entities"] for key in keys]
-    common = {
-        "batch_schedule": seconds(declaration, "batch_schedule"),
-        "data_delay": seconds(declaration, "data_delay"),
-        "feature_start_time": datetime.fromisoformat(declaration["feature_start_time"]).replace(tzinfo=UTC),
-        "timestamp_field": declaration["timestamp_field"],
-    }
-    if "attributes" in declaration:
-        names = [attribute["name"] for attribute in declaration["attributes"]]
-        ttl = seconds(declaration, "ttl") if declaration.get("ttl") else None
-        latest = oracle.LatestView(features=names, ttl=ttl, **common)
-        answers = [oracle.latest_at(events, {key: row[key] for key in keys}, row["ts"], latest) for row in spine]
-        return [dict(zip(names, answer, strict=True)) for answer in answers]
-    aggregates, names = [], []
-    for wanted in declaration["aggregates"]:
-        size = timedelta(seconds=wanted["window"]["size_s"])
-        offset = timedelta(seconds=wanted["window"]["offset_s"])
-        aggregates.append(
-            oracle.Aggregate(
-                column=wanted["column"],
-                function=wanted["function"],
-                size=size,
-                offset=offset,
-                dtype=DTYPES[wanted["dtype"]],
-            )
-        )
-        interval = seconds(declaration, "aggregation_interval")
-        made = feature_name(wanted["column"], wanted["function"], TimeWindow(size, offset), format_duration(interval))
-        names.append(wanted["name"] or made)
-    view = oracle.AggregateView(aggregates=aggregates, **common)
-    answers = [oracle.aggregate_at(events, {key: row[key] for key in keys}, row["ts"], view) for row in spine]
-    return [dict(zip(names, answer, strict=True)) for answer in answers]
+def in_scope(case: Case) -> bool:
+    (declaration, *others) = case.declarations
+    known = declaration.get("kind", "batch") in ("batch", "stream") and not declaration["variant"]
+    return known and not others and "service" not in case.declaration and bool(queries(case))
 
 
-def same(got: Any, want: Any) -> bool:
-    if isinstance(got, float) and isinstance(want, float):
-        return math.isclose(got, want, rel_tol=1e-6, abs_tol=1e-9) or str(got) == str(want) == "nan"
-    return bool(got == want)
-
-
-CASES = [
-    folder.parent
-    for folder in sorted(conformance_dir().glob("*/case.json"))
-    if in_scope(json.loads(folder.read_text(encoding="utf-8")))
-]
-
-
-@pytest.mark.parametrize("folder", CASES, ids=[folder.name for folder in CASES])
-def test_oracle_answers_as_the_reference_engine(folder: Path) -> None:
-    case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    events = pq.read_table(folder / "events.parquet").to_pylist()
-    reference = pq.read_table(folder / ANSWER).to_pylist()
-    answers = expected(case, events, reference)
-    prefix = case["declaration"]["name"] + "__"
-    assert answers
-    for row, answer in zip(reference, answers, strict=True):
-        for name, got in answer.items():
-            assert same(got, row[prefix + name]), (name, row["row_id"], got, row[prefix + name])
+CASES = [case for case in load_cases(conformance_dir()) if in_scope(case)]
 
 
 def test_some_cases_are_in_the_oracles_scope() -> None:
     assert CASES, f"no cases in {conformance_dir()}; set FEATUREKIT_CONFORMANCE_DIR to the folder of cases"
+
+
+def believed(value: Any) -> Any:
+    """What the oracle would put in a cell; of an estimate, the values that it judges by."""
+    if isinstance(value, list):
+        return [believed(element) for element in value]
+    return plain(value)
+
+
+def agrees(judge: ViewJudge, name: str, answer: Any, reference: Any, key: dict[str, Any], time: datetime) -> bool:
+    if isinstance(answer, oracle.Roughly | oracle.Ranked):
+        return answer.holds(int(reference) if isinstance(answer, oracle.Roughly) else reference)
+    return same(believed(answer), reference) or judge.excuses(name, believed(answer), reference, key, time)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_oracle_answers_as_the_reference_engine(case: Case) -> None:
+    (declaration,) = case.declarations
+    view = build_view(case, declaration)
+    judge = ViewJudge(case, declaration, view)
+    for query in queries(case):
+        reference = [
+            {n: plain(v) for n, v in r.items()} for r in pq.read_table(case.folder / query["file"]).to_pylist()
+        ]
+        known = [difference for difference in KNOWN if difference.concerns(case.name, query["file"])]
+        if query["method"] == "get_features_in_range":
+            check_range(judge, query, reference, known)
+            continue
+        for row in reference:
+            key, time = {name: row[name] for name in view.key_names}, row[case.spine_time]
+            answers = oracle.answers_at(case.events, key, time, judge.judged)
+            for name, answer in zip(view.feature_names, answers, strict=True):
+                wanted = row[f"{view.name}__{name}"]
+                excused = any(difference.excuses(name, row) for difference in known)
+                assert excused or agrees(judge, name, answer, wanted, key, time), (name, row, answer, wanted)
+
+
+def check_range(judge: ViewJudge, query: dict[str, Any], reference: list[dict[str, Any]], known: list[Any]) -> None:
+    """The oracle's validity ranges say what the reference's say, at every moment."""
+    keys, names = list(judge.view.key_names), list(judge.view.feature_names)
+    start, end = as_time(query["start_time"]), as_time(query["end_time"])
+    met = {tuple(event[name] for name in keys) for event in judge.case.events}
+    for values in met:
+        key = dict(zip(keys, values, strict=True))
+        pieces = [
+            key | dict(zip(names, p.values, strict=True)) | {"_valid_from": p.start, "_valid_to": p.end}
+            for p in oracle_ranges.pieces(judge.case.events, key, start, end, judge.judged)
+        ]
+        for time, ours, theirs in moments(pieces, pieces_by_key(reference, keys).get(values, [])):
+            if time < (first_change(judge, start) or start):
+                continue
+            if not judge.aggregates:
+                assert ours is not None, (time, theirs)
+                assert theirs is not None, (time, ours)
+            left, right = ours or judge.defaults, theirs or judge.defaults
+            for name in names:
+                excused = any(difference.excuses(name, key) for difference in known)
+                assert excused or agrees(judge, name, left[name], right[name], key, time), (name, time, ours, theirs)
