@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,22 @@ from hypothesis import strategies as st
 
 from featurekit_dagster.domain.aggregation import (
     FUNCTION_NAMES,
+    LIST_FUNCTIONS,
     AggregateFeature,
     PartialColumn,
     check_function,
     partial_columns,
 )
-from featurekit_dagster.domain.schema import Bool, Field, Float32, Float64, Int32, Int64, String, Timestamp
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.schema import Bool, DataType, Field, Float32, Float64, Int32, Int64, String, Timestamp
+from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow, TimeWindowSeries
+from featurekit_dagster.engine.arrow import arrow_type as engine_type
 from featurekit_dagster.engine.rollup import roll_up
 from featurekit_dagster.errors import AggregationOverflow
 from featurekit_dagster.intervals import from_us
 from featurekit_dagster.serving.online_rollup import OnlineRollup, compile_rollup
 from featurekit_dagster.stores.online import PackedTiles
 from featurekit_dagster.stores.packing import Block, ValueCodec, arrow_type
+from tests.support.oracle import distinct
 
 HOUR_US = 3_600_000_000
 COLUMNS = [
@@ -45,17 +49,50 @@ Tile = dict[str, Any]
 Tiles = dict[tuple[int, int], Tile]
 
 
+def hours(number: int) -> timedelta:
+    return timedelta(hours=number)
+
+
+SIZES = st.sampled_from([1, 2, 5, 24, 70, 200, 500]).map(hours)
+WINDOWS = st.builds(lambda size, offset: TimeWindow(size, -hours(offset)), SIZES, st.sampled_from([0, 0, 1, 66]))
+SERIES = st.builds(
+    lambda size, step, count, end: TimeWindowSeries(
+        series_start=-hours(size + step * (count - 1) + end),
+        window_size=hours(size),
+        step_size=hours(step),
+        series_end=-hours(end),
+    ),
+    st.sampled_from([1, 24, 70]),
+    st.sampled_from([1, 5, 66]),
+    st.integers(2, 4),
+    st.sampled_from([0, 3]),
+)
+PARAMETERS = {
+    **{function: {"n": 3} for function in LIST_FUNCTIONS},
+    "approx_count_distinct": {"precision": 5},
+    "approx_percentile": {"precision": 20, "percentile": 0.3},
+}
+
+
 @st.composite
-def feature_sets(draw: st.DrawFn, columns: Sequence[Field] = tuple(COLUMNS)) -> list[AggregateFeature]:
-    choices = [(c, f) for c in columns for f in FUNCTION_NAMES if check_function(f, c.dtype) is None]
-    windows = st.builds(
-        lambda size, offset: TimeWindow(timedelta(hours=size), timedelta(hours=-offset)),
-        st.sampled_from([1, 2, 5, 24, 70, 200, 500]),
-        st.sampled_from([0, 0, 1, 66]),
-    )
+def feature_sets(
+    draw: st.DrawFn,
+    columns: Sequence[Field] = tuple(COLUMNS),
+    functions: Sequence[str] = FUNCTION_NAMES,
+    windows: st.SearchStrategy[Any] = WINDOWS,
+) -> list[AggregateFeature]:
+    choices = [(c, f) for c in columns for f in functions if check_function(f, c.dtype) is None]
     drawn = draw(st.lists(st.tuples(st.sampled_from(choices), windows), min_size=1, max_size=8))
+    lifetime_us = draw(st.integers(-150, 150)) * HOUR_US
     return [
-        AggregateFeature(name=f"f{at}", column=column, function=function, window=window)
+        AggregateFeature(
+            name=f"f{at}",
+            column=column,
+            function=function,
+            window=window,
+            lifetime_start_us=lifetime_us,
+            **PARAMETERS.get(function, {}),
+        )
         for at, ((column, function), window) in enumerate(drawn)
     ]
 
@@ -80,25 +117,54 @@ def tiles_of(draw: st.DrawFn, partials: Sequence[PartialColumn]) -> Tiles:
             if is_odd and random.random() < 0.3
         }
         tiles[place] = {p.name: _cell(p, random, p.column in empty, odd.get(p.column)) for p in partials}
+        for first, second in pairwise(partials):
+            if first.kind in ("hll_indices", "digest_means"):
+                tiles[place] |= _sketch(first, second, random, first.column in empty)
     return tiles
 
 
 def _cell(partial: PartialColumn, random: Any, is_empty: bool, odd: float | None) -> Any:
     if partial.kind == "count":
         return 0 if is_empty else random.randint(1, 4)
+    if partial.kind.startswith(("hll", "digest")):
+        return []
+    if partial.dtype.is_nested:
+        return [] if is_empty else _list(partial, random, odd)
     if is_empty:
         return None
-    if partial.dtype.is_integer:
+    if odd is not None and partial.dtype.is_float:
+        # A column with a NaN in the tile has it in every partial but the smallest and the last value.
+        value = random.uniform(0, 10)
+        return odd if partial.kind not in ("min", "last") else random.choice([odd, float(np.float32(value))])
+    return _value(partial.dtype, random, low=0 if partial.kind == "m2" else -10)
+
+
+def _value(dtype: DataType, random: Any, low: float = -10) -> Any:
+    if dtype.is_integer:
         return random.randint(-1_000, 1_000)
-    if partial.dtype.is_float:
-        value = random.uniform(0 if partial.kind == "m2" else -10, 10)
-        if odd is not None:
-            # A column with a NaN in the tile has it in every partial but the smallest and the last value.
-            value = odd if partial.kind not in ("min", "last") else random.choice([odd, value])
-        return float(np.float32(value)) if partial.dtype == Float32 else value
-    if partial.dtype == Timestamp:
+    if dtype.is_float:
+        value = random.uniform(low, 10)
+        return float(np.float32(value)) if dtype == Float32 else value
+    if dtype == Timestamp:
         return from_us(random.randint(-(10**15), 10**15))
-    return random.choice(["", "é", "text"]) if partial.dtype == String else random.random() < 0.5
+    return random.choice(["", "é", "text", "more"]) if dtype == String else random.random() < 0.5
+
+
+def _list(partial: PartialColumn, random: Any, odd: float | None) -> list[Any]:
+    values = [_value(partial.dtype.children[0], random) for _ in range(random.randint(1, partial.size))]
+    if odd is not None and partial.dtype.children[0].is_float:
+        values[0] = odd
+    return distinct(values) if partial.kind.endswith("distinct") else values
+
+
+def _sketch(first: PartialColumn, second: PartialColumn, random: Any, is_empty: bool) -> Tile:
+    """Return the two halves of a sketch."""
+    count = 0 if is_empty else random.randint(1, 12)
+    if first.kind == "hll_indices":
+        places = sorted(random.sample(range(1 << first.size), count))
+        return {first.name: places, second.name: [random.randint(1, 9) for _ in places]}
+    means = sorted(random.choice([random.uniform(-10, 10), 3.0]) for _ in range(count))
+    return {first.name: means, second.name: [float(random.randint(1, 3)) for _ in means]}
 
 
 def packed(partials: Sequence[PartialColumn], tiles: Tiles) -> list[PackedTiles]:
@@ -123,7 +189,7 @@ def packed(partials: Sequence[PartialColumn], tiles: Tiles) -> list[PackedTiles]
 def offline(features: list[AggregateFeature], tiles: Tiles, edge_us: int) -> list[list[Any]]:
     partials = partial_columns(features)
     places = sorted(tiles)
-    columns = {p.name: pa.array([tiles[at][p.name] for at in places], arrow_type(p.dtype)) for p in partials}
+    columns = {p.name: pa.array([tiles[at][p.name] for at in places], engine_type(p.dtype)) for p in partials}
     columns["key"] = pa.array([key for key, _ in places], pa.int64())
     columns["_anchor_time"] = pa.array([hour * HOUR_US for _, hour in places], pa.timestamp("us", "UTC"))
     edges = pa.array([edge_us] * (KEYS + 1), pa.timestamp("us", "UTC"))
@@ -133,10 +199,12 @@ def offline(features: list[AggregateFeature], tiles: Tiles, edge_us: int) -> lis
 
 
 def close(feature: AggregateFeature, one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(close(feature, a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):
         if math.isnan(one) or math.isnan(other) or math.isinf(one):
             return one == other or (math.isnan(one) and math.isnan(other))
-        tolerance = 1e-6 if feature.dtype == Float32 else 1e-10
+        tolerance = 1e-6 if feature.value_dtype == Float32 else 1e-10
         return abs(one - other) <= tolerance * max(1.0, abs(one))
     return type(one) is type(other) and one == other
 
@@ -148,10 +216,7 @@ def check(features: list[AggregateFeature], answers: Sequence[Sequence[Any] | No
             assert close(feature, one, other), (feature, one, other)
 
 
-@given(data=st.data())
-def test_online_answers_as_offline_for_one_key_and_for_many(data: st.DataObject) -> None:
-    columns = data.draw(st.sampled_from([tuple(COLUMNS), tuple(COLUMNS[:4])]))
-    features = data.draw(feature_sets(columns))
+def check_all_ways(data: st.DataObject, features: list[AggregateFeature]) -> None:
     partials = partial_columns(features)
     tiles = data.draw(tiles_of(partials))
     edge_us = data.draw(st.integers(-150, 150)) * HOUR_US
@@ -163,6 +228,25 @@ def test_online_answers_as_offline_for_one_key_and_for_many(data: st.DataObject)
     check(features, rollup.many(known, edge_us), [row for key, row in zip(chunks, expected, strict=True) if key])
     ones = [rollup.one(key, edge_us) is None for key in chunks]
     assert ones == [answer is None for answer in rollup.many(chunks, edge_us)]
+
+
+@given(data=st.data())
+def test_online_answers_as_offline_for_one_key_and_for_many(data: st.DataObject) -> None:
+    columns = data.draw(st.sampled_from([tuple(COLUMNS), tuple(COLUMNS[:4])]))
+    check_all_ways(data, data.draw(feature_sets(columns)))
+
+
+@given(data=st.data())
+def test_series_and_lifetimes_of_numbers_are_those_of_the_kernel(data: st.DataObject) -> None:
+    windows = SERIES | WINDOWS | st.just(LifetimeWindow())
+    check_all_ways(data, data.draw(feature_sets(COLUMNS[:4], windows=windows)))
+
+
+@given(data=st.data())
+def test_lists_and_sketches_are_those_of_the_kernel(data: st.DataObject) -> None:
+    windows = SERIES | WINDOWS | st.just(LifetimeWindow())
+    functions = (*LIST_FUNCTIONS, "approx_count_distinct", "approx_percentile", "sum", "last")
+    check_all_ways(data, data.draw(feature_sets(functions=functions, windows=windows)))
 
 
 def make(function: str, column: Field, hours: int = 24) -> tuple[AggregateFeature, OnlineRollup]:
