@@ -29,6 +29,7 @@ from featurekit_dagster.engine.rollup_lists import Lists, newest, newest_distinc
 from featurekit_dagster.engine.rollup_search import Placed
 from featurekit_dagster.engine.rollup_sums import Ranges, count_ranges, float_sums, integer_sums
 from featurekit_dagster.engine.rollup_variance import Moments, merge_moments
+from featurekit_dagster.engine.sketches import count_distinct, percentiles
 from featurekit_dagster.errors import AggregationOverflow
 
 
@@ -44,6 +45,7 @@ class Kernel:
     def __init__(self, placed: Placed, tiles: pa.Table, features: Sequence[AggregateFeature]) -> None:
         self._placed = placed
         self._tiles = tiles
+        self._features = features
         self._spans: dict[str, dict[Span, None]] = {}
         for feature in features:
             for partial in feature.partials:
@@ -62,7 +64,7 @@ class Kernel:
         if function.startswith(("var", "stddev")):
             return [self._variance(feature, function, span) for span in feature.spans]
         if function == "approx_percentile":
-            return self._percentiles(feature)
+            return [self._percentile(feature, span) for span in feature.spans]
         return [self._plain(feature, feature.partials[0], span) for span in feature.spans]
 
     def _plain(self, feature: AggregateFeature, partial: PartialColumn, span: Span) -> Answers:
@@ -92,12 +94,22 @@ class Kernel:
         variance = m2 / np.maximum(count - (fewest - 1), 1)
         return Numbers(np.sqrt(variance) if function.startswith("stddev") else variance, count >= fewest)
 
-    def _percentiles(self, feature: AggregateFeature) -> list[Answers]:
-        from featurekit_dagster.engine.sketches import percentiles  # noqa: PLC0415 - few views have sketches
+    def _percentile(self, feature: AggregateFeature, span: Span) -> Numbers:
+        name = f"{feature.percentile} {feature.partials[0].name}"
+        if (name, span) not in self._done:
+            self._fill_percentiles(feature.partials)
+        answer: Numbers = self._done[name, span]
+        return answer
 
-        means, weights = (self._lists(partial).array() for partial in feature.partials)
-        found = percentiles(means, weights, self._ranges(feature.spans), feature.percentile)
-        return [Numbers(values, valid) for values, valid in found]
+    def _fill_percentiles(self, partials: tuple[PartialColumn, ...]) -> None:
+        """Compute all percentiles of one column over all their spans."""
+        like = [feature for feature in self._features if feature.partials == partials]
+        asked = list(dict.fromkeys((feature.percentile, span) for feature in like for span in feature.spans))
+        means, weights = (self._lists(partial).array() for partial in partials)
+        ranges = self._ranges([span for _, span in asked])
+        found = percentiles(means, weights, ranges, [percentile for percentile, _ in asked])
+        for (percentile, span), (values, valid) in zip(asked, found, strict=True):
+            self._done[f"{percentile} {partials[0].name}", span] = Numbers(values, valid)
 
     def _range(self, partial: PartialColumn, span: Span, feature: AggregateFeature) -> Any:  # noqa: ANN401 - any answer
         """Return a partial column over a span; all spans that any feature needs are computed at once."""
@@ -115,8 +127,6 @@ class Kernel:
         return self._done[partial.name, span]
 
     def _distinct_counts(self, feature: AggregateFeature, spans: dict[Span, None]) -> list[Answers]:
-        from featurekit_dagster.engine.sketches import count_distinct  # noqa: PLC0415 - few views have sketches
-
         indices, registers = (self._lists(partial).array() for partial in feature.partials)
         found = count_distinct(indices, registers, self._ranges(spans), feature.precision)
         return [Numbers(values, None) for values in found]
