@@ -11,20 +11,28 @@ from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.feature_service import FeatureService
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import BatchSource
+from featurekit_dagster.domain.stream_sources import StreamSource
 from featurekit_dagster.domain.wording import described
 from featurekit_dagster.errors import DeclarationError, NotFoundError
 
-_KINDS = {FeatureView: "feature view", FeatureService: "feature service", BatchSource: "source", Entity: "entity"}
+_KINDS = {
+    FeatureView: "feature view",
+    FeatureService: "feature service",
+    BatchSource: "source",
+    StreamSource: "stream source",
+    Entity: "entity",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Declared objects by kind, each in order of declaration."""
+    """Declared objects by kind, each in order of declaration; `sources` has the batch sides of stream sources too."""
 
     views: tuple[FeatureView, ...]
     services: tuple[FeatureService, ...]
     sources: tuple[BatchSource, ...]
     entities: tuple[Entity, ...]
+    stream_sources: tuple[StreamSource, ...] = ()
 
     @classmethod
     def gather(cls, declarations: Iterable[Any] | ModuleType) -> Repository:
@@ -45,7 +53,8 @@ class Repository:
         for service in [value for value in found.values() if isinstance(value, FeatureService)]:
             found |= {id(reference.view): reference.view for reference in service.references}
         for view in [value for value in found.values() if isinstance(value, FeatureView)]:
-            found |= {id(used): used for used in (*view.sources, *view.entities)}
+            streams = [view.stream_source] if view.stream_source else []
+            found |= {id(used): used for used in (*view.sources, *view.entities, *streams)}
         faults += _name_faults(found.values())
         if faults:
             raise DeclarationError(subject="workspace", faults=faults)
@@ -54,6 +63,7 @@ class Repository:
             services=tuple(v for v in found.values() if isinstance(v, FeatureService)),
             sources=tuple(v for v in found.values() if isinstance(v, BatchSource)),
             entities=tuple(v for v in found.values() if isinstance(v, Entity)),
+            stream_sources=tuple(v for v in found.values() if isinstance(v, StreamSource)),
         )
 
     def view(self, name: str) -> FeatureView:
@@ -91,4 +101,8 @@ def _name_faults(declared: Iterable[Any]) -> list[str]:
         kind = _KINDS[type(value)]
         if seen.setdefault((kind, value.name), value) != value:
             faults.append(f"two different objects are {kind} {value.name!r}; rename one")
+    for kind, name in [place for place in seen if place[0] == "stream source"]:
+        other = seen.get(("source", name))
+        if other is not None and other != seen[kind, name].batch_source:
+            faults.append(f"a source and a stream source are both {name!r}; rename one")
     return faults

@@ -26,12 +26,17 @@ class PushConfig:
 
     Args:
         timestamp_field: The column that tells when an event happened.
+        log_offline: Deprecated, and without effect.
     """
 
     timestamp_field: str | None = None
+    log_offline: bool = False
 
     def __post_init__(self) -> None:
-        raise_faults("PushConfig", _timestamp_faults(self.timestamp_field))
+        faults = _timestamp_faults(self.timestamp_field)
+        if not isinstance(self.log_offline, bool):
+            faults.append(f"log_offline is {described(self.log_offline)}; it has no effect, so leave it out")
+        raise_faults("PushConfig", faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import dagster as dg
 
-from featurekit_dagster.domain.aggregation import AggregateFeature
+from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans
 from featurekit_dagster.domain.feature_service import FeatureService
 from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.domain.sources import BatchSource, DeltaTableConfig, FileConfig, SqlConfig
-from featurekit_dagster.domain.windows import format_duration
+from featurekit_dagster.domain.windows import Span, TimeWindowSeries, format_duration
 from featurekit_dagster.engine.local import stored_fields
-from featurekit_dagster.intervals import format_time
+from featurekit_dagster.intervals import format_time, from_us
 from featurekit_dagster.orchestration.partitions import partitions_of
 from featurekit_dagster.orchestration.resources import BoundWorkspace
 from featurekit_dagster.planning.fingerprint import fingerprint
@@ -29,6 +29,8 @@ from featurekit_dagster.planning.planner import stores_of
 
 SOURCES = "sources"
 KIND, VIEW, TRIGGER = "featurekit/kind", "featurekit/view", "featurekit/trigger"
+JOB_BATCH = "featurekit/batch"
+"""Tag of a run that carries out waiting jobs of the ledger: the name of their batch."""
 BATCH = "BATCH"
 
 _TAG_KEY = re.compile(r"([A-Za-z0-9_.-]{1,63}/)?[A-Za-z0-9_.-]{1,63}")
@@ -56,7 +58,7 @@ def view_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None =
         partitions_def=partitions_of(view, workspace.fixed_now),
         # a run reports its partitions itself, as each job commits, and has no other output
         skippable=True,
-        description=view.description or (view.function.__doc__ or "").strip() or None,
+        description=view.description,
         group_name=_group(view),
         owners=_owners(view.owner),
         tags=_tags(view),
@@ -105,16 +107,49 @@ def feature_schema(view: FeatureView) -> dg.TableSchema:
 
 
 def _feature_columns(view: FeatureView) -> Iterable[dg.TableColumn]:
-    if view.aggregates:
-        return [_column(Field(f.name, f.dtype), _in_words(f), nullable=f.default is None) for f in view.aggregates]
-    return [_column(field, None, nullable=True) for field in view.attributes]
+    if not view.aggregates:
+        return [_column(field, None, nullable=True) for field in view.attributes]
+    spans, key = distinct_spans(view.aggregates), view.secondary_key
+    listed = [] if key is None else [f"Values of {key.name} with events over {_span_in_words(s)}." for s in spans]
+    of_each = "" if key is None else f"For each value of {key.name}: "
+    texts = [*listed, *(of_each + _in_words(feature) for feature in view.aggregates)]
+    described = zip(view.features, view.defaults, texts, strict=True)
+    return [_column(field, text, nullable=default is None) for field, default, text in described]
 
 
 def _in_words(feature: AggregateFeature) -> str:
-    window = feature.window
-    offset = feature.spans[-1].end_us
-    ago = f", ending {format_duration(timedelta(microseconds=-offset))} before the edge" if offset else ""
-    return f"{feature.function} of {feature.column.name} over {window.label}{ago}."
+    """Return a feature in words, such as `last 3 of page over 7d, ending 1d before the edge.`."""
+    spans, window = feature.spans, feature.window
+    what = f"{_function_in_words(feature)} of {feature.column.name}"
+    if isinstance(window, TimeWindowSeries):
+        step = format_duration(window.step)
+        ends = "" if not spans[-1].end_us else f" {_ago(spans[-1].end_us)}"
+        return f"{what} over {len(spans)} windows of {window.label}, one every {step}, oldest first{ends}."
+    return f"{what} over {_span_in_words(spans[0])}."
+
+
+def _function_in_words(feature: AggregateFeature) -> str:
+    match feature.function:
+        case "last_n" | "first_n":
+            return f"{feature.function.removesuffix('_n')} {feature.n}"
+        case "last_distinct" | "first_distinct":
+            return f"{feature.function.removesuffix('_distinct')} {feature.n} distinct"
+        case "approx_count_distinct":
+            return f"approximate number of distinct values (precision {feature.precision})"
+        case "approx_percentile":
+            return f"approximate percentile {feature.percentile:g} (precision {feature.precision})"
+    return feature.function
+
+
+def _span_in_words(span: Span) -> str:
+    if span.begin_us is None:
+        return "all time" if span.since_us is None else f"all time since {format_time(from_us(span.since_us))}"
+    size = format_duration(timedelta(microseconds=span.end_us - span.begin_us))
+    return f"{size}, {_ago(span.end_us)}" if span.end_us else size
+
+
+def _ago(end_us: int) -> str:
+    return f"ending {format_duration(timedelta(microseconds=-end_us))} before the edge"
 
 
 def _column(field: Field, description: str | None, *, nullable: bool) -> dg.TableColumn:
@@ -131,6 +166,11 @@ def _view_metadata(view: FeatureView, services: list[str]) -> dict[str, Any]:
         "batch_schedule": format_duration(view.batch_schedule),
         "batch_trigger": view.batch_trigger.value,
         "aggregation_interval": _duration(view.aggregation_interval),
+        "aggregation_secondary_key": view.secondary_key and view.secondary_key.name,
+        "lifetime_start_time": view.lifetime_start_time and format_time(view.lifetime_start_time),
+        "compaction_enabled": view.compaction_enabled and "yes",
+        "stream_source": view.stream_source and view.stream_source.name,
+        "stream_processing_mode": view.stream_processing_mode and view.stream_processing_mode.value,
         "data_delay": _duration(view.data_delay),
         "ttl": _duration(view.ttl),
         "feature_start_time": view.feature_start_time and format_time(view.feature_start_time),
@@ -166,8 +206,8 @@ def _valid_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _freshness(view: FeatureView) -> dg.FreshnessPolicy | None:
-    """A scheduled view has failed when one whole interval was left out; nobody waits for one triggered by hand."""
-    if view.batch_trigger is BatchTriggerType.MANUAL:
+    """A scheduled view has failed when one whole interval was left out; nobody waits for one that has no schedule."""
+    if view.batch_trigger is not BatchTriggerType.SCHEDULED:
         return None
     late = view.batch_schedule + view.data_delay
     return dg.FreshnessPolicy.time_window(fail_window=late + view.batch_schedule, warn_window=late)

@@ -12,6 +12,8 @@ from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, ceil_tim
 from featurekit_dagster.planning.grid import last_complete_end, last_ready_end
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RunPlan, Task, ViewPlan
 
+_BATCH_REMEDY = "give its source a batch_config, and the view batch_trigger=BatchTriggerType.MANUAL"
+
 
 def plan_views(views: Iterable[FeatureView], snapshot: LedgerSnapshot, now: datetime) -> tuple[ViewPlan, ...]:
     """Return the plan of every view, in the given order."""
@@ -42,12 +44,12 @@ def wanted_interval(view: FeatureView, now: datetime) -> Interval | None:
     """Return the range that should be materialized at `now` without anybody asking, or None.
 
     From the materialization start to the end of the last ready interval; for a MANUAL view to
-    `manual_trigger_backfill_end_time`, and nothing without one.
+    `manual_trigger_backfill_end_time`, and nothing without one; nothing of a view without batch materialization.
 
     Source: Manually Trigger Materialization, Automatic Backfill for Manually-Materialized Feature Views.
     """
     start = view.materialization_start
-    if start is None or not stores_of(view):
+    if start is None or not stores_of(view) or view.batch_trigger is BatchTriggerType.NO_BATCH_MATERIALIZATION:
         return None
     end = last_ready_end(view, now)
     if view.batch_trigger is BatchTriggerType.MANUAL:
@@ -92,13 +94,15 @@ def check_interval(view: FeatureView, start: datetime, end: datetime, now: datet
         MisalignedInterval: An end is off the epoch grid of `batch_schedule`.
         BeforeFeatureStart: The start is before the materialization start.
         IntervalNotComplete: The end is after the last complete interval.
-        PlanError: The start is not before the end, or the view writes no store.
+        PlanError: The start is not before the end, the view writes no store, or it has no batch materialization.
 
     Source: Manually Trigger Materialization, Triggering a new materialization job.
     """
     first = view.materialization_start
     if first is None or not stores_of(view):
         raise PlanError(f"{view.name}: it writes no store; declare online=True or offline=True and feature_start_time")
+    if view.batch_trigger is BatchTriggerType.NO_BATCH_MATERIALIZATION:
+        raise PlanError(f"{view.name}: {_no_batch(view)}; {_BATCH_REMEDY}")
     start, end = as_utc(start), as_utc(end)
     if start >= end:
         remedy = "exchange them" if start > end else "give a later end"
@@ -166,9 +170,18 @@ def _warnings(view: FeatureView) -> Iterator[str]:
 def _why_nothing(view: FeatureView, now: datetime) -> str:
     if not stores_of(view):
         return "it writes no store (online and offline are both False)"
+    if view.batch_trigger is BatchTriggerType.NO_BATCH_MATERIALIZATION:
+        return _no_batch(view)
     if view.batch_trigger is BatchTriggerType.MANUAL and view.manual_trigger_backfill_end_time is None:
         return "its jobs are triggered by hand (batch_trigger=MANUAL)"
     return f"no interval is complete yet at {format_time(now)}"
+
+
+def _no_batch(view: FeatureView) -> str:
+    """Return why batch jobs have nothing to do with a view."""
+    if not view.inputs:
+        return "its source has no batch_config, and events reach it by its stream only"
+    return "it has no batch jobs (batch_trigger=NO_BATCH_MATERIALIZATION)"
 
 
 def _reason(view: FeatureView, wanted: Interval, runs: tuple[RunPlan, ...], snapshot: LedgerSnapshot) -> str:
@@ -178,7 +191,11 @@ def _reason(view: FeatureView, wanted: Interval, runs: tuple[RunPlan, ...], snap
     covered = any(snapshot.coverage(view.name, store).overlaps(wanted) for store in stores_of(view))
     if covered:
         return f"gaps in {wanted}"
-    if not view.reach or view.feature_start_time is None:
+    begin = view.feature_start_time
+    if begin is None or begin <= wanted.start or not (view.reach or view.has_lifetime):
         return f"initial backfill of {wanted}"
-    back = format_duration(view.feature_start_time - wanted.start)
-    return f"initial backfill of {wanted}, which begins {back} before feature_start_time for the widest window"
+    # the schedule's grid may lie before either
+    is_lifetime = view.lifetime_start_time is not None and view.lifetime_start_time < begin - view.reach
+    what = "to reach lifetime_start_time" if is_lifetime else "for the widest window"
+    back = format_duration(begin - wanted.start)
+    return f"initial backfill of {wanted}, which begins {back} before feature_start_time {what}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from featurekit_dagster.domain.aggregation import FUNCTION_NAMES
+from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, PARAMETERIZED
 from featurekit_dagster.domain.feature_view import Aggregation, DeltaConfig
 from featurekit_dagster.domain.schema import Field, Int64
 from featurekit_dagster.errors import DeclarationError
@@ -24,7 +24,7 @@ from tests.unit.domain.declared import (
 )
 
 AMOUNT = SCHEMA[2]
-FUNCTIONS = ", ".join(FUNCTION_NAMES)
+FUNCTIONS = ", ".join((*FUNCTION_NAMES, *PARAMETERIZED.values()))
 
 
 def aggregation(**changes: Any) -> Aggregation:
@@ -67,6 +67,10 @@ def test_five_faults_of_one_declaration_are_reported_at_once() -> None:
         ("online", "no", "online is 'no'; give True or False"),
         ("offline", 1, "offline is an int; give True or False"),
         ("incremental_backfills", None, "incremental_backfills is None; give True or False"),
+        ("compaction_enabled", "yes", "compaction_enabled is 'yes'; give True or False"),
+        ("lifetime_start_time", 2024, "lifetime_start_time is an int; give a datetime, which is UTC "),
+        ("aggregation_secondary_key", ["a"], "aggregation_secondary_key is a list; give text"),
+        ("aggregation_secondary_key", "", "aggregation_secondary_key is empty; leave it out or give a name"),
         ("feature_start_time", "2024-01-01", "feature_start_time is '2024-01-01'; give a datetime, which is UTC "),
         ("feature_start_time", START.date(), "feature_start_time is a date; give a datetime, which is UTC "),
         ("manual_trigger_backfill_end_time", 5, "manual_trigger_backfill_end_time is an int; give a datetime, "),
@@ -120,8 +124,6 @@ def test_the_declaration_is_not_changed_by_changing_its_arguments_later() -> Non
 
 NOT_OFFERED = [
     # of batch views in later versions
-    "aggregation_secondary_key",
-    "lifetime_start_time",
     "batch_compute",
     "online_store",
     "monitor_freshness",
@@ -132,7 +134,6 @@ NOT_OFFERED = [
     "run_transformation_validation",
     "options",
     "cache_config",
-    "compaction_enabled",
     "environment",
     "secrets",
     "resource_providers",
@@ -140,7 +141,6 @@ NOT_OFFERED = [
     "prevent_destroy",
     # of batch views in earlier versions
     "max_batch_aggregation_interval",
-    "batch_compaction_enabled",
     "backfill_config",
     # of stream views
     "source",
@@ -164,10 +164,9 @@ def test_an_argument_that_is_not_offered_is_refused_with_what_to_do_instead(argu
     [
         ("max_batch_aggregation_interval", "it is called max_backfill_interval"),
         ("environment", "the process's own environment is used; leave it out"),
-        ("compaction_enabled", "untiled views are not offered by this version; leave it out"),
-        ("batch_compaction_enabled", "untiled views are not offered by this version; leave it out"),
-        ("stream_tiling_enabled", "streams are not offered by this version; leave it out"),
-        ("lifetime_start_time", "lifetime windows are not offered by this version; leave it out"),
+        ("stream_processing_mode", "it belongs to stream_feature_view; leave it out"),
+        ("source", "it is called sources, a list with one entry for each parameter of the function"),
+        ("stream_tiling_enabled", "how a stream is tiled online is not chosen by this version; leave it out"),
         ("publish_features_config", "publishing features is not offered by this version; leave it out"),
         ("cache_config", "online reads are not cached; leave it out"),
         ("online_store", "the online store belongs to the workspace, not to a view; leave it out"),
@@ -179,5 +178,9 @@ def test_the_remedy_of_an_argument_that_is_not_offered_is_true(argument: str, re
     assert faults(plain, **{argument: 1}) == (f"{argument} is not taken: {remedy}",)
 
 
-def test_both_spellings_of_compaction_are_two_faults() -> None:
-    assert len(faults(plain, compaction_enabled=True, batch_compaction_enabled=True)) == 2
+def test_both_spellings_of_compaction_are_one_fault() -> None:
+    assert faults(plain, online=False, compaction_enabled=True, batch_compaction_enabled=False) == (
+        "compaction_enabled is given beside its old name batch_compaction_enabled; keep the first",
+    )
+    assert plain(online=False, batch_compaction_enabled=True).compaction_enabled
+    assert not plain(compaction_enabled=False).compaction_enabled

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from featurekit_dagster.domain.aggregation import FUNCTION_NAMES
+from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, PARAMETERIZED
 from featurekit_dagster.domain.feature_view import Aggregate, Aggregation
 from featurekit_dagster.domain.schema import Array, Field, Float64, Int64, String, Struct
 from tests.unit.domain.declared import (
@@ -21,7 +21,7 @@ from tests.unit.domain.declared import (
 )
 
 KEY, TIME, AMOUNT = SCHEMA
-FUNCTIONS = ", ".join(FUNCTION_NAMES)
+FUNCTIONS = ", ".join((*FUNCTION_NAMES, *PARAMETERIZED.values()))
 
 
 def aggregation(**changes: Any) -> Aggregation:
@@ -104,7 +104,7 @@ def test_two_spellings_of_features_are_not_used_together() -> None:
     assert "features is given beside schema or aggregations; use one spelling" in faults(plain, features=[AMOUNT])
 
 
-@pytest.mark.parametrize("function", ["avg", "first", "last_distinct(3)", "SUM", ""])
+@pytest.mark.parametrize("function", ["avg", "last_n", "last_distinct(3)", "SUM", ""])
 def test_an_unknown_function_is_refused_with_the_known_ones(function: str) -> None:
     (fault,) = faults(aggregated, aggregations=[aggregation(function=function)])
     assert fault == f"aggregation '{function} of amount': function {function!r} is not known; use one of {FUNCTIONS}"

@@ -117,7 +117,7 @@ def test_a_hive_source_is_refused_with_what_to_use_instead() -> None:
 
 
 def test_a_filtered_source_filters_a_source() -> None:
-    assert faults(FilteredSource, plain()) == ("source is a FeatureView; give a BatchSource",)
+    assert faults(FilteredSource, plain()) == ("source is a FeatureView; give a BatchSource or a StreamSource",)
 
 
 def test_a_start_time_offset_reaches_back() -> None:
