@@ -4,152 +4,22 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from hypothesis import given, note, settings
-from hypothesis import strategies as st
 
-from featurekit_dagster import (
-    Aggregation,
-    BatchSource,
-    Entity,
-    FeatureView,
-    Field,
-    FileConfig,
-    FilteredSource,
-    Float64,
-    Int64,
-    String,
-    Timestamp,
-    TimeWindow,
-    Workspace,
-    batch_feature_view,
-)
+from featurekit_dagster import Workspace
 from featurekit_dagster.execution.materialize import run_tasks
 from tests.conftest import SOAK
-from tests.support import oracle
+from tests.laws.worlds import MICROSECOND, SCHEMA, World, build, worlds
+from tests.support import oracle, oracle_ranges
+from tests.support.oracle import utc
 
-MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
-# Naive, as the events are in their file.
-ORIGINS = tuple(datetime.fromisoformat(day) for day in ("2024-03-01", "1970-01-01", "1969-12-30"))
-SPAN = 6 * DAY
-EXAMPLES = 2_000 if SOAK else 25
-NUMERIC = ("count", "sum", "mean", "min", "max", "last", "var_samp", "var_pop", "stddev_samp", "stddev_pop")
-SCHEMA = {"user": pl.String, "shop": pl.Int64, "ts": pl.Datetime("us"), "v": pl.Float64, "k": pl.Int64, "s": pl.String}
-FIELDS = [
-    Field("user", String),
-    Field("shop", Int64),
-    Field("ts", Timestamp),
-    Field("v", Float64),
-    Field("k", Int64),
-    Field("s", String),
-]
-
-
-@dataclass(frozen=True)
-class World:
-    """Events, questions, and the declaration under test in our words and in the oracle's."""
-
-    origin: datetime
-    events: list[dict[str, Any]]
-    spine: list[dict[str, Any]]
-    options: dict[str, Any]
-    delay: timedelta
-    judged: oracle.AggregateView | oracle.LatestView
-
-
-@st.composite
-def worlds(draw: st.DrawFn) -> World:
-    origin = draw(st.sampled_from(ORIGINS))
-    schedule = draw(st.sampled_from([HOUR, 6 * HOUR, DAY]))
-    delay = draw(st.sampled_from([timedelta(0), 20 * MINUTE, 3 * HOUR]))
-    start = origin + draw(st.sampled_from([timedelta(0), DAY, 30 * HOUR + 17 * MINUTE]))
-    keys = st.fixed_dictionaries(
-        {"user": st.sampled_from(["a", "b", None]), "shop": st.sampled_from([1, -(2**40), None])}
-    )
-    numbers = (
-        st.floats(-1e6, 1e6)
-        | st.sampled_from([math.nan, math.inf, -math.inf])
-        | st.sampled_from([1e20, 1.0, -1e20])
-        | st.none()
-    )
-    values = st.fixed_dictionaries(
-        {"v": numbers, "k": st.none() | st.integers(-(2**53), 2**53), "s": st.none() | st.sampled_from(["x", "y", ""])}
-    )
-    event = st.builds(lambda k, t, v: {**k, "ts": t, **v}, keys, _times(origin, schedule), values)
-    events = draw(st.lists(event, max_size=25, unique_by=lambda e: (e["user"], e["shop"], e["ts"])))
-    question = st.builds(lambda k, t: {**k, "ts": t}, keys, _times(origin, schedule, delay))
-    spine = draw(st.lists(question, min_size=1, max_size=12))
-    common = {"batch_schedule": schedule, "feature_start_time": start}
-    if draw(st.booleans()):
-        options, judged = _aggregates(draw, schedule)
-    else:
-        ttl = draw(st.sampled_from([None, HOUR, 90 * MINUTE, DAY, 2 * DAY]))
-        options, judged = {"ttl": ttl}, oracle.LatestView(features=("v", "k", "s"), ttl=ttl, batch_schedule=schedule)
-    judged = type(judged)(**{**_fields(judged), **common, "data_delay": delay})
-    return World(origin, events, spine, {**options, **common}, delay, judged)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _times(origin: datetime, schedule: timedelta, delay: timedelta = timedelta(0)) -> st.SearchStrategy[datetime]:
-    """Times anywhere, and one microsecond around the edges of the schedule."""
-    anywhere = st.integers(0, SPAN // timedelta(microseconds=1)).map(lambda us: origin + timedelta(microseconds=us))
-    near = st.builds(
-        lambda n, us: origin + n * schedule + delay + timedelta(microseconds=us),
-        st.integers(0, SPAN // schedule),
-        st.sampled_from([-1, 0, 1]),
-    )
-    return anywhere | near
-
-
-def _aggregates(draw: st.DrawFn, schedule: timedelta) -> tuple[dict[str, Any], oracle.AggregateView]:
-    tile = draw(st.sampled_from([t for t in (10 * MINUTE, HOUR, 6 * HOUR, DAY) if not schedule % t]))
-    window = st.builds(
-        TimeWindow, st.integers(1, 30).map(lambda n: n * tile), st.integers(-5, 0).map(lambda n: n * tile)
-    )
-    numeric = st.tuples(st.sampled_from([("v", "Float64"), ("k", "Int64")]), st.sampled_from(NUMERIC), window)
-    text = st.tuples(st.just(("s", "String")), st.sampled_from(("count", "last")), window)
-    chosen = draw(st.lists(numeric | text, min_size=1, max_size=5, unique_by=lambda c: (c[0], c[1], c[2])))
-    aggregations = [Aggregation(column, function, window) for (column, _), function, window in chosen]
-    judged = oracle.AggregateView(
-        aggregates=[
-            oracle.Aggregate(column=c, function=f, size=w.window_size, offset=w.offset, dtype=d)
-            for (c, d), f, w in chosen
-        ],
-        batch_schedule=schedule,
-    )
-    return {"aggregations": aggregations, "aggregation_interval": tile}, judged
-
-
-def build(world: World, folder: Path) -> Workspace:
-    pl.DataFrame(world.events, schema=SCHEMA).write_parquet(folder / "events.parquet")
-    source = BatchSource(
-        name="events",
-        batch_config=FileConfig(
-            uri=str(folder / "events.parquet"), file_format="parquet", timestamp_field="ts", data_delay=world.delay
-        ),
-    )
-
-    def view(events: pl.DataFrame) -> pl.DataFrame:
-        return events
-
-    declared: FeatureView = batch_feature_view(
-        mode="polars",
-        sources=[FilteredSource(source)],
-        entities=[Entity(name="pair", join_keys=["user", "shop"])],
-        schema=FIELDS,
-        online=True,
-        offline=True,
-        **world.options,
-    )(view)
-    return Workspace("laws", [declared], home=folder / "home", clock=world.origin + SPAN + 2 * DAY + 5 * HOUR)
+EXAMPLES = 2_000 if SOAK else 100
 
 
 def materialize(workspace: Workspace) -> None:
@@ -158,42 +28,119 @@ def materialize(workspace: Workspace) -> None:
             list(run_tasks(workspace.repo.view(plan.view), run.tasks, workspace.stores, trigger="backfill"))
 
 
-def expected(world: World, key: dict[str, Any], time: datetime) -> list[Any]:
-    if isinstance(world.judged, oracle.AggregateView):
-        return oracle.aggregate_at(world.events, key, time, world.judged)
-    return oracle.latest_at(world.events, key, time, world.judged)
+def room(function: str, numbers: Sequence[float]) -> float:
+    """How far a float answer over these numbers may be off: what rounding can do, not what is convenient."""
+    sizes = [abs(float(number)) for number in numbers if math.isfinite(number)]
+    if function in ("sum", "mean"):
+        return 1e-12 * sum(sizes)
+    widest = max(sizes, default=0.0)
+    return 1e-9 * widest**2 if function.startswith("var") else 1e-4 * widest
 
 
-def agrees(ours: Any, theirs: Any, scale: float) -> bool:
-    if isinstance(theirs, float) and isinstance(ours, float):
-        if math.isnan(theirs) or math.isinf(theirs):
-            return ours == theirs or (math.isnan(ours) and math.isnan(theirs))
-        return abs(ours - theirs) <= 1e-9 * scale + 1e-9 * abs(theirs)
-    return bool(ours == theirs)
+def agree(world: World, key: dict[str, Any], ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Whether answers for a key are the oracle's."""
+    if not isinstance(world.judged, oracle.AggregateView):
+        return all(oracle.agrees(a, b) for a, b in zip(ours, theirs, strict=True))
+    functions = [None] * (len(theirs) - len(world.judged.aggregates)) + list(world.judged.aggregates)
+    for mine, wanted, feature in zip(ours, theirs, functions, strict=True):
+        if oracle.agrees(mine, wanted):
+            continue
+        if feature is None or feature.function not in ("sum", "mean") and feature.function[:3] not in ("var", "std"):
+            return False
+        values = [e[feature.column] for e in oracle.of_key(world.events, key) if e[feature.column] is not None]
+        if not oracle.agrees(mine, wanted, room(feature.function, values) * 1e9):
+            return False
+    return True
+
+
+def check_spine(world: World, handle: Any) -> None:
+    spine = pl.DataFrame(world.spine, schema={name: SCHEMA[name] for name in ("user", "shop", "ts")})
+    wanted = [oracle.answers_at(world.events, world.key_of(q), q["ts"], world.judged) for q in world.spine]
+    for from_source in (True, False):
+        answer = handle.get_features_for_events(spine, from_source=from_source).to_arrow()
+        assert answer["ts"].to_pylist() == [utc(q["ts"]) for q in world.spine]
+        rows = list(zip(*(answer[f"view__{name}"].to_pylist() for name in handle.features), strict=True))
+        for question, ours, theirs in zip(world.spine, rows, wanted, strict=True):
+            note(f"from_source={from_source}: {question}: {ours} wanted {theirs}")
+            assert agree(world, world.key_of(question), ours, theirs)
+
+
+def check_range(world: World, handle: Any) -> None:
+    """What a range says at a moment is what a spine row of that moment is told."""
+    start, end = map(utc, world.range)
+    for from_source in (True, False):
+        rows = handle.get_features_in_range(*world.range, from_source=from_source).to_arrow().to_pylist()
+        for key in world.distinct_keys():
+            mine = [row for row in rows if world.key_of(row) == key]
+            mine.sort(key=lambda row: row["_valid_from"])
+            pieces = oracle_ranges.pieces(world.events, key, start, end, world.judged)
+            note(f"from_source={from_source}: {key}: {mine} wanted {pieces}")
+            assert all(row["_valid_from"] < row["_valid_to"] <= end for row in mine)
+            assert all(a["_valid_to"] <= b["_valid_from"] for a, b in zip(mine, mine[1:], strict=False))
+            bounds = {t for p in pieces for t in (p.start, p.end)} | {
+                row[name] for row in mine for name in ("_valid_from", "_valid_to")
+            }
+            for moment in {m + d for m in bounds for d in (-MICROSECOND, 0 * MICROSECOND)}:
+                check_moment(world, handle.features, key, moment, mine, pieces)
+
+
+def check_moment(
+    world: World,
+    features: Sequence[str],
+    key: dict[str, Any],
+    moment: datetime,
+    rows: Sequence[dict[str, Any]],
+    pieces: Sequence[oracle_ranges.Piece],
+) -> None:
+    row = next((r for r in rows if r["_valid_from"] <= moment < r["_valid_to"]), None)
+    piece = next((p for p in pieces if p.start <= moment < p.end), None)
+    assert (row is None) == (piece is None), moment
+    if row is not None and piece is not None:
+        assert agree(world, key, [row[name] for name in features], piece.values), moment
+
+
+def check_history(world: World, handle: Any) -> None:
+    """The older range form, of views whose rows or tiles are stored."""
+    start, end = world.range
+    wanted = oracle_ranges.history(world.events, world.keys, start, end, world.judged)
+    for from_source in (True, False):
+        rows = handle.get_historical_features(start_time=start, end_time=end, from_source=from_source).to_arrow()
+        note(f"from_source={from_source}: {rows.to_pylist()} wanted {wanted}")
+        assert rows.num_rows == len(wanted)
+        left = list(wanted)
+        for row in rows.to_pylist():
+            values = [row[name] for name in handle.features]
+            fitting = (
+                w
+                for w in left
+                if w[0] == world.key_of(row)
+                and (w[2], w[3]) == (row["ts"], row["_effective_timestamp"])
+                and agree(world, w[0], values, w[1])
+            )
+            found = next(fitting, None)
+            assert found is not None, row
+            left.remove(found)
+
+
+def check_online(world: World, handle: Any, now: datetime) -> None:
+    for key in world.distinct_keys():
+        vector = list(handle.get_online_features(key).to_dict().values())
+        theirs = oracle.answers_at(world.events, key, now, world.judged)
+        note(f"online: {key}: {vector} wanted {theirs}")
+        assert agree(world, key, vector, theirs)
 
 
 @settings(max_examples=EXAMPLES)
 @given(world=worlds())
 def test_source_store_and_online_answer_as_the_oracle_does(world: World) -> None:
-    finite = [abs(e["v"]) for e in world.events if e["v"] is not None and math.isfinite(e["v"])]
-    # variances grow with the square of their values
-    scale = max([1.0, *finite]) ** 2 if isinstance(world.judged, oracle.AggregateView) else 0.0
     with tempfile.TemporaryDirectory() as name:
         workspace = build(world, Path(name))
         materialize(workspace)
         handle = workspace.get_feature_view("view")
-        spine = pl.DataFrame(world.spine, schema={n: SCHEMA[n] for n in ("user", "shop", "ts")})
-        wanted = [expected(world, {"user": q["user"], "shop": q["shop"]}, q["ts"]) for q in world.spine]
-        for from_source in (True, False):
-            answer = handle.get_features_for_events(spine, from_source=from_source).to_arrow()
-            given_rows = list(zip(*(answer[f"view__{f}"].to_pylist() for f in handle.features), strict=True))
-            note(f"from_source={from_source}: {given_rows} wanted {wanted}")
-            for ours, theirs in zip(given_rows, wanted, strict=True):
-                assert all(agrees(a, b, scale) for a, b in zip(ours, theirs, strict=True))
-        for key in {(q["user"], q["shop"]) for q in world.spine}:
-            join_keys = {"user": key[0], "shop": key[1]}
-            vector = list(handle.get_online_features(join_keys).to_dict().values())
-            theirs = expected(world, join_keys, workspace.now())
-            note(f"online: {vector} wanted {theirs}")
-            assert all(agrees(a, b, scale) for a, b in zip(vector, theirs, strict=True))
+        check_spine(world, handle)
+        check_range(world, handle)
+        if not world.kind.endswith("events"):
+            check_history(world, handle)
+        if world.is_online:
+            check_online(world, handle, workspace.now())
         workspace.stores.online.close()

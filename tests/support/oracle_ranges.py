@@ -89,7 +89,7 @@ def latest_pieces(events: Sequence[Event], key: Event, start: datetime, end: dat
             seen[oracle.visible_from(at, view)] = event
     times = sorted(seen)
     found = []
-    for effective, following in zip(times, [*times[1:], end], strict=True):
+    for effective, following in zip(times, [*times[1:], end], strict=False):
         until = min(following, end)
         if view.ttl is not None:
             until = min(until, effective + view.ttl)
