@@ -45,7 +45,8 @@ def _groups(tiles: pa.Table, keys: Sequence[str], secondary_key: str) -> tuple[I
     """Return the rows by join keys, time and secondary key, and where each pair of join keys and time begins."""
     codes = encode_keys(tiles, tiles, keys).probes
     times = microseconds(tiles[ANCHOR_TIME])[0]
-    ranks = pc.rank(tiles[secondary_key].combine_chunks(), null_placement="at_end").to_numpy()
+    # NULL gets the last rank
+    ranks = pc.rank(tiles[secondary_key].combine_chunks()).to_numpy()
     order = np.lexsort((ranks, times, codes))
     codes, times = codes[order], times[order]
     changes = np.ones(len(order), bool)

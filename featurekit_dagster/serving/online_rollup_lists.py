@@ -10,6 +10,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from featurekit_dagster.engine.sketches import count_distinct_of, percentile_of
+
 Lists = Sequence[Sequence[Any]]
 
 
@@ -67,14 +69,10 @@ def _distinct(values: Iterable[Any], size: int, is_float: bool) -> list[Any]:
 @lru_cache(maxsize=64)
 def distinct_counter(precision: int) -> Callable[[Lists, Lists], int]:
     """Return what counts the distinct values of a window from the indices and registers of its tiles."""
-    from featurekit_dagster.engine.sketches import count_distinct_of  # noqa: PLC0415
-
     return lambda indices, registers: count_distinct_of(indices, registers, precision)
 
 
 @lru_cache(maxsize=1024)
 def percentile_finder(percentile: float) -> Callable[[Lists, Lists], float | None]:
     """Return what finds a percentile of a window from the means and weights of its tiles."""
-    from featurekit_dagster.engine.sketches import percentile_of  # noqa: PLC0415
-
     return lambda means, weights: percentile_of(means, weights, percentile)
