@@ -142,8 +142,8 @@ def test_a_missing_aggregation_interval_does_not_hide_a_wrong_window() -> None:
 
 def test_a_window_is_a_time_window_or_a_timedelta() -> None:
     assert faults(aggregated, aggregations=[aggregation(time_window="7d")]) == (
-        "aggregation 'sum of amount': time_window is '7d'; give a TimeWindow, a TimeWindowSeries, a LifetimeWindow or a "
-        "timedelta",
+        "aggregation 'sum of amount': time_window is '7d'; give a TimeWindow, a TimeWindowSeries, a LifetimeWindow or "
+        "a timedelta",
     )
     assert faults(aggregated, aggregations=[aggregation(time_window=TimeWindow("7d"))]) == (  # type: ignore[arg-type]
         "aggregation 'sum of amount': window_size is '7d'; give a timedelta",
