@@ -13,7 +13,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import connect
-from featurekit_dagster.engine.tiles import build_tiles, row_query
+from featurekit_dagster.engine.tiles import build_tiles, event_tiles
 from featurekit_dagster.engine.transform import transform, with_utc_timestamps
 from featurekit_dagster.intervals import Interval, duration_us
 
@@ -80,11 +80,12 @@ def compute_events(
 
 
 def tiles_of_events(view: FeatureView, events: pa.Table, partials: Sequence[PartialColumn]) -> pa.Table:
-    """Return stored events, each as a tile of its own: `view.tile_keys`, `_anchor_time` and the partial columns.
+    """Return events that are at hand, each as a tile of its own: `view.tile_keys`, `_anchor_time`, partial columns.
 
     Args:
-        view: An aggregate view without tiles.
-        events: Columns of `stored_fields`; those that no partial column is made of may be left out.
+        view: An aggregate view.
+        events: Rows of its transformation, or what an untiled view stores; columns that no partial column is made of
+            may be left out.
         partials: What to build.
     """
     with connect() as con:
@@ -95,8 +96,8 @@ def tiles_of_events(view: FeatureView, events: pa.Table, partials: Sequence[Part
 def _event_tiles(
     con: duckdb.DuckDBPyConnection, relation: str, view: FeatureView, partials: Sequence[PartialColumn]
 ) -> pa.Table:
-    query = row_query(relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
-    return with_utc_timestamps(con.sql(query).to_arrow_table())
+    tiles = event_tiles(con, relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
+    return with_utc_timestamps(tiles)
 
 
 def compute_stored(view: FeatureView, interval: Interval, mocks: Mocks = None) -> pa.Table:

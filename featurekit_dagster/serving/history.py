@@ -53,7 +53,7 @@ def _windows(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table 
     # where every event is a tile of one microsecond, the time shown is the event's own, which is the tile's start
     shown_after = 0 if view.is_tiled else 1
     first, last = ceil_us(start_us + shown_after, tile_us), floor_us(end_us - 1 + shown_after, tile_us)
-    since = min(first - tile_us, int(needed_span(view.aggregates, first)[0]))
+    since = int(needed_span(view.aggregates, first)[0])
     stored.require(since, last)
     tiles = stored.tiles(since, last, view.aggregates)
     tiles = Tiles(only(tiles.table, view, entities), tiles.tile_us)

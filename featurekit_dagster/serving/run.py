@@ -24,7 +24,7 @@ from featurekit_dagster.serving.history import tile_ends
 from featurekit_dagster.serving.partials import refuse_untiled
 from featurekit_dagster.serving.point_in_time import rolled_up
 from featurekit_dagster.serving.ranges import distinct_rows
-from featurekit_dagster.serving.stored import Tiles, check_mocks
+from featurekit_dagster.serving.stored import Tiles, check_has_source, check_mocks
 
 LEVELS = ("disabled", "partial", "full")
 
@@ -48,6 +48,7 @@ def run_view(
 
     Source: SDK page, run.
     """
+    check_has_source(view)
     check_mocks(view, mocks or {})
     if not view.is_aggregate and aggregation_level is not None:
         raise ReadError(
@@ -63,8 +64,6 @@ def run_view(
         refuse_untiled(view)
     _warn_of_length(view, interval, level)
     rows = compute_rows(view, interval, mocks)
-    if not view.is_tiled:
-        return _as_of_events(view, rows)
     return (_partial if level == "partial" else _full)(view, rows, interval.end_us)
 
 
@@ -132,29 +131,17 @@ def _over_one_tile(view: FeatureView, feature: AggregateFeature) -> AggregateFea
 
 
 def _full(view: FeatureView, rows: pa.Table, end_us: int) -> pa.Table:
+    """Return the windows as of the end of each tile that has data, or, without tiles, as of each time of an event.
+
+    Windows are made of single events, so that they are right wherever the tiles' ends lie.
+    """
     tile_us = Timing.of(view).tile_us or 1
-    shift_us = end_us % tile_us
-    tiles = _tiles(view, rows, tile_us, shift_us)
-    probes = distinct_rows(tile_ends(tiles.select([*view.key_names, ANCHOR_TIME]), tile_us))
-    return _windows(view, Tiles(tiles, tile_us), probes, shift_us)
-
-
-def _as_of_events(view: FeatureView, rows: pa.Table) -> pa.Table:
-    """Return the windows as of each time of an event, that event inside."""
-    tiles = tiles_of_events(view, rows, view.partials)
-    probes = distinct_rows(tile_ends(tiles.select([*view.key_names, ANCHOR_TIME]), 1))
-    return _windows(view, Tiles(tiles, 1), probes, -1)
-
-
-def _windows(view: FeatureView, tiles: Tiles, probes: pa.Table, shift_us: int) -> pa.Table:
-    """Return the features as of each edge, and the edges, moved by a shift, as the view's timestamps."""
-    moved = tuple(
-        feature
-        if feature.lifetime_start_us is None or not view.is_tiled
-        else replace(feature, lifetime_start_us=feature.lifetime_start_us - shift_us)
-        for feature in view.aggregates
-    )
-    values = rolled_up(view, tiles, probes, moved)
-    times = _moved(probes, EDGE, shift_us)[EDGE]
+    # without tiles the time shown is the event's own, one microsecond before the edge
+    shift_us, shown_after = (end_us % tile_us, 0) if view.is_tiled else (0, 1)
+    events = tiles_of_events(view, rows, view.partials)
+    moved = _moved(events.select([*view.key_names, ANCHOR_TIME]), ANCHOR_TIME, -shift_us)
+    probes = distinct_rows(_moved(tile_ends(moved, tile_us), EDGE, shift_us))
+    values = rolled_up(view, Tiles(events, 1), probes, view.aggregates)
+    times = _moved(probes, EDGE, -shown_after)[EDGE]
     table = pa.table([*probes.select(view.key_names).columns, *values.columns], [*view.key_names, *view.feature_names])
     return table.append_column(view.timestamp_field, times)

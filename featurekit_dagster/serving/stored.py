@@ -87,6 +87,7 @@ class StoredRows:
         Source: Custom ETL Features with Incremental Backfills (such views must be materialized first).
         """
         if mocks:
+            check_has_source(view)
             check_mocks(view, mocks)
             if from_source is False:
                 raise ReadError(
@@ -101,11 +102,8 @@ class StoredRows:
                 f"{view.name}: incremental_backfills=True, so it cannot be computed on the fly; materialize it offline "
                 "and read it without from_source=True"
             )
-        if chosen and not mocks and not view.inputs:
-            raise ReadError(
-                f"{view.name}: its stream has no batch source, so there is no history to compute it from; give the "
-                "stream source a batch_config"
-            )
+        if chosen:
+            check_has_source(view)
         return cls(view, stores, chosen, mocks)
 
     def rows(self, start_us: int, end_us: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -195,6 +193,19 @@ class StoredRows:
         start, end = np.array([start_us]), np.array([end_us])
         if self.gaps(start, end, np.ones(1, dtype=bool)).any():
             self.refuse(start, end)
+
+
+def check_has_source(view: FeatureView) -> None:
+    """Refuse to compute a view whose stream has no batch side.
+
+    Raises:
+        ReadError: It has none.
+    """
+    if not view.inputs:
+        raise ReadError(
+            f"{view.name}: its stream has no batch source, so there is no history to compute it from; give the stream "
+            "source a batch_config"
+        )
 
 
 def check_mocks(view: FeatureView, mocks: Mapping[str, Any]) -> None:

@@ -119,5 +119,3 @@ def ranged(handle: FeatureViewHandle, start: Any, end: Any, *columns: str, **opt
     stored, computed = (sorted(rows, key=lambda row: (str(row[0]), row[-2])) for rows in (stored, computed))
     assert stored == computed
     return [row[1:] for row in stored]
-
-
