@@ -19,7 +19,7 @@ from featurekit_dagster.engine.rollup_sums import Ranges, prefix
 Int32Array = npt.NDArray[np.int32]
 
 # Entries per block: a few arrays of so many numbers stay in the cache.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +165,10 @@ def select_units(
     return found, units - rest
 
 
-def _split(values: Int32Array, bit: int) -> tuple[Int64Array, Int64Array]:
+def _split(values: Int32Array, bit: int) -> tuple[Int64Array, Int32Array]:
     """Return the order that moves values without the bit before the others, and how many such are before a position."""
     small = (values & (1 << bit)) == 0
-    before = np.empty(len(values) + 1, np.int64)
+    before = np.empty(len(values) + 1, np.int32)
     before[0] = 0
     np.cumsum(small, out=before[1:])
     return np.concatenate([np.flatnonzero(small), np.flatnonzero(~small)]), before
