@@ -37,7 +37,7 @@ _RANK_BITS = 6
 _RANK_MASK = (1 << _RANK_BITS) - 1
 
 
-def _rank_limit(precision: int) -> int:
+def rank_limit(precision: int) -> int:
     """Return the largest rank; with it, sums over all registers fit 63 bits, and counts up to 2**44 are not touched."""
     return 62 - 2 * precision
 
@@ -55,7 +55,7 @@ def hll_code_sql(column_sql: str, dtype: DataType, precision: int) -> str:
     """
     text = column_sql if dtype == String else f"CAST({column_sql} AS VARCHAR)"
     hashed = f"CAST('0x' || substr(sha1({text}), 1, {_HASH_DIGITS}) AS BIGINT)"
-    top = 1 << (_rank_limit(precision) - 1)
+    top = 1 << (rank_limit(precision) - 1)
     low = f"(({hashed} & {top - 1}) | {top})"
     rank = f"bit_count(xor({low}, {low} - 1))"
     return f"(({hashed} >> {_HASH_BITS - precision}) * {1 << _RANK_BITS} + {rank})"
@@ -69,7 +69,7 @@ def hll_code(value: str | int, precision: int) -> int:
     """
     text = value if isinstance(value, str) else str(int(value))
     hashed = int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:_HASH_DIGITS], 16)
-    top = 1 << (_rank_limit(precision) - 1)
+    top = 1 << (rank_limit(precision) - 1)
     low = (hashed & (top - 1)) | top
     return (hashed >> (_HASH_BITS - precision) << _RANK_BITS) + (low & -low).bit_length()
 
@@ -123,7 +123,7 @@ def _register_sums(places: Int64Array, ranks: Int64Array, block: Block, precisio
     every (entry, level) is a point with its predecessor as value, and a range sums the points with a value below its
     start.
     """
-    limit = _rank_limit(precision)
+    limit = rank_limit(precision)
     bits = len(places).bit_length()
     packed = ((block.parts << precision | places) << bits) | np.arange(len(places))
     packed.sort()
@@ -157,9 +157,9 @@ def count_distinct_of(indices: Iterable[Sequence[int]], registers: Iterable[Sequ
     for place, rank in zip(chain.from_iterable(indices), chain.from_iterable(registers), strict=True):
         if rank > best.get(place, 0):
             best[place] = rank
-    limit = _rank_limit(precision)
+    limit = rank_limit(precision)
     lost = sum((1 << limit) - (1 << (limit - rank)) for rank in best.values())
-    return round(_estimate(len(best), lost, precision))
+    return round(estimate(len(best), lost, precision))
 
 
 def _scale(precision: int) -> float:
@@ -168,7 +168,7 @@ def _scale(precision: int) -> float:
     return size * size / (2.0 * math.log(2.0)) * (size / (size + 1.0))
 
 
-def _estimate(count: int, lost: int, precision: int) -> float:
+def estimate(count: int, lost: int, precision: int) -> float:
     """Return the estimate from the number of registers above zero and the scaled sum of their `1 - 2**-rank`.
 
     It needs no switch between ranges and no table: zero registers enter by a series that makes few values a linear
@@ -185,12 +185,12 @@ def _estimate(count: int, lost: int, precision: int) -> float:
         if following == series:
             break
         series, scale = following, scale + scale
-    powers = count - lost / float(1 << _rank_limit(precision))
+    powers = count - lost / float(1 << rank_limit(precision))
     return _scale(precision) / (size * series + powers)
 
 
 def _estimates(counts: Int64Array, lost: Int64Array, precision: int) -> FloatArray:
-    """Return `_estimate` of each, in the same operations, so that both round alike."""
+    """Return `estimate` of each, in the same operations, so that both round alike."""
     size = float(1 << precision)
     power = np.where(counts > 0, 1.0 - counts / size, 0.0)
     series, scale = power, 1.0
@@ -200,7 +200,7 @@ def _estimates(counts: Int64Array, lost: Int64Array, precision: int) -> FloatArr
         if np.array_equal(following, series):
             break
         series, scale = following, scale + scale
-    powers = counts - lost / float(1 << _rank_limit(precision))
+    powers = counts - lost / float(1 << rank_limit(precision))
     with np.errstate(divide="ignore"):
         return np.where(counts > 0, _scale(precision) / (size * series + powers), 0.0)
 
@@ -357,12 +357,12 @@ def percentile_of(
         if middle > target:
             if low_middle is None:
                 return mean
-            return _between_two(low, mean, target - low_middle, middle - target)
+            return between_two(low, mean, target - low_middle, middle - target)
         before, low, low_middle = before + weight, mean, middle
     return low
 
 
-def _between_two(low: float, high: float, after_low: float, before_high: float) -> float:
+def between_two(low: float, high: float, after_low: float, before_high: float) -> float:
     """Return `_between` of one pair, in the same operations."""
     if low == high or not (math.isfinite(low) and math.isfinite(high)):
         return low if after_low < before_high else high
