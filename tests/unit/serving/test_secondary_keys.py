@@ -12,7 +12,7 @@ import pytest
 from featurekit_dagster import Aggregation, FeatureService, FeatureView, TimeWindow
 from featurekit_dagster.handles import FeatureViewHandle
 from tests.support.clicks import asked, batch, both_ways, compacted, continuous, followed, ranged, tiled, values
-from tests.support.visits import DAY, HOUR, MICROSECOND, Row, day, latest, workspace_of
+from tests.support.visits import DAY, HOUR, MICROSECOND, Row, day, workspace_of
 
 ONE_DAY, TWO_DAYS = TimeWindow(DAY), TimeWindow(2 * DAY)
 FEATURES = [
