@@ -113,8 +113,9 @@ def answer(case: Case, workspace: Workspace, query: dict[str, Any], from_source:
     if method in SPINE_METHODS and "start_time" not in arguments and "end_time" not in arguments:
         arguments.setdefault("timestamp_key", case.spine_time)
         table = getattr(handle, method)(case.spine, from_source=from_source, **arguments).to_arrow()
-        # the dot of the seed page
-        return table.rename_columns([re.sub(r"^(\w+)\.", r"\1__", name) for name in table.column_names])
+        # the dot of the seed page; and the reference leaves out columns of the spine where there is a secondary key
+        table = table.rename_columns([re.sub(r"^(\w+)\.", r"\1__", name) for name in table.column_names])
+        return table.drop_columns([n for n in case.spine.column_names if n not in query.get("columns", [n])])
     if method not in ("run", "run_transformation"):
         arguments["from_source"] = from_source
     with warnings.catch_warnings():
