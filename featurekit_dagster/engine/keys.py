@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.engine.columns import BoolArray, Int64Array, int64_values, numbers, present, to_column
+from featurekit_dagster.engine.columns import BoolArray, Int64Array, int64_values, numbers, to_column
 from featurekit_dagster.errors import UnsupportedKeyType
 
 ABSENT = -1
 _PACKED_BITS = 63
 _DIRECT_SLOTS = 1 << 16
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +52,118 @@ def encode_keys(rows: pa.Table, probes: pa.Table, keys: Sequence[str]) -> KeyCod
     Raises:
         UnsupportedKeyType: A key column is a float, nested, or of different kinds in the two tables.
     """
-    codes: KeyCodes | None = None
-    for key in keys:
-        column = _encode_column(key, rows.column(key), probes.column(key))
-        codes = column if codes is None else _combine(codes, column)
-    return codes or KeyCodes(np.zeros(rows.num_rows, np.int64), np.zeros(probes.num_rows, np.int64), 1)
+    encoder = KeyEncoder(probes, rows.schema, keys, expected_rows=rows.num_rows)
+    return KeyCodes(encoder.codes(rows), encoder.probes, encoder.count)
 
 
-def _combine(left: KeyCodes, right: KeyCodes) -> KeyCodes:
-    """Return one code for the pair of two codes, dense again."""
-    rows = left.rows * right.count + right.rows
-    rows[(left.rows == ABSENT) | (right.rows == ABSENT)] = ABSENT
-    return _dense(rows, left.probes * right.count + right.probes)
+class KeyEncoder:
+    """Codes of the probes' distinct join keys, for rows that come in pieces.
+
+    Args:
+        probes: Has the columns `keys`.
+        rows: Schema of the rows.
+        keys: Names of the key columns; NULL is a key and equals NULL.
+        expected_rows: About how many rows will come; more of them allow a larger table of codes.
+
+    Attributes:
+        probes: One code per probe, `0 <= code < count`.
+        count: How many codes there are.
+
+    Raises:
+        UnsupportedKeyType: A key column is a float, nested, or of different kinds in the two tables.
+    """
+
+    def __init__(self, probes: pa.Table, rows: pa.Schema, keys: Sequence[str], *, expected_rows: int) -> None:
+        slots = max(_DIRECT_SLOTS, 4 * (expected_rows + probes.num_rows))
+        self._columns: list[tuple[str, _Column]] = []
+        self._pairs: list[tuple[int, _Integers]] = []
+        self.probes, self.count = np.zeros(probes.num_rows, np.int64), 1
+        for key in keys:
+            column = _Column(key, probes.column(key), rows.field(key).type, slots)
+            self._columns.append((key, column))
+            if len(self._columns) == 1:
+                self.probes, self.count = column.probes, column.count
+                continue
+            # The pair of two codes is an integer again, whose distinct values get dense codes in their turn.
+            pair = self.probes * column.count + column.probes
+            integers = _Integers(pair, slots)
+            self._pairs.append((column.count, integers))
+            self.probes, self.count = integers.codes(pair), integers.count
+
+    def codes(self, rows: pa.Table) -> Int64Array:
+        """Return one code per row, `ABSENT` where no probe has the row's key."""
+        if not self._columns:
+            return np.zeros(rows.num_rows, np.int64)
+        found, *others = (column.codes(rows.column(key)) for key, column in self._columns)
+        for codes, (count, integers) in zip(others, self._pairs, strict=True):
+            pair = found * count + codes
+            pair[(found == ABSENT) | (codes == ABSENT)] = ABSENT
+            found = integers.codes(pair)
+        return found
 
 
-def _encode_column(name: str, rows: pa.ChunkedArray, probes: pa.ChunkedArray) -> KeyCodes:
-    """Return the codes of one key column."""
-    common = _common_type(name, rows.type, probes.type)
-    rows, probes = _cast(rows, common), _cast(probes, common)
-    if not pa.types.is_int64(common):
-        return _look_up(rows, probes)
-    row_values, row_nulls = int64_values(rows)
-    probe_values, probe_nulls = int64_values(probes)
-    codes = _dense(row_values, probe_values if probe_nulls is None else probe_values[~probe_nulls])
-    if row_nulls is not None:
-        codes.rows[row_nulls] = ABSENT if probe_nulls is None else codes.count
-    if probe_nulls is None:
-        return codes
-    probe_codes = np.full(len(probe_values), codes.count, np.int64)
-    probe_codes[~probe_nulls] = codes.probes
-    return KeyCodes(codes.rows, probe_codes, codes.count + 1)
+class _Column:
+    """Codes of one key column."""
+
+    def __init__(self, name: str, probes: pa.ChunkedArray, row_type: pa.DataType, slots: int) -> None:
+        self._type = _common_type(name, row_type, probes.type)
+        probes = _cast(probes, self._type)
+        self._null = ABSENT
+        self._known: _Integers | pa.Array
+        if not pa.types.is_int64(self._type):
+            # Arrow's hash table compares the values themselves, and finds NULL by NULL.
+            self._known = pc.unique(probes)
+            self.probes, self.count = _positions(probes, self._known), max(len(self._known), 1)
+            return
+        values, nulls = int64_values(probes)
+        self._known = _Integers(values if nulls is None else values[~nulls], slots)
+        self.probes, self.count = self._known.codes(values), self._known.count
+        if nulls is not None:
+            self._null = self.count
+            self.probes[nulls] = self._null
+            self.count += 1
+
+    def codes(self, rows: pa.ChunkedArray) -> Int64Array:
+        """Return the code of each value."""
+        rows = _cast(rows, self._type)
+        if not isinstance(self._known, _Integers):
+            return _positions(rows, self._known)
+        values, nulls = int64_values(rows)
+        found = self._known.codes(values)
+        if nulls is not None:
+            found[nulls] = self._null
+        return found
+
+
+class _Integers:
+    """Codes of int64 values, in ascending order of value where these lie close together."""
+
+    def __init__(self, values: Int64Array, slots: int) -> None:
+        self._known: pa.Array | None = None
+        low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+        if high - low + 1 > slots:
+            self._known = pc.unique(to_column(values, None, pa.int64()))
+            self.count = len(self._known)
+            return
+        # Slot 0 and the last one stay empty: every value outside ends there, also where the difference wraps around.
+        self._before = np.array(low, np.int64) - np.ones(1, np.int64)
+        places = values - self._before
+        there = np.zeros(high - low + 3, np.bool_)
+        there[places] = True
+        found = np.flatnonzero(there)
+        self._table = np.full(len(there), ABSENT, np.int32 if len(found) < 1 << 31 else np.int64)
+        self._table[found] = np.arange(len(found))
+        self.count = max(len(found), 1)
+
+    def codes(self, values: Int64Array) -> Int64Array:
+        """Return the code of each value, `ABSENT` of one that was not given at the start."""
+        if self._known is not None:
+            return _positions(to_column(values, None, pa.int64()), self._known)
+        found = np.empty(len(values), np.int64)
+        for start in range(0, len(values), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            found[part] = self._table.take(values[part] - self._before, mode="clip")
+        return found
 
 
 def _common_type(name: str, rows: pa.DataType, probes: pa.DataType) -> pa.DataType:
@@ -122,36 +205,12 @@ def _cast(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
     return column if column.type == dtype else column.cast(dtype)
 
 
-def _look_up(rows: pa.ChunkedArray, probes: pa.ChunkedArray) -> KeyCodes:
-    """Return codes by Arrow's hash table, which compares the values themselves and finds NULL by NULL."""
-    known = pc.unique(probes)
-    return KeyCodes(_positions(rows, known), _positions(probes, known), max(len(known), 1))
-
-
 def _positions(column: pa.ChunkedArray, known: pa.Array) -> Int64Array:
     if not len(known):
         return np.full(len(column), ABSENT, np.int64)
-    found = pc.index_in(column, value_set=known)
-    there, places = present(found), numbers(found).astype(np.int64)
-    return places if there is None else np.where(there, places, ABSENT)
-
-
-def _dense(rows: Int64Array, probes: Int64Array) -> KeyCodes:
-    """Return dense codes of int64 values, in ascending order of value where the probes' values lie close together."""
-    if not len(probes):
-        return KeyCodes(np.full(len(rows), ABSENT, np.int64), np.zeros(0, np.int64), 1)
-    low, high = int(probes.min()), int(probes.max())
-    slots = high - low + 1
-    if slots > max(_DIRECT_SLOTS, 4 * (len(rows) + len(probes))):
-        return _look_up(to_column(rows, None, pa.int64()), to_column(probes, None, pa.int64()))
-    present = np.zeros(slots + 1, np.bool_)
-    present[probes - low] = True
-    table = np.full(slots + 1, ABSENT, np.int64)
-    found = np.flatnonzero(present)
-    table[found] = np.arange(len(found))
-    # Read as unsigned, values below `low` become huge, so that one minimum sends both sides to the empty last slot.
-    slot = np.minimum((rows - low).view(np.uint64), np.uint64(slots)).view(np.int64)
-    return KeyCodes(table[slot], table[probes - low], len(found))
+    # Positions are int32, and so is what fills the gaps; other types would be cast back and forth.
+    found = pc.fill_null(pc.index_in(column, value_set=known), pa.scalar(ABSENT, pa.int32()))
+    return numbers(found).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
