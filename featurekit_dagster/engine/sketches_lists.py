@@ -42,9 +42,8 @@ def lists_of(offsets: Values, values: Values, dtype: pa.DataType) -> pa.ListArra
 
 def entry_ranges(ranges: Sequence[Ranges], bounds: Int64Array) -> Ranges:
     """Return ranges of tiles as one group of ranges of the tiles' entries."""
-    low = [bounds[part.low] for part in ranges] or [np.zeros(0, np.int64)]
-    high = [bounds[part.high] for part in ranges] or [np.zeros(0, np.int64)]
-    return Ranges(np.concatenate(low), np.concatenate(high))
+    low = np.concatenate([bounds[part.low] for part in ranges])
+    return Ranges(low, np.concatenate([bounds[part.high] for part in ranges]))
 
 
 def cuts_of(ranges: Sequence[Ranges]) -> Int64Array:
