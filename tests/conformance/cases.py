@@ -82,6 +82,8 @@ def as_time(text: str) -> datetime:
 
 def as_duration(given: Any) -> timedelta:
     """A duration as the cases write it: `{"seconds": 3600.0}`, or a bare number of seconds."""
+    if isinstance(given, timedelta):
+        return given
     return timedelta(seconds=given["seconds"] if isinstance(given, dict) else given)
 
 

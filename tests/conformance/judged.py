@@ -24,7 +24,9 @@ def oracle_view(declaration: dict[str, Any]) -> oracle.AggregateView | oracle.La
     """Return what the oracle has to know of a declared view."""
     stream = declaration.get("kind", "batch") == "stream"
     common: dict[str, Any] = {
-        "batch_schedule": as_duration(declaration.get("batch_schedule") or declaration["aggregation_interval"]),
+        "batch_schedule": as_duration(
+            declaration.get("batch_schedule") or declaration.get("aggregation_interval") or timedelta(days=1)
+        ),
         "data_delay": as_duration(declaration.get("data_delay", 0)),
         "feature_start_time": as_time(declaration["feature_start_time"]),
         "timestamp_field": declaration.get("timestamp_field", "ts"),
