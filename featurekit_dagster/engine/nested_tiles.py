@@ -17,9 +17,7 @@ from featurekit_dagster.engine.keys import encode_keys
 from featurekit_dagster.engine.rollup import ANCHOR_TIME
 
 
-def nest_tiles(
-    tiles: pa.Table, keys: Sequence[str], secondary_key: str, partials: Sequence[PartialColumn]
-) -> pa.Table:
+def nest_tiles(tiles: pa.Table, keys: Sequence[str], secondary_key: str, partials: Sequence[PartialColumn]) -> pa.Table:
     """Return one row per join keys and tile, with parallel lists of its secondary keys and their partial columns.
 
     Args:

@@ -18,7 +18,7 @@ from featurekit_dagster.serving.online_rollup_fixed import FixedRollup
 from featurekit_dagster.serving.online_rollup_secondary import SecondaryRollup
 from featurekit_dagster.serving.online_rollup_windows import slots_of
 from featurekit_dagster.stores.online import PackedTiles
-from featurekit_dagster.stores.packing import ValueCodec
+from featurekit_dagster.stores.packing import ValueCodec, is_fixed
 
 
 class OnlineRollup(Protocol):
@@ -58,10 +58,10 @@ class _SlotRollup:
         self, features: Sequence[AggregateFeature], columns: dict[str, int], tile_us: int, codec: ValueCodec
     ) -> None:
         slots = slots_of(features)
-        is_fixed = [all(codec.is_fixed_column(columns[p.name]) for p in feature.partials) for feature, _ in slots]
+        goes_fast = [all(is_fixed(p.dtype) for p in feature.partials) for feature, _ in slots]
         self._parts: list[tuple[OnlineRollup, list[int]]] = []
         for way, wanted in ((FixedRollup, True), (AnyRollup, False)):
-            places = [at for at, fixed in enumerate(is_fixed) if fixed is wanted]
+            places = [at for at, fixed in enumerate(goes_fast) if fixed is wanted]
             if places:
                 self._parts.append((way([slots[at] for at in places], columns, tile_us, codec), places))
         self._features = [(feature.is_series, len(feature.spans)) for feature in features]
@@ -104,8 +104,8 @@ def compile_rollup(
     """
     codec = ValueCodec([Field(p.name, p.dtype) for p in partials], is_tiled=True)
     columns = {partial.name: at for at, partial in enumerate(partials)}
-    is_fixed = all(codec.is_fixed_column(columns[p.name]) for feature in features for p in feature.partials)
-    if is_fixed and not any(feature.is_series for feature in features):
+    is_simple = not any(feature.is_series for feature in features)
+    if is_simple and all(is_fixed(partial.dtype) for feature in features for partial in feature.partials):
         return FixedRollup(slots_of(features), columns, tile_us, codec)
     return _SlotRollup(features, columns, tile_us, codec)
 

@@ -42,7 +42,7 @@ class AnyRollup:
             return None
         edge = -(-edge_us // self._tile_us)
         leads = [(chunk * TILES_PER_CHUNK, presence(value)) for chunk, value in packed]
-        parts = [self._codec.columns(value, self._wanted) for _, value in packed]
+        parts = [self._codec.packed_columns(value, self._wanted) for _, value in packed]
         columns = parts[0] if len(parts) == 1 else [_joined(column) for column in zip(*parts, strict=True)]
 
         def rank(tile: int) -> int:

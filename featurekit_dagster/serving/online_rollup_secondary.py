@@ -15,6 +15,7 @@ from featurekit_dagster.domain.aggregation import AggregateFeature
 from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.serving.online_rollup_any import reduce_columns
 from featurekit_dagster.serving.online_rollup_windows import compile_windows, finish_window, slots_of
+from featurekit_dagster.stores.cell_codec import decoder
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec, presence
 
@@ -43,13 +44,12 @@ class SecondaryRollup:
         slots = slots_of(features)
         spans = tuple(dict.fromkeys([*(each for each in wanted if isinstance(each, Span)), *(s for _, s in slots)]))
         used = dict.fromkeys(partial.name for feature in features for partial in feature.partials)
-        self._columns = [1 + columns[name] for name in used]
-        self._windows = compile_windows(slots, {name: at for at, name in enumerate(used)}, tile_us, spans)
+        self._decoders = {at: decoder(codec.fields[at].dtype) for at in (0, *(1 + columns[name] for name in used))}
+        places = {name: at for at, name in enumerate(used)}
+        self._windows = compile_windows(slots, places, tile_us, spans, is_packed=False)
         slot = iter(range(len(slots)))
         # a window's number for its secondary keys, or the slot of a feature
-        self._answer = [
-            (True, spans.index(each)) if isinstance(each, Span) else (False, next(slot)) for each in wanted
-        ]
+        self._answer = [(True, spans.index(each)) if isinstance(each, Span) else (False, next(slot)) for each in wanted]
         self._outputs = [[slot for slot, (_, span) in enumerate(slots) if span == window] for window in spans]
         self._defaults = [feature.value_default for feature in features]
         self._codec, self._tile_us = codec, tile_us
@@ -73,10 +73,9 @@ class SecondaryRollup:
     def _rows(self, packed: PackedTiles) -> dict[Any, list[_Row]]:
         """Return the rows of each secondary key, in order of time."""
         rows: dict[Any, list[_Row]] = {}
-        wanted = frozenset((0, *self._columns))
         for chunk, value in packed:
-            decoded = self._codec.columns(value, wanted)
-            secondary, columns = decoded[0], [decoded[at] for at in self._columns]
+            cells_of = self._codec.packed_columns(value, self._decoders)
+            secondary, *columns = ([decode(cell) for cell in cells_of[at]] for at, decode in self._decoders.items())
             present, first = presence(value), chunk * TILES_PER_CHUNK
             tiles = [first + slot for slot in range(TILES_PER_CHUNK) if present >> slot & 1]
             for row, (tile, keys) in enumerate(zip(tiles, secondary, strict=True)):
@@ -85,12 +84,10 @@ class SecondaryRollup:
                     rows.setdefault(key, []).append((tile, place, cells))
         return rows
 
-    def _add(
-        self, key: Any, rows: Sequence[_Row], edge: int, keys: list[list[Any]], values: list[list[Any]]
-    ) -> None:
+    def _add(self, key: Any, rows: Sequence[_Row], edge: int, keys: list[list[Any]], values: list[list[Any]]) -> None:
         """Put a secondary key and its values behind those that are there, in every window that has a tile of it."""
         tiles = [tile for tile, _, _ in rows]
-        columns = [[cells[at][place] for _, place, cells in rows] for at in range(len(self._columns))]
+        columns = [[cells[at][place] for _, place, cells in rows] for at in range(len(self._decoders) - 1)]
         answer: list[Any] = [None] * len(values)
         for number, window in enumerate(self._windows):
             low, high = bisect_left(tiles, window.first(edge)), bisect_left(tiles, edge + window.end)

@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_float
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeature, PartialColumn, canonical_function
 from featurekit_dagster.domain.schema import Float32, Int32
 from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.errors import AggregationOverflow
-from featurekit_dagster.serving.online_rollup_lists import distinct_counter, list_reducer, percentile_finder
+from featurekit_dagster.serving.online_rollup_lists import distinct_counter, list_reducer, merge_digests, newest
 from featurekit_dagster.stores.cell_codec import user_value
+from featurekit_dagster.stores.packing import is_fixed
 
 Reduce = Callable[[Sequence[Any]], Any]
 Joint = Callable[..., Any]
@@ -108,7 +110,7 @@ def merge_moments(counts: Sequence[int], means: Sequence[float | None], m2s: Seq
 
 
 def compile_windows(
-    slots: Sequence[Slot], columns: dict[str, int], tile_us: int, spans: Iterable[Span] = ()
+    slots: Sequence[Slot], columns: dict[str, int], tile_us: int, spans: Iterable[Span] = (), *, is_packed: bool = True
 ) -> tuple[CompiledWindow, ...]:
     """Return what is computed over each distinct window; slots are counted from 0.
 
@@ -117,15 +119,20 @@ def compile_windows(
         columns: Name of a partial column to its place in a tile.
         tile_us: Tile size in microseconds.
         spans: The windows and their order; those of the slots when empty.
+        is_packed: Whether cells of variable width are bytes.
     """
     wanted = tuple(spans) or tuple(dict.fromkeys(span for _, span in slots))
     numbered = [(at, feature, span) for at, (feature, span) in enumerate(slots)]
     groups = [[(at, feature) for at, feature, other in numbered if other == span] for span in wanted]
-    return tuple(_compile(group, span, columns, tile_us) for group, span in zip(groups, wanted, strict=True))
+    bounds = [tile_bounds(span, tile_us) for span in wanted]
+    return tuple(_compile(group, bound, columns, is_packed) for group, bound in zip(groups, bounds, strict=True))
 
 
 def _compile(
-    features: Sequence[tuple[int, AggregateFeature]], span: Span, columns: dict[str, int], tile_us: int
+    features: Sequence[tuple[int, AggregateFeature]],
+    bounds: tuple[int, int, int | None],
+    columns: dict[str, int],
+    is_packed: bool,
 ) -> CompiledWindow:
     """Return what one window computes; `features` are (slot, feature), all of that window."""
     measures: dict[tuple[int, Reduce], int] = {}
@@ -136,7 +143,7 @@ def _compile(
             joints.setdefault((_places(feature, columns), joint), len(joints))
         else:
             for partial in feature.partials:
-                measures.setdefault((columns[partial.name], _reducer(partial)), len(measures))
+                measures.setdefault((columns[partial.name], _reducer(partial, is_packed)), len(measures))
     outputs: list[tuple[int, int, Finish | None]] = []
     means: list[tuple[int, int, int, Finish]] = []
     for slot, feature in features:
@@ -145,12 +152,12 @@ def _compile(
             place = len(measures) + joints[_places(feature, columns), joint]
             outputs.append((slot, place, _finish(feature)))
         else:
-            found = [measures[columns[partial.name], _reducer(partial)] for partial in feature.partials]
+            found = [measures[columns[partial.name], _reducer(partial, is_packed)] for partial in feature.partials]
             if len(found) > 1:
                 means.append((slot, found[0], found[1], _mean_total(feature)))
             else:
                 outputs.append((slot, found[0], _finish(feature)))
-    return CompiledWindow(*tile_bounds(span, tile_us), tuple(measures), tuple(joints), tuple(outputs), tuple(means))
+    return CompiledWindow(*bounds, tuple(measures), tuple(joints), tuple(outputs), tuple(means))
 
 
 def _places(feature: AggregateFeature, columns: dict[str, int]) -> tuple[int, ...]:
@@ -162,15 +169,15 @@ def _joint(feature: AggregateFeature) -> Joint | None:
     if feature.function == "approx_count_distinct":
         return distinct_counter(feature.precision)
     if feature.function == "approx_percentile":
-        return percentile_finder(feature.percentile)
+        return merge_digests
     return merge_moments if "m2" in [partial.kind for partial in feature.partials] else None
 
 
-def _reducer(partial: PartialColumn) -> Reduce:
+def _reducer(partial: PartialColumn, is_packed: bool) -> Reduce:
     if partial.kind == "last":
-        return last
+        return newest(partial.dtype) if is_packed and not is_fixed(partial.dtype) else last
     if partial.kind in LIST_FUNCTIONS:
-        return list_reducer(partial.kind, partial.size, partial.dtype.children[0].is_float)
+        return list_reducer(partial.kind, partial.size, partial.dtype, is_packed)
     is_float = partial.dtype.is_float
     if partial.kind == "min":
         return float_min if is_float else min
@@ -187,6 +194,8 @@ def _finish(feature: AggregateFeature) -> Finish | None:
         return _as_float32 if feature.value_dtype == Float32 else None
     if feature.function == "last" or feature.function in LIST_FUNCTIONS:
         return user_value(feature.value_dtype)
+    if feature.function == "approx_percentile":
+        return methodcaller("percentile", feature.percentile)
     return _finish_variance(feature) if _joint(feature) is merge_moments else None
 
 

@@ -173,6 +173,15 @@ def _unpacker(code: int, size: int) -> Callable[[bytes, int], tuple[Any, ...]]:
     return struct.Struct(f"<{size // _SIZES[code]}{chr(code)}").unpack_from
 
 
+def flat_numbers(cells: Sequence[bytes]) -> np.ndarray[Any, Any]:
+    """Return the elements of some lists of numbers, none of them NULL, one after another."""
+    codes = {cell[:1] for cell in cells}
+    if len(codes) > 1:
+        return np.concatenate([np.frombuffer(cell, f"<{chr(cell[0])}", offset=1) for cell in cells])
+    raw = b"".join([cell[1:] for cell in cells])
+    return np.frombuffer(raw, f"<{codes.pop().decode()}") if codes else np.zeros(0)
+
+
 def _decode_list(raw: bytes) -> Sequence[Any] | None:
     if not raw:
         return None

@@ -127,10 +127,6 @@ class ValueCodec:
         """Whether all columns have a fixed width."""
         return not self._variable
 
-    def is_fixed_column(self, column: int) -> bool:
-        """Tell whether a column has a fixed width."""
-        return column not in self._variable
-
     # ---- many values -----------------------------------------------------------------------------------------------
 
     def column_cells(self, column: int, cells: pa.Array) -> tuple[np.ndarray[Any, Any], BoolArray | None]:
@@ -302,13 +298,15 @@ class ValueCodec:
         """Return the struct of the columns section of a value of `rows` rows."""
         return struct.Struct("<" + "".join(f"{rows}{code}" for code in self._codes))
 
-    def columns(self, value: bytes, wanted: Collection[int] | None = None) -> list[Sequence[Any]]:
-        """Return each column's cells as raw Python values (see `cell_codec`); NULL is None.
+    def columns(self, value: bytes) -> list[Sequence[Any]]:
+        """Return each column's cells as raw Python values (see `cell_codec`); NULL is None."""
+        found = self.packed_columns(value, self._variable)
+        for column, decode in self._decoders.items():
+            found[column] = [None if cell is None else decode(cell) for cell in found[column]]
+        return found
 
-        Args:
-            value: Packed rows.
-            wanted: Places of the columns that are needed; others of variable width come back as lengths.
-        """
+    def packed_columns(self, value: bytes, wanted: Collection[int]) -> list[Sequence[Any]]:
+        """Return `columns` with those of variable width as bytes, or as lengths where they are not wanted."""
         rows = presence(value).bit_count() if self._is_tiled else 1
         mask = int.from_bytes(value[2 * WORD_BYTES : self.lead_bytes], "little")
         at = self.lead_bytes + mask.bit_count() * WORD_BYTES
@@ -317,13 +315,12 @@ class ValueCodec:
         found: list[Sequence[Any]] = [flat[first : first + rows] for first in range(0, len(flat), rows)]
         at += layout.size
         for column in self._variable:
-            if wanted is not None and column not in wanted:
+            if column in wanted:
+                ends = list(accumulate(found[column], initial=at))
+                found[column] = [value[a:b] for a, b in pairwise(ends)]
+                at = ends[-1]
+            else:
                 at += sum(found[column])
-                continue
-            ends = list(accumulate(found[column], initial=at))
-            decode = self._decoders[column]
-            found[column] = [decode(value[a:b]) for a, b in pairwise(ends)]
-            at = ends[-1]
         if mask:
             self._hide_nulls(value, mask, found)
         return found
@@ -345,6 +342,11 @@ class ValueCodec:
             return list(zip([lead_time(value)[0]], *columns, strict=True))
         present = presence(value)
         return list(zip([slot for slot in range(64) if present >> slot & 1], *columns, strict=True))
+
+
+def is_fixed(dtype: DataType) -> bool:
+    """Tell whether all cells of a type have one width."""
+    return dtype in _CODES
 
 
 def presence(value: bytes) -> int:
