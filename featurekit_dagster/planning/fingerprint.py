@@ -42,10 +42,14 @@ def fingerprint(view: FeatureView) -> str:
 
 
 def _stored_values(view: FeatureView) -> list[tuple[str, str]]:
-    """Return names and types of the stored columns beside keys and time."""
+    """Return names and types of the stored columns beside keys and time, with the precision of sketches."""
     if view.is_aggregate and not view.is_tiled:
         return list(dict.fromkeys((f.column.name, str(f.column.dtype)) for f in view.aggregates))
-    partials = [(p.name, str(p.dtype)) for p in view.partials]
+    # lists say their length in their names
+    partials = [
+        (p.name, f"{p.dtype} of {p.size}" if p.kind.startswith(("hll", "digest")) else str(p.dtype))
+        for p in view.partials
+    ]
     return partials or [(f.name, str(f.dtype)) for f in view.attributes]
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from featurekit_dagster.domain.declarations import batch_feature_view
+from featurekit_dagster.domain.declarations import batch_feature_view, stream_feature_view
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.feature_view import Aggregation, FeatureView
 from featurekit_dagster.domain.schema import Field, Float64, String, Timestamp
 from featurekit_dagster.domain.sources import BatchSource, FileConfig
+from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
 from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.errors import DeclarationError
 
@@ -65,6 +66,21 @@ def aggregated(function: Callable[..., Any] = spending, **changes: Any) -> Featu
     """Declare a view with one aggregate: the sum of 7 days, in tiles of one hour."""
     correct = {"aggregations": [SUM_OF_A_WEEK], "aggregation_interval": HOUR}
     return plain(function, **(correct | changes))
+
+
+def streamed(**changes: Any) -> FeatureView:
+    """Declare a continuous view of a push source with a batch side: the sum of 7 days."""
+    push = StreamSource(name="payments", stream_config=PushConfig(), batch_config=TRANSACTIONS.batch_config)
+    given: dict[str, Any] = {
+        "name": "spending",
+        "source": push,
+        "entities": [USER],
+        "schema": SCHEMA,
+        "aggregations": [SUM_OF_A_WEEK],
+        "feature_start_time": START,
+        "offline": True,
+    }
+    return stream_feature_view(**(given | changes))
 
 
 def faults(declare: Callable[..., Any], *args: Any, **arguments: Any) -> tuple[str, ...]:

@@ -17,10 +17,18 @@ from featurekit_dagster import (
     FileConfig,
     FilteredSource,
     Int64,
+    LifetimeWindow,
+    PushConfig,
+    StreamSource,
     String,
     Timestamp,
     TimeWindow,
+    TimeWindowSeries,
+    approx_percentile,
     batch_feature_view,
+    last,
+    last_distinct,
+    stream_feature_view,
 )
 from featurekit_dagster.planning.fingerprint import code_text, fingerprint
 
@@ -104,3 +112,74 @@ def test_function_without_source_is_told_by_its_instructions() -> None:
     exec("def f(source): return 'a' + source\ndef g(source): return 'b' + source", made)
     assert code_text(made["f"]) != code_text(made["g"])
     assert code_text(made["f"]) == code_text(made["f"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, "bd3d09575cebb2c1"), ({"names": ("sum", "variance")}, "7aeda42d175c8e95")],
+)
+def test_fingerprints_stay_what_they_were_because_stored_rows_are_known_by_them(
+    changes: dict[str, tuple[str, ...]], expected: str
+) -> None:
+    assert fingerprint(view(plain, **changes)) == expected  # type: ignore[arg-type]
+
+
+def with_page(**changes: object) -> FeatureView:
+    """Return a view of sums over one column, with a text column beside it."""
+    given: dict[str, object] = {
+        "name": "v",
+        "sources": [FilteredSource(SOURCE)],
+        "entities": [Entity(name="user", join_keys=[Field("user_id", String)])],
+        "mode": "sql",
+        "schema": [Field("user_id", String), Field("ts", Timestamp), Field("n", Int64), Field("page", String)],
+        "aggregation_interval": DAY,
+        "batch_schedule": DAY,
+        "aggregations": [Aggregation(column="n", function="sum", time_window=DAY)],
+        "feature_start_time": datetime(2024, 1, 1, tzinfo=UTC),
+        "offline": True,
+    }
+    return batch_feature_view(**(given | changes))(plain)  # type: ignore[arg-type]
+
+
+def test_a_secondary_key_changes_it_because_tiles_are_of_it_too() -> None:
+    kinds = [fingerprint(with_page(**changes)) for changes in ({}, {"aggregation_secondary_key": "page"})]
+    assert len(set(kinds)) == 2
+
+
+def test_events_are_not_tiles() -> None:
+    events = with_page(compaction_enabled=True)
+    assert fingerprint(events) != fingerprint(with_page())
+    other = [Aggregation("n", "max", 7 * DAY), Aggregation("n", last(3), DAY)]
+    assert fingerprint(with_page(compaction_enabled=True, aggregations=other)) == fingerprint(events)
+    more = [*other, Aggregation("page", last(3), DAY)]
+    assert fingerprint(with_page(compaction_enabled=True, aggregations=more)) != fingerprint(events)
+
+
+def test_the_size_of_a_stored_list_or_sketch_changes_it() -> None:
+    pairs = [(last(3), last(4)), (last(3), last_distinct(3)), (approx_percentile(0.5), approx_percentile(0.5, 200))]
+    for one, other in pairs:
+        first, second = (with_page(aggregations=[Aggregation("n", f, DAY)]) for f in (one, other))
+        assert fingerprint(first) != fingerprint(second)
+    shares = [with_page(aggregations=[Aggregation("n", approx_percentile(p), DAY)]) for p in (0.5, 0.9)]
+    assert len(set(map(fingerprint, shares))) == 1
+
+
+def test_windows_over_stored_tiles_change_nothing_wherever_they_begin_and_however_many_there_are() -> None:
+    series = TimeWindowSeries(series_start=-3 * DAY, window_size=DAY)
+    windows = (DAY, TimeWindow(DAY, -DAY), series, LifetimeWindow())
+    starts = [datetime(2023, month, 1, tzinfo=UTC) for month in (1, 2)]
+    views = [with_page(aggregations=[Aggregation("n", "sum", window)]) for window in windows[:3]]
+    views += [
+        with_page(aggregations=[Aggregation("n", "sum", windows[3])], lifetime_start_time=start) for start in starts
+    ]
+    assert len(set(map(fingerprint, views))) == 1
+
+
+def test_rows_that_pass_through_are_not_rows_that_are_transformed() -> None:
+    stream = StreamSource(name="s", stream_config=PushConfig(), batch_config=SOURCE.batch_config)
+    columns = [Field("user_id", String), Field("ts", Timestamp), Field("n", Int64)]
+    user = [Entity(name="user", join_keys=["user_id"])]
+    passed = stream_feature_view(source=stream, entities=user, schema=columns, name="v")
+    made = stream_feature_view(source=stream, entities=user, schema=columns, name="v", mode="sql")(plain)
+    assert fingerprint(passed) != fingerprint(made)
+    assert fingerprint(passed) == fingerprint(replace(passed, description="d"))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurekit_dagster.domain.stream_sources import KafkaConfig, StreamSource
 from featurekit_dagster.intervals import Interval, duration_us, from_us, to_us
 from featurekit_dagster.planning.grid import (
     Timing,
@@ -18,7 +19,7 @@ from featurekit_dagster.planning.grid import (
     last_ready_end,
     ready_time,
 )
-from tests.unit.domain.declared import DAY, HOUR, START, aggregated, file_source, plain
+from tests.unit.domain.declared import DAY, HOUR, START, aggregated, file_source, plain, streamed
 
 HOUR_US, DAY_US = duration_us(HOUR), duration_us(DAY)
 JANUARY_1 = to_us(START)
@@ -175,3 +176,37 @@ def test_the_last_ready_end_is_the_edge_at_now(now_us: int, schedule_hours: int,
     end = last_ready_end(view, from_us(now_us))
     assert to_us(end) == Timing.of(view).edge(now_us)
     assert end.tzinfo is UTC
+
+
+def test_a_continuous_view_sees_an_event_at_its_own_instant() -> None:
+    timing = Timing.of(streamed())
+    assert (timing.grid_us, timing.delay_us, timing.closed_us, timing.tile_us) == (1, 0, 1, 1)
+    assert timing.effective(JANUARY_1) == JANUARY_1
+    assert timing.edge(JANUARY_1) == JANUARY_1 + 1
+    assert timing.visible(timing.edge(JANUARY_1)) == JANUARY_1
+    assert timing.first_edge_us == JANUARY_1 + 1
+
+
+def test_an_interval_stream_sees_whole_tiles_whatever_the_schedule_and_the_delay() -> None:
+    kafka = StreamSource(
+        name="payments",
+        stream_config=KafkaConfig(kafka_bootstrap_servers="broker:9092", topics="payments"),
+        batch_config=file_source(delay=5 * HOUR).batch_config,
+    )
+    view = streamed(source=kafka, aggregation_interval=HOUR, batch_schedule=DAY)
+    timing = Timing.of(view)
+    assert (timing.grid_us, timing.delay_us, timing.closed_us, timing.tile_us) == (HOUR_US, 0, 0, HOUR_US)
+    assert timing.edge(JANUARY_1 + HOUR_US - 1) == JANUARY_1
+    assert timing.edge(JANUARY_1 + HOUR_US) == JANUARY_1 + HOUR_US
+    assert ready_time(view, Interval(START, START + DAY)) == START + DAY + 5 * HOUR
+
+
+def test_a_row_of_a_stream_is_visible_at_its_time_and_expires_exactly_after_its_time_to_live() -> None:
+    timing = Timing.of(streamed(aggregations=None, ttl=timedelta(minutes=90)))
+    assert timing.effective(JANUARY_1) == JANUARY_1
+    assert timing.expires(JANUARY_1) == JANUARY_1 + 90 * 60_000_000
+
+
+def test_an_untiled_batch_view_keeps_the_grid_of_its_jobs() -> None:
+    timing = Timing.of(aggregated(compaction_enabled=True, online=False, aggregation_interval=None))
+    assert (timing.grid_us, timing.closed_us, timing.tile_us) == (DAY_US, 0, 1)

@@ -6,12 +6,13 @@ from datetime import timedelta
 import pytest
 
 from featurekit_dagster.domain.feature_view import Aggregation, BatchTriggerType
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
+from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow
 from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.planning.planner import plan_view
 from featurekit_dagster.planning.tasks import LedgerSnapshot, ViewPlan
 from tests.conftest import ROOT
-from tests.unit.domain.declared import DAY, START, aggregated, file_source, plain
+from tests.unit.domain.declared import DAY, START, aggregated, file_source, plain, streamed
 from tests.unit.planning.plan_text import plan_text
 from tests.unit.planning.test_planner import EMPTY, MAY_1_2023, NOW, covered, seed_view, span, view_of
 
@@ -32,6 +33,15 @@ CASES: dict[str, Callable[[], ViewPlan]] = {
     "online_behind": lambda: plan_view(view_of(), ONLINE_BEHIND, NOW),
     "moved_start": lambda: plan_view(view_of(feature_start_time=START - 5 * DAY), covered(span(0, 9)), NOW),
     "manual": lambda: plan_view(view_of(batch_trigger=BatchTriggerType.MANUAL), EMPTY, NOW),
+    "lifetime": lambda: plan_view(
+        aggregated(aggregations=[Aggregation("amount", "sum", LifetimeWindow())], lifetime_start_time=START - 40 * DAY),
+        EMPTY,
+        NOW,
+    ),
+    "stream": lambda: plan_view(streamed(), EMPTY, NOW),
+    "stream_without_batch_side": lambda: plan_view(
+        streamed(source=StreamSource(name="payments", stream_config=PushConfig())), EMPTY, NOW
+    ),
     "data_delay": lambda: plan_view(plain(sources=[file_source(delay=timedelta(hours=30))]), EMPTY, NOW),
 }
 

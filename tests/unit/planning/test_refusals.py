@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
 from featurekit_dagster.errors import (
     BeforeFeatureStart,
     IntervalNotComplete,
@@ -18,7 +19,7 @@ from featurekit_dagster.errors import (
 )
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.planner import check_interval
-from tests.unit.domain.declared import DAY, HOUR, START, aggregated, file_source, plain
+from tests.unit.domain.declared import DAY, HOUR, START, aggregated, file_source, plain, streamed
 
 NOW = START + 10 * DAY + 5 * HOUR
 US = timedelta(microseconds=1)
@@ -174,3 +175,13 @@ def test_exactly_the_complete_intervals_on_the_grid_after_the_start_are_accepted
     else:
         with pytest.raises(PlanError):
             check_interval(VIEW, start, end, NOW)
+
+
+def test_a_stream_without_batch_side_cannot_be_materialized_by_hand() -> None:
+    view = streamed(source=StreamSource(name="payments", stream_config=PushConfig()))
+    with pytest.raises(PlanError) as refused:
+        check_interval(view, START, START + DAY, NOW)
+    assert str(refused.value) == (
+        "spending: its source has no batch_config, and events reach it by its stream only; give its source a "
+        "batch_config, and the view batch_trigger=BatchTriggerType.MANUAL"
+    )
