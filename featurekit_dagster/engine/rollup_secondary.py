@@ -91,7 +91,7 @@ def _grouped(tiles: pa.Table, asked: Questions, secondary_key: str) -> _Groups:
     if asked.rows is not None:
         column = column.take(pa.array(asked.rows))
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    order = pc.sort_indices(encoded.dictionary, null_placement="at_end").to_numpy()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     found = numbers(pa.chunked_array([encoded.indices]))

@@ -100,50 +100,58 @@ def features_over(windows: Sequence[Window]) -> list[AggregateFeature]:
 ALL = features_over(WINDOWS)
 PLAIN_WINDOWS = [feature for feature in ALL if not feature.is_series]
 
-ordinary = st.integers(-10_000, 10_000).map(lambda value: value / 100)
-awkward = st.sampled_from([1e20, -1e20, 1.0, 1e-9, 0.1, -0.0, 0.0, 1_700_000_000.25, 1e15])
-special = st.sampled_from([math.nan, math.inf, -math.inf])
-FLOATS = st.sampled_from([ordinary, ordinary | awkward, ordinary | special])
+ORDINARY = tuple((place * 7919 % 20_001 - 10_000) / 100 for place in range(50))
+AWKWARD = (1e20, -1e20, 1.0, 1e-9, 0.1, -0.0, 0.0, 1_700_000_000.25, 1e15)
+SPECIAL = (math.nan, math.inf, -math.inf)
+FLOATS = (ORDINARY, (*ORDINARY[:9], *AWKWARD), (*ORDINARY[:9], *SPECIAL))
+NUDGES = (0, 0, 0, -1, 1, 1_234_567_890, 60_000_000, -60_000_000)
+
+# Everything is drawn as one number per event and probe: a draw costs more than all the rest of an example.
+numbers_drawn = st.integers(0, 2**40 - 1)
+event_lists = st.builds(
+    lambda kind, numbers: [event(number, FLOATS[kind]) for number in numbers],
+    st.integers(0, 2),
+    st.lists(numbers_drawn, max_size=24),
+)
+feature_numbers = st.lists(st.integers(0, 1 << 20), min_size=1, max_size=8)
 
 
-@st.composite
-def event_lists(draw: st.DrawFn, *, max_size: int = 24) -> list[dict[str, Any]]:
-    floats = draw(FLOATS)
-    rows = draw(
-        st.lists(
-            st.tuples(
-                st.integers(0, 5), st.integers(0, 30), st.integers(0, 7), st.integers(0, 999), st.none() | floats
-            ),
-            max_size=max_size,
-        )
-    )
-    return [event(*row) for row in rows]
+def event(number: int, floats: Sequence[float]) -> dict[str, Any]:
+    """One event; of every column but the time, one in seven values or more is None."""
 
+    def pick(count: int) -> int:
+        nonlocal number
+        number, rest = divmod(number, count)
+        return rest
 
-def event(key: int, hours: int, nudge: int, pick: int, value: float | None) -> dict[str, Any]:
-    """One event; `pick` chooses the values of all columns but `v`, one in seven of them None."""
-    nudges = (0, 0, 0, -1, 1, 1_234_567_890, 60_000_000, -60_000_000)
+    hours, nudge, key, skipped, more = pick(31), pick(8), pick(6), pick(7), pick(2)
+    choice = number
     return {
         "user_id": ("ann", "bob", None)[key % 3],
         "shop": (7, None)[key // 3],
-        "ts": START + hours * HOUR + timedelta(microseconds=nudges[nudge]),
-        "v": value,
-        "n": None if pick % 7 == 0 else (pick - 500) << (pick % 30),
-        "small": None if pick % 7 == 1 else pick % 5,
-        "narrow": None if pick % 7 == 2 else (pick % 9) / 8,
-        "label": None if pick % 7 == 3 else ("x", "y", "", "zz")[pick % 4],
-        "flag": None if pick % 7 == 4 else pick % 2 == 0,
-        "seen": None if pick % 7 == 5 else START + (pick % 6) * HOUR,
+        "ts": START + hours * HOUR + timedelta(microseconds=NUDGES[nudge]),
+        "v": None if skipped == 6 else floats[choice % len(floats)],
+        "n": None if skipped == 0 else (choice % 1000 - 500) << (choice % 30),
+        "small": None if skipped == 1 else choice % 5,
+        "narrow": None if skipped == 2 else (choice % 9) / 8,
+        "label": None if skipped == 3 else ("x", "y", "", "zz")[choice % (2 + 2 * more)],
+        "flag": None if skipped == 4 else choice % 2 == 0,
+        "seen": None if skipped == 5 else START + (choice % 6) * HOUR,
     }
 
 
-probe_lists = st.lists(
-    st.tuples(
-        st.sampled_from(["ann", "bob", None, "eve"]), st.sampled_from([7, None]), st.none() | st.integers(-3, 60)
-    ),
-    min_size=1,
-    max_size=8,
-)
+def probe(number: int) -> tuple[str | None, int | None, timedelta | None]:
+    """One question: user, shop and the right edge, counted from the start; one in 70 has no edge."""
+    user, shop, hours = number % 7, number // 7 % 2, number // 14 % 70 - 5
+    edge = None if hours == 64 else hours * HOUR
+    return ("ann", "bob", None, "ann", "bob", None, "eve")[user], (7, None)[shop], edge
+
+
+probe_lists = st.lists(numbers_drawn.map(probe), min_size=1, max_size=8)
+
+
+def chosen(features: Sequence[AggregateFeature], numbers: Sequence[int]) -> list[AggregateFeature]:
+    return [features[place] for place in dict.fromkeys(number % len(features) for number in numbers)]
 
 
 def probe_table(probes: Sequence[tuple[str | None, int | None, datetime | None]]) -> pa.Table:
@@ -154,6 +162,7 @@ def probe_table(probes: Sequence[tuple[str | None, int | None, datetime | None]]
 
 
 CON = connect()
+CON.execute("SET threads = 1")
 
 
 def tiles_of(events: Sequence[dict[str, Any]], keys: Sequence[str], features: Sequence[AggregateFeature]) -> pa.Table:
@@ -251,13 +260,10 @@ def check(
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_kernel_equals_oracle(source: Source, secondary: bool, data: st.DataObject) -> None:
-    events = data.draw(event_lists())
-    probes = data.draw(probe_lists)
-    features = data.draw(
-        st.lists(st.sampled_from(PLAIN_WINDOWS if secondary else ALL), min_size=1, max_size=8, unique=True)
-    )
-    nudge = timedelta(0) if source is tiles_of else data.draw(st.sampled_from([0 * HOUR, MICROSECOND, -MICROSECOND]))
-    asked = [(user, shop, None if hours is None else START + hours * HOUR + nudge) for user, shop, hours in probes]
+    events, probes = data.draw(event_lists), data.draw(probe_lists)
+    features = chosen(PLAIN_WINDOWS if secondary else ALL, data.draw(feature_numbers))
+    nudge = timedelta(0) if source is tiles_of else data.draw(st.integers(-1, 1)) * MICROSECOND
+    asked = [(user, shop, None if at is None else START + at + nudge) for user, shop, at in probes]
     tiles = source(events, (*KEYS, SECONDARY) if secondary else KEYS, features)
     answers = roll_up(
         tiles,
@@ -275,9 +281,9 @@ def test_kernel_equals_oracle(source: Source, secondary: bool, data: st.DataObje
 @pytest.mark.parametrize("secondary", [None, SECONDARY], ids=["plain", "secondary"])
 @given(data=st.data())
 def test_order_of_tiles_and_probes_does_not_matter(secondary: str | None, data: st.DataObject) -> None:
-    features = data.draw(st.lists(st.sampled_from(PLAIN_WINDOWS), min_size=1, max_size=8, unique=True))
-    tiles = tiles_of(data.draw(event_lists()), (*KEYS, *([secondary] if secondary else [])), features)
-    probes = [(user, shop, None if at is None else START + at * HOUR) for user, shop, at in data.draw(probe_lists)]
+    features = chosen(PLAIN_WINDOWS, data.draw(feature_numbers))
+    tiles = tiles_of(data.draw(event_lists), (*KEYS, *([secondary] if secondary else [])), features)
+    probes = [(user, shop, None if at is None else START + at) for user, shop, at in data.draw(probe_lists)]
     shuffled = tiles.take(pa.array(data.draw(st.permutations(range(tiles.num_rows))), pa.int64()))
     turned = pa.array(data.draw(st.permutations(range(len(probes)))), pa.int64())
     table = probe_table(probes)
