@@ -12,7 +12,9 @@ from featurekit_dagster.errors.base import (
 )
 from featurekit_dagster.errors.compute import (
     AggregationOverflow,
+    InvalidMemoryBudget,
     JobFailedException,
+    JobNotWaiting,
     JobStateError,
     JobStopped,
     JobTimeoutException,
@@ -65,7 +67,9 @@ __all__ = [
     "DeclarationError",
     "FeatureKitError",
     "IntervalNotComplete",
+    "InvalidMemoryBudget",
     "JobFailedException",
+    "JobNotWaiting",
     "JobStateError",
     "JobStopped",
     "JobTimeoutException",

@@ -61,6 +61,19 @@ class UnsupportedKeyType(TectonValidationError):
         )
 
 
+class InvalidMemoryBudget(TectonValidationError):
+    """The memory that reads may use was given as something that is no size.
+
+    Args:
+        variable: The environment variable that gives it.
+        given: Its text.
+    """
+
+    def __init__(self, *, variable: str, given: str) -> None:
+        self.variable, self.given = variable, given
+        super().__init__(f"{variable} is {given!r}; give a size above zero such as 2GB, 512MB or 1.5GiB, or unset it")
+
+
 class TileOverflow(TransformError):
     """The sum of integers of a single tile does not fit 64 bits.
 
@@ -116,6 +129,10 @@ class JobStateError(FeatureKitError):
         self.job_id, self.state, self.event, self.reason = job_id, state, event, reason
         because = f" ({reason})" if reason else ""
         super().__init__(f"job {job_id} is {state}{because} and {self._CLAUSES[event]}")
+
+
+class JobNotWaiting(JobStateError):
+    """A job that was to begin does not wait any more: it was cancelled, has ended, or somebody else has begun it."""
 
 
 class JobStopped(FeatureKitError):

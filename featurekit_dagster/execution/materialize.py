@@ -16,7 +16,8 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.local import compute_stored, stored_schema
 from featurekit_dagster.engine.nested_tiles import nest_tiles
-from featurekit_dagster.errors import MaterializationFailed, safe_reason
+from featurekit_dagster.errors import JobNotWaiting, JobStopped, MaterializationFailed, safe_reason
+from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
@@ -88,6 +89,8 @@ def run_tasks(
         for task in tasks:
             try:
                 yield _run_job(view, task, stores, lease, trigger=trigger, run_id=run_id, on_step=on_step)
+            except (JobStopped, JobNotWaiting):
+                continue  # the ledger knows it; the other jobs of the run are unharmed
             except Exception as error:  # noqa: BLE001 - kept, and raised once the later jobs were tried
                 failures.append((task.interval, error))
     if failures:
@@ -106,18 +109,16 @@ def _run_job(
 ) -> JobReport:
     job = _begin(task, stores, trigger, run_id)
     on_step(CLAIMED, task)
-    try:
-        rows = _rows_to_write(view, task, stores)
-        on_step(COMPUTED, task)
-        clear_vanished_keys(view, task, stores, rows, lease.epoch)
-        offline = _write_offline(view, task, stores, rows, job, lease) if task.offline else None
-        on_step(WRITTEN_OFFLINE, task)
-        online = _write_online(view, task, stores, rows, lease) if task.online else None
-        on_step(WRITTEN_ONLINE, task)
-    except Exception as error:
-        # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
-        stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not getattr(error, "retryable", True))
-        raise
+    with stop_watch(stores.ledger, job.id) as watch:
+        try:
+            rows, offline, online = _write_stores(view, task, stores, job, lease, watch, on_step)
+        except Exception as error:
+            # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
+            if watch.is_told:
+                stores.ledger.stop(job.id, reason="it was told to end")
+                raise JobStopped(job_id=job.id) from error
+            stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not getattr(error, "retryable", True))
+            raise
     stats = {"rows": rows.num_rows}
     if offline is not None:
         stats |= {"rows_offline": offline.rows_written, "rows_replaced": offline.rows_replaced}
@@ -125,6 +126,29 @@ def _run_job(
         stats |= {"rows_online": online.rows_written}
     stores.ledger.succeed(job.id, stats=stats)
     return _report(view, stores.ledger.job(job.id), rows, offline, online)
+
+
+def _write_stores(
+    view: FeatureView,
+    task: Task,
+    stores: WorkspaceStores,
+    job: JobRecord,
+    lease: Lease,
+    watch: StopWatch,
+    on_step: OnStep,
+) -> tuple[pa.Table, OfflineWrite | None, OnlineWrite | None]:
+    """Compute an interval and write it to the stores of its task, asking before each commit whether to go on."""
+    rows = _rows_to_write(view, task, stores)
+    on_step(COMPUTED, task)
+    watch.check()
+    clear_vanished_keys(view, task, stores, rows, lease.epoch)
+    offline = _write_offline(view, task, stores, rows, job, lease) if task.offline else None
+    on_step(WRITTEN_OFFLINE, task)
+    watch.check()
+    online = _write_online(view, task, stores, rows, lease) if task.online else None
+    on_step(WRITTEN_ONLINE, task)
+    watch.check()
+    return rows, offline, online
 
 
 def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None) -> JobRecord:

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -25,7 +26,7 @@ from featurekit_dagster.orchestration.materializations import (
 from featurekit_dagster.orchestration.partitions import interval_of_keys
 from featurekit_dagster.orchestration.reconcile import restate_after_run
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import TRIGGER, run_tags, view_key, view_spec
+from featurekit_dagster.orchestration.translator import JOB_BATCH, TRIGGER, run_tags, view_key, view_spec
 from featurekit_dagster.planning.planner import check_interval
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -76,7 +77,8 @@ class AssetRun:
         done: set[str] = set()
         try:
             check_interval(self.view, request.interval.start, request.interval.end, self.workspace.now())
-            for event in materializations(self.view, self.key, request, self.stores, self.log):
+            cancelled = partial(_is_cancelled, self.instance, request.run_id)
+            for event in materializations(self.view, self.key, request, self.stores, self.log, cancelled):
                 done.add(event.partition or "")
                 yield event
         except MaterializationFailed as failed:
@@ -87,6 +89,12 @@ class AssetRun:
         yield from check_view(self.view, self.stores, self.workspace.now(), request.interval)
         if failure is not None:
             raise failure
+
+
+def _is_cancelled(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Tell whether a person has asked Dagster to end a run."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
 def view_asset(
@@ -162,5 +170,6 @@ def _requested(view: FeatureView, context: dg.AssetExecutionContext) -> Material
         interval=interval_of_keys(view, context.partition_key_range),
         trigger=context.run.tags.get(TRIGGER, ADOPTED),
         run_id=context.run.run_id,
+        batch=context.run.tags.get(JOB_BATCH),
         **context.op_execution_context.op_config,
     )

@@ -7,6 +7,7 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.orchestration.assets import asset_job_of, view_asset
+from featurekit_dagster.orchestration.due_jobs import due_jobs_sensor
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -38,6 +39,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
         jobs=[*jobs.values(), backfill_job(workspace, prefix), overwrite_job(workspace, prefix)],
         schedules=schedules,
+        sensors=[due_jobs_sensor(workspace, jobs, prefix)] if jobs else [],
         resources={resource_key(prefix): FeatureStores.of(workspace)},
         executor=dg.in_process_executor,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from featurekit_dagster.orchestration.lineage import column_lineage
 from featurekit_dagster.orchestration.partitions import key_of
 from featurekit_dagster.planning.planner import missing_runs, split_tasks, stores_of
 from featurekit_dagster.planning.tasks import LedgerSnapshot, Task
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SCHEDULE, BACKFILL, MANUAL, ADOPTED = "schedule", "backfill", "manual", "dagster_ui"
@@ -42,6 +43,8 @@ class MaterializationRequest:
             decide: schedule and backfill leave covered parts alone, an adopted run replaces them.
         online: Whether the online store is written, where the view has one.
         offline: Whether the offline store is written, where the view has one.
+        batch: The waiting jobs of the ledger that the run carries out; whatever else is said about stores and
+            overwriting then stands with them. None for a run that claims its jobs itself.
     """
 
     interval: Interval
@@ -50,6 +53,7 @@ class MaterializationRequest:
     overwrite: bool | None = None
     online: bool = True
     offline: bool = True
+    batch: str | None = None
 
 
 def tasks_of(view: FeatureView, request: MaterializationRequest, snapshot: LedgerSnapshot) -> tuple[Task, ...]:
@@ -75,12 +79,30 @@ def tasks_of(view: FeatureView, request: MaterializationRequest, snapshot: Ledge
     return tuple(sorted(tasks, key=lambda task: task.interval))
 
 
+def waiting_tasks(view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores) -> tuple[Task, ...]:
+    """Return the tasks of the jobs of a run's batch that wait for an attempt, inside its range, in order of time."""
+    jobs = stores.ledger.jobs(stores.workspace, view.name, batch=request.batch)
+    waiting = [j for j in jobs if j.next_attempt_at is not None and IntervalSet([request.interval]).covers(j.interval)]
+    return tuple(
+        Task(
+            view=view.name,
+            interval=job.interval,
+            online=job.online,
+            offline=job.offline,
+            overwrite=job.overwrite or bool(job.attempts),
+            job_id=job.id,
+        )
+        for job in sorted(waiting, key=lambda job: job.interval)
+    )
+
+
 def materializations(
     view: FeatureView,
     key: dg.AssetKey,
     request: MaterializationRequest,
     stores: WorkspaceStores,
     log: logging.Logger,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[dg.AssetMaterialization]:
     """Carry out a run, and yield a materialization for each partition that now has every store its view writes.
 
@@ -92,6 +114,7 @@ def materializations(
         request: What the run was asked to do.
         stores: Where rows and record are kept.
         log: Told about each job.
+        is_cancelled: Tells, of a run that was interrupted, whether a person cancelled it in Dagster.
 
     Raises:
         MaterializationFailed: At least one job failed; raised after the last one was tried.
@@ -105,7 +128,7 @@ def materializations(
             about_job = _about_job(report) | _lineage(view, key, job.interval)
             yield from _partitions(view, key, report, covered, about_job)
     finally:
-        _abandon(view, request, stores)
+        _end_unfinished(view, request, stores, is_cancelled)
 
 
 def covered_everywhere(view: FeatureView, stores: WorkspaceStores) -> IntervalSet:
@@ -148,10 +171,14 @@ def _planned(
     view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores, log: logging.Logger
 ) -> Iterator[Task]:
     """Yield the tasks; computed when the first is wanted, which is when this run alone writes the view."""
-    tasks = tasks_of(view, request, stores.ledger.snapshot(stores.workspace))
+    if request.batch is None:
+        tasks = tasks_of(view, request, stores.ledger.snapshot(stores.workspace))
+    else:
+        tasks = waiting_tasks(view, request, stores)
     replaced = IntervalSet(task.interval for task in tasks if task.overwrite)
     if not tasks:
-        log.info(f"{view.name}: nothing to do, {request.interval} is covered already")
+        why = "is covered already" if request.batch is None else "has no job that waits"
+        log.info(f"{view.name}: nothing to do, {request.interval} {why}")
     else:
         log.info(f"{view.name}: {_count(len(tasks), 'job')} for {request.interval} ({request.trigger})")
     if replaced:
@@ -210,15 +237,23 @@ def _lineage(view: FeatureView, key: dg.AssetKey, interval: Interval) -> dict[st
     return {} if found is None else {"dagster/column_lineage": found}
 
 
-def _abandon(view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores) -> None:
-    """Fail what an interrupt left running, so that the range is free at once."""
+def _end_unfinished(
+    view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores, is_cancelled: Callable[[], bool]
+) -> None:
+    """Record what an interrupt left running: cancelled if a person wanted it, else lost, so that it is tried again."""
+    ledger = stores.ledger
     left = [
         job.id
-        for job in stores.ledger.jobs(stores.workspace, view.name, states=["RUNNING"])
-        if any(attempt.run_id == request.run_id for attempt in job.attempts)
+        for job in ledger.jobs(stores.workspace, view.name, states=ACTIVE_STATES)
+        if job.next_attempt_at is None and any(attempt.run_id == request.run_id for attempt in job.attempts)
     ]
-    if left:
-        stores.ledger.abandon(left, reason="its run was ended before it was done")
+    if not left:
+        return
+    if is_cancelled():
+        for job_id in left:
+            ledger.stop(job_id, reason="its run was cancelled in Dagster")
+    else:
+        ledger.abandon(left, reason="its run was ended before it was done")
 
 
 def _where(error: BaseException) -> str:

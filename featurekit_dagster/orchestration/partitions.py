@@ -17,6 +17,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet, floor_time
 from featurekit_dagster.planning.grid import last_complete_end, last_ready_end
 
 KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 MANY_PARTITIONS, TOO_MANY_PARTITIONS = 20_000, 100_000
 
 _MINUTE, _HOUR, _DAY, _WEEK = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=7)

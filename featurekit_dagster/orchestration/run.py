@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.assets import view_asset
+from featurekit_dagster.orchestration.due_jobs import DueRun, due_runs, end_orphans, run_tags_of
 from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL
-from featurekit_dagster.orchestration.partitions import key_range
+from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, key_range
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.schedules import RANGE_END, RANGE_START
 from featurekit_dagster.orchestration.translator import run_tags
 from featurekit_dagster.planning.tasks import RunPlan
 
 SETTINGS = "dagster.yaml"
+_SILENCE_SECONDS = 180.0
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
@@ -76,7 +81,55 @@ def materialize_in_process(
         Dagster's result. It is not successful when a job failed; `failure_text` says why.
     """
     view = workspace.repo.view(run.view)
-    keys, total, done = key_range(view, run.interval), run.interval.duration // view.batch_schedule, 0
+    keys = key_range(view, run.interval)
+    overwrite = any(task.overwrite for task in run.tasks)
+    config = {
+        "overwrite": overwrite or None,
+        "online": any(task.online for task in run.tasks),
+        "offline": any(task.offline for task in run.tasks),
+    }
+    tags = {**run_tags(view, MANUAL if overwrite else BACKFILL), RANGE_START: keys.start, RANGE_END: keys.end}
+    return _execute(workspace, view, run.interval, tags, config, instance, on_progress)
+
+
+def run_due(
+    workspace: BoundWorkspace, instance: dg.DagsterInstance, job_id: str | None = None
+) -> list[dg.ExecuteInProcessResult]:
+    """Carry out in this process the jobs that are due, as the sensor of a deployment would; return Dagster's results.
+
+    Args:
+        workspace: Declarations bound to stores and a clock.
+        instance: Where Dagster keeps runs and events.
+        job_id: Only the run that carries this job; all that is due by default.
+    """
+    ledger = workspace.stores.ledger
+    end_orphans(ledger, workspace.name, instance)
+    due = due_runs(ledger.due(workspace.name))
+    chosen = [run for run in due if job_id is None or any(job.id == job_id for job in run.jobs)]
+    return [_run_waiting(workspace, run, instance) for run in chosen]
+
+
+def _run_waiting(workspace: BoundWorkspace, run: DueRun, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    view = workspace.repo.view(run.view)
+    return _execute(workspace, view, run.interval, run_tags_of(view, run), {}, instance, None)
+
+
+def has_daemon(instance: dg.DagsterInstance, now: datetime) -> bool:
+    """Tell whether a daemon that starts what is due has given a sign of life within the last minutes."""
+    beat = instance.get_daemon_heartbeats().get("SENSOR")
+    return beat is not None and now.timestamp() - beat.timestamp < _SILENCE_SECONDS
+
+
+def _execute(
+    workspace: BoundWorkspace,
+    view: FeatureView,
+    interval: Interval,
+    tags: Mapping[str, str],
+    config: Mapping[str, Any],
+    instance: dg.DagsterInstance,
+    on_progress: OnProgress | None,
+) -> dg.ExecuteInProcessResult:
+    total, done = interval.duration // view.batch_schedule, 0
 
     def count(partition: str) -> None:
         nonlocal done
@@ -86,19 +139,13 @@ def materialize_in_process(
 
     if on_progress is not None:
         on_progress(Progress(view=view.name, done=0, total=total))
-    overwrite = any(task.overwrite for task in run.tasks)
-    config = {
-        "overwrite": overwrite or None,
-        "online": any(task.online for task in run.tasks),
-        "offline": any(task.offline for task in run.tasks),
-    }
     asset = view_asset(view, workspace, on_partition=count)
     return dg.materialize(
         [asset],
         instance=instance,
         resources={resource_key(None): FeatureStores.of(workspace)},
-        run_config={"ops": {asset.node_def.name: {"config": config}}, "loggers": _QUIET},
-        tags={**run_tags(view, MANUAL if overwrite else BACKFILL), RANGE_START: keys.start, RANGE_END: keys.end},
+        run_config={"ops": {asset.node_def.name: {"config": dict(config)}}, "loggers": _QUIET},
+        tags=dict(tags),
         raise_on_error=False,
     )
 

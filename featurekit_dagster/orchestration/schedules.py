@@ -1,38 +1,34 @@
 """One schedule per view: when an interval is complete, it starts a run for everything that is missing.
 
-What is missing is the ledger's answer; the tick only leaves out what is queued, given up or cancelled.
+What is missing is the ledger's answer. The tick queues it there and asks for its first run; further attempts are
+started by the workspace's sensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import dagster as dg
 
 from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
+from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
+from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, run_request
 from featurekit_dagster.orchestration.materializations import SCHEDULE
-from featurekit_dagster.orchestration.partitions import cron_of, interval_of_keys, key_range
+from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, cron_of, interval_of_keys
 from featurekit_dagster.orchestration.reconcile import reconcile
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import VIEW, run_tags
-from featurekit_dagster.planning.planner import plan_view
-from featurekit_dagster.planning.tasks import ViewPlan
+from featurekit_dagster.orchestration.translator import JOB_BATCH, VIEW
+from featurekit_dagster.planning.job_state import JobState
+from featurekit_dagster.planning.planner import plan_view, split_tasks
+from featurekit_dagster.planning.tasks import RunPlan, ViewPlan
 from featurekit_dagster.stores.ledger_records import JobRecord
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 MOST_FAILURES = 10
-
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,34 +36,46 @@ class DueWindows:
     """What a tick found.
 
     Args:
-        windows: The contiguous ranges to start a run for.
+        runs: What to start: one per contiguous range in which the same stores are missing.
         reason: Why there are none, or not all that are missing, in words.
     """
 
-    windows: tuple[Interval, ...]
+    runs: tuple[RunPlan, ...]
     reason: str
 
 
-def due_windows(plan: ViewPlan, jobs: Sequence[JobRecord], in_runs: IntervalSet) -> DueWindows:
+def due_windows(
+    view: FeatureView, plan: ViewPlan, left_alone: IntervalSet, jobs: Sequence[JobRecord], in_runs: IntervalSet
+) -> DueWindows:
     """Return what of a plan a tick should start.
 
     Args:
-        plan: What is missing.
-        jobs: The view's failed and cancelled jobs.
-        in_runs: What queued and running runs carry.
+        view: The feature view.
+        plan: What is missing, and neither waits nor runs.
+        left_alone: What nothing fills until somebody asks.
+        jobs: The view's failed jobs.
+        in_runs: What queued and running runs carry that the ledger does not know yet.
     """
     missing = IntervalSet(run.interval for run in plan.runs)
-    cancelled = IntervalSet(job.interval for job in jobs if job.state == "MANUALLY_CANCELLED")
-    given_up = _reached(MOST_FAILURES, [job.interval for job in jobs if job.state == "FAILURE"])
+    often = _reached(MOST_FAILURES, [job.interval for job in jobs])
     left_out = {
         "is queued or running": missing.intersect(in_runs),
-        "was cancelled by hand": missing.intersect(cancelled),
-        f"failed {MOST_FAILURES} times and waits for a run by hand": missing.intersect(given_up),
+        "was cancelled by hand or given up, and waits for a person": missing.intersect(left_alone),
+        f"failed {MOST_FAILURES} times and waits for a person": missing.intersect(often).subtract(left_alone),
     }
     reasons = [plan.reason] if not missing else []
     reasons += [f"{intervals} {why}" for why, intervals in left_out.items() if intervals]
-    windows = missing.subtract(in_runs).subtract(cancelled).subtract(given_up)
-    return DueWindows(windows=windows.intervals, reason="; ".join(reasons))
+    wanted = missing.subtract(in_runs).subtract(left_alone).subtract(often)
+    runs = [part for run in plan.runs for part in _parts(view, run, wanted)]
+    return DueWindows(runs=tuple(runs), reason="; ".join(reasons))
+
+
+def _parts(view: FeatureView, run: RunPlan, wanted: IntervalSet) -> Iterator[RunPlan]:
+    """Yield what of a planned run is wanted, one run per contiguous range."""
+    online, offline = run.tasks[0].online, run.tasks[0].offline
+    for interval in wanted.intersect([run.interval]):
+        tasks = split_tasks(view, interval, online=online, offline=offline)
+        yield RunPlan(view=view.name, interval=interval, tasks=tasks)
 
 
 def _reached(depth: int, intervals: Sequence[Interval]) -> IntervalSet:
@@ -104,13 +112,14 @@ def view_schedule(
         opened: FeatureStores = getattr(context.resources, resource)
         stores = opened.open(workspace)
         restated = reconcile(view, asset, stores, context.instance)
-        plan = plan_view(view, stores.ledger.snapshot(stores.workspace), workspace.now())
-        states = ("FAILURE", "MANUALLY_CANCELLED")
-        ended = stores.ledger.jobs(stores.workspace, view.name, states=states)
-        due = due_windows(plan, ended, _in_runs(view, context.instance, job.name))
-        for window in due.windows:
-            yield _request(view, window, ended, context.instance, job.name)
-        if not due.windows:
+        snapshot = stores.ledger.snapshot(stores.workspace)
+        plan = plan_view(view, snapshot, workspace.now())
+        failed = stores.ledger.jobs(stores.workspace, view.name, states=[JobState.FAILURE.value])
+        left_alone = snapshot.left_alone.get(view.name, IntervalSet())
+        due = due_windows(view, plan, left_alone, failed, _in_runs(view, context.instance, job.name))
+        requests = [_queue(view, run, stores, context.instance, job.name) for run in due.runs]
+        yield from [request for request in requests if request is not None]
+        if not due.runs:
             again = f"; {restated:,} covered partitions reported again" if restated else ""
             yield dg.SkipReason(f"{view.name}: {due.reason}{again}")
 
@@ -126,25 +135,32 @@ def has_schedule(view: FeatureView) -> bool:
     return scheduled or view.manual_trigger_backfill_end_time is not None
 
 
-def _request(
-    view: FeatureView, window: Interval, ended: Iterable[JobRecord], instance: dg.DagsterInstance, job_name: str
-) -> dg.RunRequest:
-    """Return the request of one run; its key names this attempt, since a key is good for one run for ever."""
-    keys = key_range(view, window)
-    tags = {RANGE_START: keys.start, RANGE_END: keys.end}
-    tried = sum(job.interval.overlaps(window) for job in ended)
-    started = instance.get_runs_count(dg.RunsFilter(job_name=job_name, tags=tags))
-    return dg.RunRequest(
-        run_key=f"{view.name}:{keys.start}:{keys.end}:{tried}.{started}", tags=run_tags(view, SCHEDULE) | tags
-    )
+def _queue(
+    view: FeatureView, run: RunPlan, stores: WorkspaceStores, instance: dg.DagsterInstance, job_name: str
+) -> dg.RunRequest | None:
+    """Put a planned run's jobs into the ledger and return the request that starts them; None if somebody was faster."""
+    task = run.tasks[0]
+    try:
+        made = stores.ledger.queue(
+            workspace=stores.workspace,
+            view=view.name,
+            intervals=[task.interval for task in run.tasks],
+            online=task.online,
+            offline=task.offline,
+            trigger=SCHEDULE,
+        )
+    except OverlappingMaterialization:
+        return None
+    (due,) = due_runs(made)
+    return run_request(view, due, instance, job_name)
 
 
 def _in_runs(view: FeatureView, instance: dg.DagsterInstance, job_name: str) -> IntervalSet:
     """Return what unfinished runs of a view's job carry."""
-    filters = dg.RunsFilter(job_name=job_name, tags={VIEW: view.name}, statuses=_UNFINISHED)
+    filters = dg.RunsFilter(job_name=job_name, tags={VIEW: view.name}, statuses=list(UNFINISHED))
     ranges = [
         dg.PartitionKeyRange(run.tags.get(RANGE_START, single), run.tags.get(RANGE_END, single))
         for run in instance.get_runs(filters)
-        if (single := run.tags.get("dagster/partition", "")) or RANGE_START in run.tags
+        if ((single := run.tags.get("dagster/partition", "")) or RANGE_START in run.tags) and JOB_BATCH not in run.tags
     ]
     return IntervalSet(interval_of_keys(view, keys) for keys in ranges)

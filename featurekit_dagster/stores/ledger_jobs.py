@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
@@ -123,7 +123,7 @@ class JobBook(LedgerDatabase):
         """Let a waiting job's next attempt begin in this process.
 
         Raises:
-            JobStateError: The job is not waiting: it has ended, was cancelled, or an attempt is under way.
+            JobNotWaiting: It has ended, was cancelled, or an attempt is under way.
             NotFoundError: There is no such job.
         """
         with self._write() as connection:
@@ -234,6 +234,9 @@ class JobBook(LedgerDatabase):
                 if refusal is not None:
                     raise refusal
             carry_out(connection, [move], now_us)
+            # a batch of its own, so that what was said to the former one (a cancelled run) is not said to this
+            own = update(jobs).where(jobs.c.id == job_id)
+            connection.execute(own.values(batch=self._new_id(), max_attempts=MANAGED.max_attempts))
             return read_jobs(connection, jobs.c.id == job_id)[0]
 
     def abandon(self, job_ids: Sequence[str] = (), *, run_id: str | None = None, reason: str) -> tuple[str, ...]:

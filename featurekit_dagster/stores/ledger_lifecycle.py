@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, insert, or_, select, update
 from sqlalchemy.engine import Row
 
-from featurekit_dagster.errors import JobStateError
+from featurekit_dagster.errors import JobNotWaiting, JobStateError
 from featurekit_dagster.intervals import from_us, to_us
 from featurekit_dagster.planning.job_state import JobEvent, JobState, RetryPolicy, next_state
 from featurekit_dagster.stores.ledger_processes import current_process
@@ -150,11 +150,11 @@ def begin_attempt(
     """Let an attempt of a job begin in this process; return the attempt's row.
 
     Raises:
-        JobStateError: The job is not waiting for an attempt.
+        JobNotWaiting: The job is not waiting for an attempt.
     """
-    state = Move(job=job, event=JobEvent.START).state
-    if is_live(job):
-        raise JobStateError(job_id=job.id, state=job.state, event="START", reason="an attempt is under way")
+    state = next_state(JobState(job.state), JobEvent.START)
+    if state is None or is_live(job):
+        raise JobNotWaiting(job_id=job.id, state=job.state, event="START", reason=job.reason)
     number = connection.execute(select(attempts.c.number).where(attempts.c.job_id == job.id)).scalars().all()
     attempt = {
         "id": attempt_id,

@@ -12,8 +12,8 @@ import pytest
 from featurekit_dagster import BatchTriggerType, Workspace
 from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.intervals import Interval, IntervalSet
-from featurekit_dagster.orchestration.schedules import MOST_FAILURES, due_windows
-from featurekit_dagster.planning.planner import plan_view, split_tasks
+from featurekit_dagster.orchestration.schedules import MOST_FAILURES
+from featurekit_dagster.planning.planner import split_tasks
 from tests.flow.payments import (
     RANGE_END,
     RANGE_START,
@@ -95,53 +95,51 @@ def test_ticks_fill_history_then_nothing_then_each_new_interval_and_gaps(
     clock.now = day(7)
     run_asset(workspace, "spending", 4, 5, instance)
     gaps, _ = tick(workspace, "spending", instance)
-    assert ranges(gaps) == [(key(3), key(3)), (key(5), key(6))]
+    assert ranges(gaps) == [(key(5), key(6))]
+    waiting = [job.interval for job in workspace.stores.ledger.due(workspace.name)]
+    assert waiting == [Interval(day(3), day(4)), Interval(day(5), day(7))]
 
 
-def test_failed_interval_is_requested_again_under_another_run_key(
-    workspace: Workspace, tmp_path: Path, instance: dg.DagsterInstance
+def test_tick_leaves_to_the_ledger_what_waits_for_another_attempt(
+    workspace: Workspace, tmp_path: Path, clock: Clock, instance: dg.DagsterInstance
 ) -> None:
     break_days(tmp_path / "data", [1])
     (first,), _ = tick(workspace, "last_payment", instance)
     run(workspace, "last_payment", first, instance)
-    (second,), _ = tick(workspace, "last_payment", instance)
-    run(workspace, "last_payment", second, instance)
-    (third,), _ = tick(workspace, "last_payment", instance)
-    assert ranges([first, second, third]) == [(key(0), key(2)), (key(1), key(1)), (key(1), key(1))]
-    assert len({first.run_key, second.run_key, third.run_key}) == 3
+    states = {job.interval.start: job for job in workspace.stores.ledger.jobs(workspace.name, "last_payment")}
+    assert [states[day(n)].state for n in range(3)] == ["SUCCESS", "RUNNING", "SUCCESS"]
+    assert states[day(1)].next_attempt_at == clock.now + timedelta(minutes=5)
+    requests, reason = tick(workspace, "last_payment", instance)
+    assert requests == []
+    assert f"running: {Interval(day(1), day(2))}" in reason
 
 
-def test_run_that_ended_before_it_claimed_anything_is_requested_again(
+def test_interval_that_failed_often_or_was_cancelled_by_hand_is_left_alone(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    (first,), _ = tick(workspace, "spending", instance)
-    job = workspace.definitions().resolve_job_def("materialize_spending")
-    lost = instance.create_run_for_job(job, tags=dict(first.tags), status=dg.DagsterRunStatus.NOT_STARTED)
-    waiting, reason = tick(workspace, "spending", instance)
-    assert waiting == []
-    assert f"{Interval(day(0), day(3))} is queued or running" in reason
-    instance.report_run_failed(lost)
-    (second,), _ = tick(workspace, "spending", instance)
-    assert ranges([second]) == ranges([first])
-    assert second.run_key != first.run_key
-
-
-def test_interval_that_failed_often_is_given_up_and_one_cancelled_by_hand_left_alone(workspace: Workspace) -> None:
     ledger, view = workspace.stores.ledger, workspace.repo.view("last_payment")
+    facts = {"workspace": workspace.name, "view": view.name, "online": False, "offline": True, "trigger": "manual"}
     for _ in range(MOST_FAILURES):
-        job = ledger.claim(
-            workspace=workspace.name,
-            view=view.name,
-            interval=Interval(day(1), day(2)),
-            online=False,
-            offline=True,
-            trigger="schedule",
-        )
+        job = ledger.claim(interval=Interval(day(1), day(2)), **facts)
         ledger.fail(job.id, reason="it did not work")
-    plan = plan_view(view, ledger.snapshot(workspace.name), workspace.now())
-    due = due_windows(plan, ledger.jobs(workspace.name, view.name), IntervalSet())
-    assert due.windows == (Interval(day(0), day(1)), Interval(day(2), day(3)))
-    assert due.reason == f"{Interval(day(1), day(2))} failed {MOST_FAILURES} times and waits for a run by hand"
+    (cancelled,) = ledger.queue(intervals=[Interval(day(2), day(3))], **facts)
+    ledger.cancel(cancelled.id)
+    requests, _ = tick(workspace, "last_payment", instance)
+    assert ranges(requests) == [(key(0), key(0))]
+    nothing, reason = tick(workspace, "last_payment", instance)
+    assert nothing == []
+    assert f"{Interval(day(1), day(2))} failed {MOST_FAILURES} times and waits for a person" in reason
+    assert f"{Interval(day(2), day(3))} was cancelled by hand or given up, and waits for a person" in reason
+
+
+def test_what_a_person_asked_for_after_a_cancellation_is_filled_again(workspace: Workspace) -> None:
+    ledger = workspace.stores.ledger
+    facts = {"workspace": workspace.name, "view": "last_payment", "online": False, "offline": True, "trigger": "manual"}
+    (cancelled,) = ledger.queue(intervals=[Interval(day(0), day(2))], **facts)
+    ledger.cancel(cancelled.id)
+    later = ledger.claim(interval=Interval(day(1), day(2)), **facts)
+    ledger.fail(later.id, reason="it did not work")
+    assert ledger.snapshot(workspace.name).left_alone == {"last_payment": IntervalSet([Interval(day(0), day(1))])}
 
 
 def test_schedule_waits_for_the_data_delay(tmp_path: Path, clock: Clock, instance: dg.DagsterInstance) -> None:
@@ -151,7 +149,7 @@ def test_schedule_waits_for_the_data_delay(tmp_path: Path, clock: Clock, instanc
     clock.now = day(3) + timedelta(hours=5, minutes=59)
     assert ranges(tick(workspace, "spending", instance)[0]) == [(key(0), key(1))]
     clock.now = day(3) + timedelta(hours=6)
-    assert ranges(tick(workspace, "spending", instance)[0]) == [(key(0), key(2))]
+    assert ranges(tick(workspace, "spending", instance)[0]) == [(key(2), key(2))]
 
 
 def test_manual_view_is_filled_up_to_its_backfill_end_and_no_further(

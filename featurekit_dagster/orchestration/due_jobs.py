@@ -1,0 +1,158 @@
+"""Starting what the ledger says is due: first attempts of what was asked for, and further ones of what failed.
+
+One sensor per workspace does it in a deployment; without a daemon `run_due` does the same in this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import dagster as dg
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.orchestration.assets import AssetJob
+from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, interval_of_keys, key_range
+from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
+from featurekit_dagster.orchestration.translator import JOB_BATCH, run_tags
+from featurekit_dagster.stores.ledger import Ledger
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
+
+SECONDS_BETWEEN_LOOKS = 15
+
+UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueRun:
+    """Waiting jobs that one run carries out: those of one batch whose ranges touch.
+
+    Args:
+        view: The feature view.
+        batch: Name of the batch.
+        interval: From the first job's start to the last one's end.
+        jobs: The jobs, in order of time.
+    """
+
+    view: str
+    batch: str
+    interval: Interval
+    jobs: tuple[JobRecord, ...]
+
+    @property
+    def trigger(self) -> str:
+        """What asked for the jobs."""
+        return self.jobs[0].trigger
+
+
+def due_runs(due: Iterable[JobRecord]) -> list[DueRun]:
+    """Return the runs for jobs that are due; jobs without a batch are left out."""
+    found = []
+    batched = sorted((job for job in due if job.batch), key=lambda job: (job.view, job.batch or "", job.interval))
+    for (view, batch), jobs in groupby(batched, key=lambda job: (job.view, job.batch or "")):
+        row = list(jobs)
+        for interval in IntervalSet(job.interval for job in row):
+            inside = tuple(job for job in row if interval.overlaps(job.interval))
+            found.append(DueRun(view=view, batch=batch, interval=interval, jobs=inside))
+    return found
+
+
+def run_tags_of(view: FeatureView, run: DueRun) -> dict[str, str]:
+    """Return the tags of the Dagster run that carries out waiting jobs."""
+    keys = key_range(view, run.interval)
+    return run_tags(view, run.trigger) | {RANGE_START: keys.start, RANGE_END: keys.end, JOB_BATCH: run.batch}
+
+
+def run_request(view: FeatureView, run: DueRun, instance: dg.DagsterInstance, job_name: str) -> dg.RunRequest | None:
+    """Return the request of a run, or None while an earlier one of the same jobs has not ended.
+
+    Its key names this attempt, since a key is good for one run for ever: how often the jobs were tried, and how many
+    runs were started that may have ended before they began any.
+    """
+    tags = run_tags_of(view, run)
+    same = {name: tags[name] for name in (JOB_BATCH, RANGE_START, RANGE_END)}
+    batch = dg.RunsFilter(job_name=job_name, tags={JOB_BATCH: run.batch}, statuses=list(UNFINISHED))
+    if any(_overlaps(view, unfinished, run.interval) for unfinished in instance.get_runs(batch)):
+        return None
+    started = instance.get_runs_count(dg.RunsFilter(job_name=job_name, tags=same))
+    tried = sum(len(job.attempts) for job in run.jobs)
+    key = f"{run.batch}:{tags[RANGE_START]}:{tags[RANGE_END]}:{tried}.{started}"
+    return dg.RunRequest(run_key=key, tags=tags, job_name=job_name)
+
+
+def _overlaps(view: FeatureView, run: dg.DagsterRun, interval: Interval) -> bool:
+    keys = dg.PartitionKeyRange(run.tags[RANGE_START], run.tags[RANGE_END])
+    return interval_of_keys(view, keys).overlaps(interval)
+
+
+def due_jobs_sensor(
+    workspace: BoundWorkspace, jobs: Mapping[str, AssetJob], prefix: str | None = None
+) -> dg.SensorDefinition:
+    """Return the sensor that starts a run for everything that is due.
+
+    Args:
+        workspace: The workspace.
+        jobs: The asset job of each view that is an asset.
+        prefix: First part of every name, if wanted.
+    """
+    resource = resource_key(prefix)
+
+    @dg.sensor(
+        name=f"{prefix}_start_due_jobs" if prefix else "start_due_jobs",
+        jobs=list(jobs.values()),
+        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={resource},
+        description="Starts the jobs that were asked for or are to be tried again, as the ledger says.",
+    )
+    def look(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        opened: FeatureStores = getattr(context.resources, resource)
+        ledger = opened.open(workspace).ledger
+        end_orphans(ledger, workspace.name, context.instance)
+        due = [run for run in due_runs(ledger.due(workspace.name)) if run.view in jobs]
+        requests = []
+        for run in due:
+            view = workspace.repo.view(run.view)
+            if not end_cancelled(ledger, run, view, context.instance):
+                requests.append(run_request(view, run, context.instance, jobs[run.view].name))
+        yield from [request for request in requests if request is not None]
+        if not any(requests):
+            yield dg.SkipReason("runs of all due jobs are on their way" if due else "no job is due")
+
+    return look
+
+
+def end_cancelled(ledger: Ledger, due: DueRun, view: FeatureView, instance: dg.DagsterInstance) -> bool:
+    """Cancel waiting jobs whose run a person has cancelled in Dagster before it began them; tell whether one was."""
+    cancelled = dg.RunsFilter(tags={JOB_BATCH: due.batch}, statuses=[dg.DagsterRunStatus.CANCELED])
+    if not any(_overlaps(view, run, due.interval) for run in instance.get_runs(cancelled)):
+        return False
+    for job in due.jobs:
+        ledger.cancel(job.id)
+    return True
+
+
+def end_orphans(ledger: Ledger, workspace: str, instance: dg.DagsterInstance) -> Sequence[str]:
+    """End the attempts whose process, or whose run in Dagster, has ended without saying so; return the jobs' ids.
+
+    This is how jobs are found of runs that ended while no daemon was there to notice, or on another host.
+    """
+    lost = list(ledger.abandon_dead(workspace))
+    for job in ledger.jobs(workspace, states=ACTIVE_STATES):
+        run_id = job.attempts[-1].run_id if job.attempts and job.next_attempt_at is None else None
+        run = None if run_id is None else instance.get_run_by_id(run_id)
+        if run is not None and run.is_finished:
+            if run.status is dg.DagsterRunStatus.CANCELED:
+                ledger.stop(job.id, reason="its run was cancelled in Dagster")
+            else:
+                ledger.abandon([job.id], reason="its run ended without a word")
+            lost.append(job.id)
+    return lost
