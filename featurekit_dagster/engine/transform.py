@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.context import MaterializationContext
 from featurekit_dagster.domain.feature_view import PASS_THROUGH, FeatureView
-from featurekit_dagster.domain.schema import Timestamp
 from featurekit_dagster.domain.sources import BatchSource
-from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_schema, to_arrow
+from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_schema, arrow_type, to_arrow
 from featurekit_dagster.engine.conform import conform_query, conform_table
 from featurekit_dagster.engine.duck import naive_literal, quoted
 from featurekit_dagster.engine.scan import readable, register_inputs
@@ -139,14 +138,18 @@ def _row_by_row(
 
 
 def _columns_of(view: FeatureView, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return rows as columns; times that are told to be UTC and such that are not may be mixed."""
+    """Return rows as columns, each of the type that its values have.
+
+    What that type does not say is taken from the declaration: times with and without zone may be mixed, and a dict is a
+    record unless it is declared a Map.
+    """
     if not rows:
         return arrow_schema(view.columns).empty_table()
-    times = {column.name for column in view.columns if column.dtype == Timestamp}
+    known = {c.name: arrow_type(c.dtype) for c in view.columns if c.dtype.name in ("Timestamp", "Map")}
     columns, faults = [], []
     for name in names:
         try:
-            columns.append(pa.array([row[name] for row in rows], type=TIMESTAMP if name in times else None))
+            columns.append(pa.array([row[name] for row in rows], type=known.get(name)))
         except UNCONVERTIBLE:
             faults.append(f"column {name!r} holds values that are not all of one type")
     if faults:
