@@ -177,11 +177,12 @@ def _naive_bounds(bounds: Bounds) -> tuple[Any, Any]:
 
 
 def _naive_utc(con: duckdb.DuckDBPyConnection, query: str) -> str:
-    """Return the query with every timestamp as naive UTC microseconds, whatever zone and unit it has."""
+    """Return the query with every timestamp, in lists too, as naive UTC microseconds, whatever zone and unit it has."""
     described = con.sql(f"SELECT * FROM ({query}) LIMIT 0")
+    parts = [(name, *str(kind).partition("[")) for name, kind in zip(described.columns, described.types, strict=True)]
     changed = [
-        f"{quoted(name)}::TIMESTAMP AS {quoted(name)}"
-        for name, kind in zip(described.columns, map(str, described.types), strict=True)
+        f"{quoted(name)}::TIMESTAMP{bracket}{depth} AS {quoted(name)}"
+        for name, kind, bracket, depth in parts
         if kind.startswith("TIMESTAMP") and kind != "TIMESTAMP"
     ]
     return f"SELECT * REPLACE ({', '.join(changed)}) FROM ({query})" if changed else f"SELECT * FROM ({query})"
