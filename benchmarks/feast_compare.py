@@ -58,48 +58,35 @@ def read_spine(folder: Path) -> pd.DataFrame:
 
 def make_workspace(folder: Path) -> Any:
     """Return a workspace with the three views and a service over them."""
-    from featurekit_dagster import (
-        BatchSource,
-        Entity,
-        FeatureService,
-        Field,
-        FileConfig,
-        FilteredSource,
-        Float64,
-        Int64,
-        String,
-        Timestamp,
-        Workspace,
-        batch_feature_view,
-    )
+    import featurekit_dagster as fk  # Feast's environment has nothing of ours
 
-    types = {"user_id": Int64, "shop_id": String}
-    entities = {key: Entity(name=key, join_keys=[Field(key, dtype)]) for key, dtype in types.items()}
+    types = {"user_id": fk.Int64, "shop_id": fk.String}
+    entities = {key: fk.Entity(name=key, join_keys=[fk.Field(key, dtype)]) for key, dtype in types.items()}
 
     def declare(name: str, keys: tuple[str, ...], ttl: timedelta | None) -> Any:
-        file = FileConfig(uri=str(folder / f"{name}.parquet"), file_format="parquet", timestamp_field="ts")
-        values = [Field("amount", Float64), Field("number", Int64)]
+        file = fk.FileConfig(uri=str(folder / f"{name}.parquet"), file_format="parquet", timestamp_field="ts")
+        fields = {**{key: types[key] for key in keys}, "ts": fk.Timestamp, "amount": fk.Float64, "number": fk.Int64}
 
-        def newest(rows: str) -> str:
-            return f"SELECT {', '.join(keys)}, ts, amount, number FROM {rows}"
-
-        decorate = batch_feature_view(
+        @fk.batch_feature_view(
             name=name,
-            sources=[FilteredSource(BatchSource(name=f"{name}_rows", batch_config=file))],
+            sources=[fk.FilteredSource(fk.BatchSource(name=f"{name}_rows", batch_config=file))],
             entities=[entities[key] for key in keys],
             mode="sql",
-            schema=[*(Field(key, types[key]) for key in keys), Field("ts", Timestamp), *values],
+            schema=[fk.Field(column, dtype) for column, dtype in fields.items()],
             batch_schedule=HOUR,
             ttl=ttl,
             feature_start_time=START,
             online=False,
             offline=True,
         )
-        return decorate(newest)
+        def newest(rows: str) -> str:
+            return f"SELECT {', '.join(fields)} FROM {rows}"
+
+        return newest
 
     views = [declare(*view) for view in VIEWS]
-    service = FeatureService(name="training", features=views, online_serving_enabled=False)
-    return Workspace("comparison", [*views, service], home=folder / "home", clock=START + timedelta(days=DAYS, hours=1))
+    service = fk.FeatureService(name="training", features=views, online_serving_enabled=False)
+    return fk.Workspace("comparison", [*views, service], home=folder / "home", clock=START + DAYS * 24 * HOUR + HOUR)
 
 
 def materialize(folder: Path) -> None:
