@@ -12,9 +12,10 @@ import pytest
 from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, AggregateFeature, partial_columns
 from featurekit_dagster.domain.schema import DataType, Field, Float64, Int32, Int64, String
 from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.engine import tiles as tiles_module
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
-from featurekit_dagster.engine.tiles import build_tiles, row_query
+from featurekit_dagster.engine.tiles import build_tiles, event_tiles, row_query
 from featurekit_dagster.errors import TileOverflow
 
 HOUR_US = 3_600_000_000
@@ -44,6 +45,23 @@ def events(*rows: tuple[object, datetime, object], dtype: pa.DataType | None = N
             "v": pa.array([row[2] for row in rows], dtype or pa.float64()),
         }
     )
+
+
+def listed(
+    table: pa.Table, dtype: DataType, *wanted: tuple[str, int], tile_us: int = HOUR_US
+) -> list[dict[str, object]]:
+    """The tiles of list functions, each with its n."""
+    window = TimeWindow(timedelta(microseconds=tile_us))
+    features = [
+        AggregateFeature(name=f"{function}{n}", column=Field("v", dtype), function=function, window=window, n=n)
+        for function, n in wanted
+    ]
+    with connect() as con:
+        con.register("events", table)
+        found = build_tiles(
+            con, "events", keys=["k"], timestamp="ts", tile_us=tile_us, partials=partial_columns(features)
+        )
+    return sorted(found.to_pylist(), key=lambda tile: (str(tile["k"]), tile[ANCHOR_TIME]))
 
 
 def at(*parts: int) -> datetime:
@@ -154,6 +172,80 @@ def test_names_are_quoted() -> None:
             con, "events", keys=[odd], timestamp="ts", tile_us=HOUR_US, partials=partial_columns([total])
         )
     assert found.column_names == [odd, ANCHOR_TIME, "sum_group"]
+
+
+LIST_FUNCTIONS = [("last_n", 2), ("last_n", 9), ("first_n", 2), ("last_distinct", 2), ("first_distinct", 2)]
+REPEATED = [(5, "a"), (9, "b"), (1, "c"), (9, None), (5, "c"), (9, "c"), (2, "a")]
+
+
+@pytest.mark.parametrize("tile_us", [HOUR_US, WEEK_US])
+@pytest.mark.parametrize("most", [999_999, 3])
+def test_lists_of_a_tile_are_in_order_of_time_and_of_input(
+    monkeypatch: pytest.MonkeyPatch, tile_us: int, most: int
+) -> None:
+    monkeypatch.setattr(tiles_module, "_MOST_VALUES", most)
+    rows = [("a", at(2024, 1, 1, 0, minute), value) for minute, value in REPEATED]
+    (tile,) = listed(events(*rows, dtype=pa.string()), String, *LIST_FUNCTIONS, tile_us=tile_us)
+    # in order: c (1), a (2), a (5), c (5), b (9), c (9)
+    assert tile["last_non_distinct_n2_v"] == ["b", "c"]
+    assert tile["last_non_distinct_n9_v"] == ["c", "a", "a", "c", "b", "c"]
+    assert tile["first_non_distinct_n2_v"] == ["c", "a"]
+    assert tile["lastn2_v"] == ["b", "c"]
+    assert tile["first_distinct_n2_v"] == ["c", "a"]
+
+
+def test_lists_of_a_tile_without_values_are_empty_and_never_null() -> None:
+    (tile,) = listed(events(("a", at(2024, 1, 1), None), dtype=pa.string()), String, *LIST_FUNCTIONS)
+    del tile["k"], tile[ANCHOR_TIME]
+    assert list(tile.values()) == [[]] * 5
+
+
+def test_sketches_of_a_tile_are_parallel_lists() -> None:
+    window = TimeWindow(timedelta(hours=1))
+    wanted = [
+        AggregateFeature(
+            name="c", column=Field("v", Int64), function="approx_count_distinct", window=window, precision=8
+        ),
+        AggregateFeature(
+            name="p",
+            column=Field("v", Int64),
+            function="approx_percentile",
+            window=window,
+            precision=100,
+            percentile=0.5,
+        ),
+    ]
+    rows = [("a", at(2024, 1, 1), value) for value in (3, 1, 1, None)]
+    with connect() as con:
+        con.register("events", events(*rows, ("b", at(2024, 1, 1), None), dtype=pa.int64()))
+        partials = partial_columns(wanted)
+        found = build_tiles(con, "events", keys=["k"], timestamp="ts", tile_us=HOUR_US, partials=partials)
+        singles = event_tiles(con, "events", keys=["k"], timestamp="ts", partials=partials)
+    tile, empty = sorted(found.to_pylist(), key=lambda tile: tile["k"])
+    assert tile["approx_percentile_processed_means_v"] == [1.0, 1.0, 3.0]
+    assert tile["approx_percentile_processed_weights_v"] == [1.0, 1.0, 1.0]
+    assert len(tile["approx_count_distinct_indices_v"]) == len(tile["approx_count_distinct_registers_v"]) == 2
+    assert [empty[partial.name] for partial in partials] == [[], [], [], []]
+    assert singles["approx_percentile_processed_means_v"].to_pylist() == [[3.0], [1.0], [1.0], [], []]
+    assert found.schema.field("approx_count_distinct_indices_v").type == pa.list_(pa.int64())
+
+
+def test_events_as_tiles_keep_the_order_of_the_relation_and_their_own_time() -> None:
+    rows = [("a", at(2024, 1, 1, 0, 30), 1), ("b", at(2024, 1, 1), None), ("a", at(1969, 12, 31), 3)]
+    window = TimeWindow(timedelta(hours=1))
+    wanted = [
+        AggregateFeature(name=name, column=Field("v", Int64), function=name, window=window, n=2)
+        for name in ("sum", "last", "last_n", "first_distinct")
+    ]
+    with connect() as con:
+        con.register("events", events(*rows, dtype=pa.int64()))
+        found = event_tiles(con, "events", keys=["k"], timestamp="ts", partials=partial_columns(wanted))
+    assert found.column(ANCHOR_TIME).to_pylist() == [row[1] for row in rows]
+    assert found.select(["k", "sum_v", "last_non_distinct_n2_v"]).to_pylist() == [
+        {"k": "a", "sum_v": 1, "last_non_distinct_n2_v": [1]},
+        {"k": "b", "sum_v": None, "last_non_distinct_n2_v": []},
+        {"k": "a", "sum_v": 3, "last_non_distinct_n2_v": [3]},
+    ]
 
 
 def test_rows_as_tiles_of_their_own_roll_up_to_the_same_features() -> None:
