@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.errors import ReadError
@@ -76,7 +77,14 @@ def _shown_partials(view: FeatureView, tiles: pa.Table) -> pa.Table:
             total = pc.cast(tiles[f"sum_{column}"], pa.float64(), safe=False)
             columns[f"mean_{column}"] = pc.divide(total, pc.if_else(pc.equal(counts, 0.0), None, counts))
         else:
-            columns |= {partial.name: tiles[partial.name] for partial in feature.partials}
+            columns |= {partial.name: _shown(partial, tiles[partial.name]) for partial in feature.partials}
         if counts is not None:
             columns[f"count_{column}"] = tiles[f"count_{column}"]
     return pa.table(columns)
+
+
+def _shown(partial: PartialColumn, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a partial column; a list of values is NULL where the tile has none, sketches of nothing are empty."""
+    if partial.kind not in LIST_FUNCTIONS:
+        return column
+    return pc.if_else(pc.equal(pc.list_value_length(column), 0), pa.scalar(None, column.type), column)
