@@ -11,6 +11,7 @@ from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationF
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import Interval, as_utc
+from featurekit_dagster.materialization_methods import MaterializationMethods
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.serving.frame import FeatureFrame
 from featurekit_dagster.serving.historical import entity_keys, features_for_spine
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
 
 
-class FeatureViewHandle:
+class FeatureViewHandle(MaterializationMethods):
     """A feature view of a workspace.
 
     Properties of the declaration are read through: `name`, `description`, `owner`, `tags`, `ttl`, `online`, `offline`,

@@ -171,7 +171,10 @@ def _rows_to_write(view: FeatureView, task: Task, stores: WorkspaceStores) -> pa
     """Return the interval's rows: from the offline store when only the online store lacks them, else computed."""
     if not task.offline and not task.overwrite and stores.coverage(view, OFFLINE).covers(task.interval):
         return stores.read_offline(view, stored_schema(view), task.interval)
-    return compute_stored(view, task.interval)
+    if not view.incremental_backfills:
+        return compute_stored(view, task.interval)
+    cells = task.interval.split_on_grid(view.batch_schedule)
+    return pa.concat_tables([compute_stored(view, cell) for cell in cells])
 
 
 def _write_offline(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -114,10 +114,10 @@ def _run_waiting(workspace: BoundWorkspace, run: DueRun, instance: dg.DagsterIns
     return _execute(workspace, view, run.interval, run_tags_of(view, run), {}, instance, None)
 
 
-def has_daemon(instance: dg.DagsterInstance, now: datetime) -> bool:
+def has_daemon(instance: dg.DagsterInstance) -> bool:
     """Tell whether a daemon that starts what is due has given a sign of life within the last minutes."""
     beat = instance.get_daemon_heartbeats().get("SENSOR")
-    return beat is not None and now.timestamp() - beat.timestamp < _SILENCE_SECONDS
+    return beat is not None and time.time() - beat.timestamp < _SILENCE_SECONDS
 
 
 def _execute(

@@ -123,7 +123,7 @@ def _in_words(feature: AggregateFeature) -> str:
     what = f"{_function_in_words(feature)} of {feature.column.name}"
     if isinstance(window, TimeWindowSeries):
         step = format_duration(window.step)
-        ends = "" if not spans[-1].end_us else f" {_ago(spans[-1].end_us)}"
+        ends = "" if not spans[-1].end_us else f", the newest {_ago(spans[-1].end_us)}"
         return f"{what} over {len(spans)} windows of {window.label}, one every {step}, oldest first{ends}."
     return f"{what} over {_span_in_words(spans[0])}."
 

@@ -1,0 +1,250 @@
+"""The methods of a feature view by which people trigger, watch, cancel and repeat materialization jobs."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.windows import format_duration
+from featurekit_dagster.errors import JobFailedException, JobTimeoutException, NotFoundError, PlanError
+from featurekit_dagster.materialization_data import MaterializationJobData, job_data, status_frame
+from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobState
+from featurekit_dagster.planning.planner import check_interval, plan_view, stores_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from featurekit_dagster.sdk import Workspace
+    from featurekit_dagster.stores.ledger_records import JobRecord
+
+_FIRST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 10.0
+
+
+class MaterializationMethods:
+    """What a feature view of a workspace offers for its materialization jobs.
+
+    Source: Manually Trigger Materialization; SDK page.
+    """
+
+    _workspace: Workspace
+    declaration: FeatureView
+
+    def trigger_materialization_job(
+        self,
+        start_time: datetime,
+        end_time: datetime,
+        online: bool,
+        offline: bool,
+        use_tecton_managed_retries: bool = True,
+        overwrite: bool = False,
+        *,
+        managed_retries: bool | None = None,
+    ) -> str:
+        """Ask for a window to be materialized and return the id of its job; the job waits for its turn.
+
+        It is started by the daemon; `wait_for_materialization_job` does it in this process where there is none.
+
+        Args:
+            start_time: First instant inside, on the epoch grid of `batch_schedule`; naive is UTC.
+            end_time: First instant after, on the grid; at most the end of the last complete interval.
+            online: Whether the online store is written.
+            offline: Whether the offline store is written.
+            use_tecton_managed_retries: Whether a failed attempt is followed by others: after 5 minutes, then twice as
+                long each time, 10 attempts in all. A permanent error is not tried again.
+            overwrite: Whether the window may replace what was materialized before: offline it is deleted and written
+                again, online rows that are newer or equal are put in place.
+            managed_retries: The same as `use_tecton_managed_retries`.
+
+        Raises:
+            PlanError: The window is off the grid, empty, before the materialization start or not complete yet, or the
+                view does not write a chosen store.
+            OverlappingMaterialization: The window overlaps a job that waits or runs, or, without `overwrite`, what is
+                materialized in a chosen store.
+
+        Source: Manually Trigger Materialization, Triggering a new materialization job.
+        """
+        view, workspace = self.declaration, self._workspace
+        interval = check_interval(view, start_time, end_time, workspace.now())
+        self._check_stores(online=online, offline=offline)
+        ledger = workspace.stores.ledger
+        if overwrite and online and self._wrote_rows_online(interval.start, interval.end):
+            warnings.warn(
+                f"{view.name}: overwriting {interval} online puts newer or equal rows in place and removes no other "
+                "row, so a changed timestamp can leave an old row behind; it is safe offline",
+                stacklevel=2,
+            )
+        wanted = use_tecton_managed_retries if managed_retries is None else managed_retries
+        (job,) = ledger.queue(
+            workspace=workspace.name,
+            view=view.name,
+            intervals=[interval],
+            online=online,
+            offline=offline,
+            overwrite=overwrite,
+            trigger="manual",
+            policy=MANAGED if wanted else ONCE,
+        )
+        return job.id
+
+    def wait_for_materialization_job(self, job_id: str, timeout: timedelta | None = None) -> MaterializationJobData:
+        """Return a job when it has succeeded; without a daemon to start it, it is carried out in this process.
+
+        Args:
+            job_id: The job.
+            timeout: How long to wait; None is for ever. A job that is found successful late is returned all the same.
+
+        Raises:
+            JobFailedException: The job is in any state but RUNNING and SUCCESS.
+            JobTimeoutException: The time is over; the job goes on.
+            NotFoundError: There is no such job.
+
+        Source: Manually Trigger Materialization, Waiting for job completion.
+        """
+        started, pause, said = time.monotonic(), _FIRST_POLL_SECONDS, False
+        while True:
+            job = self._job(job_id)
+            if job.state == JobState.SUCCESS:
+                return self._shown(job)
+            if job.state != JobState.RUNNING:
+                raise JobFailedException(job_id=job_id, state=job.state, reason=job.reason)
+            if timeout is not None and time.monotonic() - started > timeout.total_seconds():
+                raise JobTimeoutException(job_id=job_id, state=job.state, waited=format_duration(timeout))
+            if job.next_attempt_at is not None and self._run_without_daemon(job, said):
+                said = True
+                continue
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+
+    def get_materialization_job(self, job_id: str) -> MaterializationJobData:
+        """Return a materialization job of this view.
+
+        Raises:
+            NotFoundError: The view has no such job.
+        """
+        return self._shown(self._job(job_id))
+
+    def list_materialization_jobs(self) -> list[MaterializationJobData]:
+        """Return the materialization jobs of this view, newest first."""
+        return [self._shown(job) for job in self._workspace.jobs(self.declaration.name)]
+
+    def get_job(self, job_id: str) -> MaterializationJobData:
+        """Return a job of this view, of any kind.
+
+        Raises:
+            NotFoundError: The view has no such job.
+        """
+        return self.get_materialization_job(job_id)
+
+    def list_jobs(self) -> list[MaterializationJobData]:
+        """Return the jobs of this view, of all kinds, newest first."""
+        return self.list_materialization_jobs()
+
+    def cancel_materialization_job(self, job_id: str) -> MaterializationJobData:
+        """Ask for a job to be cancelled and return it; it is tried no more, and nothing fills its window by itself.
+
+        A job that waits is cancelled at once. One that runs is MANUAL_CANCELLATION_REQUESTED until it has seen the
+        request, then MANUALLY_CANCELLED. One that has ended is returned as it is.
+
+        Raises:
+            NotFoundError: The view has no such job.
+
+        Source: Manually Trigger Materialization, Canceling a materialization job.
+        """
+        self._job(job_id)
+        return self._shown(self._workspace.stores.ledger.cancel(job_id))
+
+    def retry_materialization_job(self, job_id: str) -> MaterializationJobData:
+        """Ask for a job that has ended to be done again, with all its attempts, and return it.
+
+        Raises:
+            JobStateError: The job has not ended.
+            OverlappingMaterialization: Another job has its window now.
+            NotFoundError: The view has no such job.
+
+        Source: Job Types, Materialization Job States (MANUAL_RETRY).
+        """
+        self._job(job_id)
+        return self._shown(self._workspace.stores.ledger.retry(job_id))
+
+    def materialization_status(
+        self, verbose: bool = False, limit: int = 1000, sort_columns: str | None = None, errors_only: bool = False
+    ) -> pd.DataFrame:
+        """Return the materialization jobs as a frame: one row per attempt, and one per job that waits for its first.
+
+        Args:
+            verbose: Whether to show the columns that help to find errors.
+            limit: At most so many rows; counted before `errors_only`, so that fewer may be shown than there are.
+            sort_columns: Names of columns, separated by commas, in whatever case; ascending.
+            errors_only: Keep only attempts that ended with an error.
+
+        Raises:
+            TectonValidationError: A column to sort by does not exist.
+
+        Source: SDK page, materialization_status.
+        """
+        view, workspace = self.declaration, self._workspace
+        planned = [run.interval for run in plan_view(view, workspace.snapshot(), workspace.now()).runs]
+        return status_frame(
+            workspace.jobs(view.name),
+            planned,
+            workspace.dagster_url,
+            verbose=verbose,
+            limit=limit,
+            sort_columns=sort_columns,
+            errors_only=errors_only,
+        )
+
+    def _check_stores(self, *, online: bool, offline: bool) -> None:
+        view = self.declaration
+        if not (online or offline):
+            raise PlanError(f"{view.name}: online=False and offline=False; a job writes one of the stores, or both")
+        asked = {"online": online, "offline": offline}
+        refused = [store for store, wanted in asked.items() if wanted and store not in stores_of(view)]
+        if refused:
+            raise PlanError(
+                f"{view.name}: {' and '.join(refused)}=True, but it writes {' and '.join(stores_of(view))} only; "
+                "leave the other out or declare it"
+            )
+
+    def _wrote_rows_online(self, start: datetime, end: datetime) -> bool:
+        """Tell whether an earlier job put rows of the window into the online store."""
+        earlier = self._workspace.jobs(self.declaration.name)
+        inside = (job for job in earlier if job.online and job.interval.start < end and start < job.interval.end)
+        return any(job.state == JobState.SUCCESS and job.stats.get("rows_online", 0) for job in inside)
+
+    def _job(self, job_id: str) -> JobRecord:
+        """Return a job of this view.
+
+        Raises:
+            NotFoundError: There is no such job, or it is another view's.
+        """
+        known = self._workspace.jobs(self.declaration.name)
+        found = next((job for job in known if job.id == job_id), None)
+        if found is None:
+            newest = [job.id for job in known[:5]]
+            raise NotFoundError(kind=f"job of {self.declaration.name}", name=job_id, known=newest)
+        return found
+
+    def _shown(self, job: JobRecord) -> MaterializationJobData:
+        return job_data(job, self._workspace.dagster_url)
+
+    def _run_without_daemon(self, job: JobRecord, said: bool) -> bool:
+        """Carry out a job that is due in this process where no daemon would; tell whether it was."""
+        from featurekit_dagster.orchestration.run import has_daemon, open_instance, run_due
+
+        now = self._workspace.now()
+        if job.next_attempt_at is None or job.next_attempt_at > now:
+            return False
+        with open_instance(self._workspace) as instance:
+            if has_daemon(instance):
+                return False
+            if not said:
+                warnings.warn(
+                    f"{job.view}: no Dagster daemon gives a sign of life, so job {job.id} is carried out in this "
+                    "process; `dagster dev` or `dagster-daemon run` starts one",
+                    stacklevel=3,
+                )
+            return bool(run_due(self._workspace, instance, job.id))
