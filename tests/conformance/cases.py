@@ -191,7 +191,7 @@ def build_view(case: Case, declaration: dict[str, Any]) -> FeatureView:
     batch = BatchSource(name=source_name, batch_config=config)
     if declaration["variant"]:
         return _custom_view(case, declaration, batch, options)
-    options["online"] = not declaration.get("compaction_enabled", False)
+    options["online"] = options["offline"] and not declaration.get("compaction_enabled", False)
     return batch_feature_view(sources=[FilteredSource(batch)], **options)(_transformation(declaration, columns))
 
 
@@ -258,7 +258,7 @@ def _custom_view(case: Case, declaration: dict[str, Any], source: BatchSource, o
         return frame
 
     options["schema"] = [*options["schema"], Field(output, Int64)]
-    return batch_feature_view(sources=[asked], context_parameter_name="context", online=True, **options)(distinct)
+    return batch_feature_view(sources=[asked], context_parameter_name="context", **options)(distinct)
 
 
 def _aggregation(given: dict[str, Any]) -> Aggregation:

@@ -79,5 +79,5 @@ def window_events(
     feature: oracle.Aggregate,
 ) -> list[dict[str, Any]]:
     """Return the events that lie in any window of a feature as of a moment."""
-    mine, edge = oracle.of_key(events, key), oracle.edge_at(time, view)
+    mine, edge = oracle.timed(oracle.of_key(events, key), view), oracle.edge_at(time, view)
     return [e for stretch in oracle.stretches_of(feature) for e in oracle.in_window(mine, edge, stretch, view)]

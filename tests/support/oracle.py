@@ -20,6 +20,7 @@ INTEGER_BITS = {"Int32": 31, "Int64": 63}
 LISTS = ("last_n", "last_distinct", "first_n", "first_distinct")
 
 Event = Mapping[str, Any]
+Timed = tuple[datetime, Event]
 Stretch = tuple[timedelta | None, timedelta]
 """Size and offset of one window; a window without a size begins at the view's lifetime start."""
 
@@ -114,19 +115,24 @@ def aggregate_as_of(events: Iterable[Event], key: Event, edge: datetime | None, 
     stretches = distinct_stretches(view)
     if edge is None or (start is not None and edge < utc(start)):
         return [None for _ in (*(stretches if view.secondary_key else ()), *view.aggregates)]
-    mine = sorted(of_key(events, key), key=lambda event: utc(event[view.timestamp_field]))
+    mine = timed(of_key(events, key), view)
     if view.secondary_key is None:
         return [feature_over(mine, edge, feature, view) for feature in view.aggregates]
     listed_keys = {stretch: keys_over(mine, edge, stretch, view) for stretch in stretches}
     answers: list[Any] = [listed_keys[stretch] for stretch in stretches]
     for feature in view.aggregates:
         (stretch,) = stretches_of(feature)
-        parts = [of_key(mine, {view.secondary_key: part}) for part in listed_keys[stretch]]
+        parts = [[(at, e) for at, e in mine if e[view.secondary_key] == part] for part in listed_keys[stretch]]
         answers.append([feature_over(part, edge, feature, view) for part in parts])
     return answers
 
 
-def feature_over(mine: Sequence[Event], edge: datetime, feature: Aggregate, view: AggregateView) -> Any:
+def timed(events: Iterable[Event], view: AggregateView) -> list[Timed]:
+    """Events with their times, in order of time."""
+    return sorted(((utc(event[view.timestamp_field]), event) for event in events), key=lambda pair: pair[0])
+
+
+def feature_over(mine: Sequence[Timed], edge: datetime, feature: Aggregate, view: AggregateView) -> Any:
     answers = []
     for stretch in stretches_of(feature):
         inside = in_window(mine, edge, stretch, view)
@@ -152,24 +158,23 @@ def distinct_stretches(view: AggregateView) -> list[Stretch]:
     return sorted(found, key=lambda stretch: (stretch[0] is None, stretch[0] or NOTHING, -stretch[1]))
 
 
-def in_window(mine: Sequence[Event], edge: datetime, stretch: Stretch, view: AggregateView) -> list[Event]:
+def in_window(mine: Sequence[Timed], edge: datetime, stretch: Stretch, view: AggregateView) -> list[Event]:
     """The events inside one window; continuous windows are open on the left and closed on the right."""
     size, offset = stretch
     end = edge + offset
-    inside = []
-    for event in mine:
-        at = utc(event[view.timestamp_field])
-        if size is None:
-            assert view.lifetime_start_time is not None
-            begun = utc(view.lifetime_start_time) <= at
-        else:
-            begun = end - size < at if view.stream == "CONTINUOUS" else end - size <= at
-        if begun and (at <= end if view.stream == "CONTINUOUS" else at < end):
-            inside.append(event)
-    return inside
+    if size is None:
+        assert view.lifetime_start_time is not None
+        begin = utc(view.lifetime_start_time)
+        if view.stream == "CONTINUOUS":
+            return [event for at, event in mine if begin <= at <= end]
+        return [event for at, event in mine if begin <= at < end]
+    begin = end - size
+    if view.stream == "CONTINUOUS":
+        return [event for at, event in mine if begin < at <= end]
+    return [event for at, event in mine if begin <= at < end]
 
 
-def keys_over(mine: Sequence[Event], edge: datetime, stretch: Stretch, view: AggregateView) -> list[Any]:
+def keys_over(mine: Sequence[Timed], edge: datetime, stretch: Stretch, view: AggregateView) -> list[Any]:
     """The secondary keys with an event in a window, ascending, None last."""
     assert view.secondary_key is not None
     met = {event[view.secondary_key] for event in in_window(mine, edge, stretch, view)}
