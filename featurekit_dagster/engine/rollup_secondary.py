@@ -35,15 +35,17 @@ class _Groups:
         names: The distinct secondary keys, ascending, NULL last.
         join_codes: Join key code of each group.
         name_places: Place of each group's secondary key in `names`.
+        codes: What stands for each group in `packed`.
         starts: Position of the first tile of each group, and one more: the number of tiles.
         rows: Row number of each tile; None for all rows as they are.
         packed: Packed (group, time) of each tile.
-        packing: How they are packed; a group's key code is its number.
+        packing: How they are packed.
     """
 
     names: pa.Array
     join_codes: Int64Array
     name_places: Int64Array
+    codes: Int64Array
     starts: Int64Array
     rows: Int64Array | None
     packed: Int64Array
@@ -91,20 +93,28 @@ def _grouped(tiles: pa.Table, asked: Questions, secondary_key: str) -> _Groups:
     if asked.rows is not None:
         column = column.take(pa.array(asked.rows))
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    order = numbers(pa.chunked_array([pc.array_sort_indices(encoded.dictionary)])).astype(np.int64)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    found = numbers(pa.chunked_array([encoded.indices]))
-    group = asked.row_codes * max(len(order), 1) + rank[found]
-    members, numbered = np.unique(group, return_inverse=True)
-    packing = TimePacking.fit(asked.starts, max(len(members), 1))
-    packed, rows = sort_packed(packing.pack_rows(numbered, asked.starts), asked.rows)
-    fresh = np.flatnonzero(first_of_each(packed >> packing.bits))
+    size = max(len(order), 1)
+    pairs = asked.row_codes * size + rank[numbers(pa.chunked_array([encoded.indices]))]
+    members: Int64Array | None = None
+    try:
+        packing = TimePacking.fit(asked.starts, asked.count * size)
+    except OverflowError:
+        members, pairs = np.unique(pairs, return_inverse=True)
+        packing = TimePacking.fit(asked.starts, len(members))
+    packed, rows = sort_packed(packing.pack_rows(pairs, asked.starts), asked.rows)
+    codes = packed >> packing.bits
+    starts = np.flatnonzero(first_of_each(codes))
+    codes = codes[starts]
+    pairs = codes if members is None else members[codes]
     return _Groups(
         names=encoded.dictionary.take(pa.array(order)),
-        join_codes=members // max(len(order), 1),
-        name_places=members % max(len(order), 1),
-        starts=np.append(fresh, len(packed)),
+        join_codes=pairs // size,
+        name_places=pairs % size,
+        codes=codes,
+        starts=np.append(starts, len(packed)),
         rows=rows,
         packed=packed,
         packing=packing,
@@ -147,7 +157,7 @@ def _block(
     ranges = find_bounds(
         groups.packed,
         groups.packing,
-        group,
+        groups.codes[group],
         {span: (moved[id(low)], moved[id(high)]) for span, (low, high) in asked.bounds.items()},
     )
     used = slice(int(groups.starts[part.first].min()), int(groups.starts[part.first + part.count].max()))
@@ -163,8 +173,9 @@ def _with_tiles(
     """
     first = np.minimum.reduce([low for low, _ in bounds.values()])[held]
     last = np.maximum.reduce([high for _, high in bounds.values()])[held]
-    low = np.searchsorted(groups.packed, groups.packing.pack_edges(group, first))
-    high = np.searchsorted(groups.packed, groups.packing.pack_edges(group, last))
+    codes = groups.codes[group]
+    low = np.searchsorted(groups.packed, groups.packing.pack_edges(codes, first))
+    high = np.searchsorted(groups.packed, groups.packing.pack_edges(codes, last))
     seen = high > low
     return held[seen], group[seen]
 

@@ -12,7 +12,9 @@ from featurekit_dagster.domain.aggregation import AggregateFeature, partial_colu
 from featurekit_dagster.domain.schema import Field, Int64
 from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow, Window
 from featurekit_dagster.engine import rollup_secondary
+from featurekit_dagster.engine.columns import Int64Array
 from featurekit_dagster.engine.duck import connect
+from featurekit_dagster.engine.keys import TimePacking
 from featurekit_dagster.engine.rollup import EDGE, roll_up
 from featurekit_dagster.engine.tiles import build_tiles, event_tiles
 from featurekit_dagster.intervals import to_us
@@ -126,3 +128,19 @@ def test_questions_in_small_stretches_are_answered_alike(monkeypatch: pytest.Mon
     whole = rolled(EVENTS, probes).to_pylist()
     monkeypatch.setattr(rollup_secondary, "_BLOCK", 1)
     assert rolled(EVENTS, probes).to_pylist() == whole
+
+
+def test_keys_too_many_to_be_packed_with_their_times_are_numbered_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = [(user, hour * HOUR) for user in ("bob", "ann", None) for hour in range(7)]
+    whole = rolled(EVENTS, probes).to_pylist()
+    fit, refused = TimePacking.fit, []
+
+    def refuse_products(times: Int64Array, key_count: int) -> TimePacking:
+        if key_count > 6:
+            refused.append(key_count)
+            raise OverflowError
+        return fit(times, key_count)
+
+    monkeypatch.setattr(rollup_secondary.TimePacking, "fit", refuse_products)
+    assert rolled(EVENTS, probes).to_pylist() == whole
+    assert refused
