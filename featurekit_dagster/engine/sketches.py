@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -143,23 +142,6 @@ def _register_sums(places: Int64Array, ranks: Int64Array, block: Block, precisio
         level += 1
     points = Ranges(heads[block.ranges.low], heads[block.ranges.high])
     return sums_below(values, weights, points, local[block.ranges.low].astype(np.int64), block.bits)
-
-
-def count_distinct_of(indices: Iterable[Sequence[int]], registers: Iterable[Sequence[int]], precision: int) -> int:
-    """Return the estimated number of distinct values of one key's tiles, as `count_distinct` does.
-
-    Args:
-        indices: Places, one sequence per tile.
-        registers: Ranks, parallel to them.
-        precision: That of the sketches.
-    """
-    best: dict[int, int] = {}
-    for place, rank in zip(chain.from_iterable(indices), chain.from_iterable(registers), strict=True):
-        if rank > best.get(place, 0):
-            best[place] = rank
-    limit = rank_limit(precision)
-    lost = sum((1 << limit) - (1 << (limit - rank)) for rank in best.values())
-    return round(estimate(len(best), lost, precision))
 
 
 def _scale(precision: int) -> float:
@@ -333,33 +315,6 @@ def _between(low: FloatArray, high: FloatArray, after_low: FloatArray, before_hi
         mixed = np.minimum(np.maximum(low * (1.0 - share) + high * share, low), high)
     plain = (low == high) | ~np.isfinite(low) | ~np.isfinite(high)
     return np.where(plain, np.where(after_low < before_high, low, high), mixed)
-
-
-def percentile_of(
-    means: Iterable[Sequence[float]], weights: Iterable[Sequence[float]], percentile: float
-) -> float | None:
-    """Return the percentile of one key's tiles, as `percentiles` does; None without any value.
-
-    Args:
-        means: Means of centroids, one sequence per tile.
-        weights: Their weights, parallel to them.
-        percentile: Share of the values that lie below the answer, in `[0, 1]`.
-    """
-    pairs = list(zip(chain.from_iterable(means), chain.from_iterable(weights), strict=True))
-    if not pairs:
-        return None
-    ordered = sorted(pair for pair in pairs if not math.isnan(pair[0]))
-    ordered += sorted((pair for pair in pairs if math.isnan(pair[0])), key=lambda pair: pair[1])
-    target = percentile * sum(weight for _, weight in ordered)
-    before, low, low_middle = 0.0, ordered[0][0], None
-    for mean, weight in ordered:
-        middle = before + weight / 2
-        if middle > target:
-            if low_middle is None:
-                return mean
-            return between_two(low, mean, target - low_middle, middle - target)
-        before, low, low_middle = before + weight, mean, middle
-    return low
 
 
 def between_two(low: float, high: float, after_low: float, before_high: float) -> float:

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurekit_dagster.engine.rollup_sums import Ranges
-from featurekit_dagster.engine.sketches import (
-    count_distinct,
-    count_distinct_of,
-    finish_digest,
-    finish_hll,
-    hll_code,
-    percentile_of,
-    percentiles,
-)
+from featurekit_dagster.engine.sketches import count_distinct, finish_digest, finish_hll, hll_code, percentiles
+from featurekit_dagster.engine.sketches_of_key import Digest, count_distinct_of
 
 texts = st.lists(st.lists(st.text(max_size=2), max_size=8), min_size=1, max_size=12)
 tame = st.floats(-1e6, 1e6)
@@ -40,6 +33,18 @@ def digest(tiles: list[list[float]], compression: int) -> tuple[pa.ListArray, pa
 def ranges_of(pairs: list[tuple[int, int]], size: int) -> Ranges:
     ends = [(min(pair + (size,)), min(max(pair), size)) for pair in pairs]
     return Ranges(np.array([low for low, _ in ends]), np.array([high for _, high in ends]))
+
+
+def counted(sketches: tuple[pa.ListArray, pa.ListArray], low: int, high: int, precision: int) -> int:
+    """Return what an online read answers for these tiles."""
+    places, ranks = (column[low:high].flatten().to_numpy() for column in sketches)
+    return count_distinct_of(places, ranks, precision)
+
+
+def found_in(sketches: tuple[pa.ListArray, pa.ListArray], low: int, high: int, share: float) -> float | None:
+    """Return what an online read answers for these tiles."""
+    means, weights = (column[low:high].flatten().to_numpy() for column in sketches)
+    return Digest.of(means, weights).percentile(share)
 
 
 def same(left: float | None, right: float | None) -> bool:
@@ -77,12 +82,11 @@ def test_distinct_counts_do_not_depend_on_order_and_repetition(
 def test_distinct_counts_are_the_same_offline_and_online(
     tiles: list[list[str]], precision: int, pairs: list[tuple[int, int]]
 ) -> None:
-    indices, registers = hll(tiles, precision)
+    sketches = hll(tiles, precision)
     part = ranges_of(pairs, len(tiles))
-    places, ranks = indices.to_pylist(), registers.to_pylist()
-    for found in count_distinct(indices, registers, [part, part], precision):
+    for found in count_distinct(*sketches, [part, part], precision):
         for low, high, got in zip(part.low, part.high, found, strict=True):
-            assert got == count_distinct_of(places[low:high], ranks[low:high], precision)
+            assert got == counted(sketches, low, high, precision)
 
 
 @given(
@@ -94,13 +98,11 @@ def test_distinct_counts_are_the_same_offline_and_online(
 def test_percentiles_are_the_same_offline_and_online(
     tiles: list[list[float]], compression: int, pairs: list[tuple[int, int]], share: float
 ) -> None:
-    means, weights = digest(tiles, compression)
+    sketches = digest(tiles, compression)
     part = ranges_of(pairs, len(tiles))
-    listed = means.to_pylist(), weights.to_pylist()
-    for found, valid in percentiles(means, weights, [part, part], share):
+    for found, valid in percentiles(*sketches, [part, part], share):
         for low, high, got, there in zip(part.low, part.high, found, valid, strict=True):
-            online = percentile_of(listed[0][low:high], listed[1][low:high], share)
-            assert same(online, float(got) if there else None)
+            assert same(found_in(sketches, low, high, share), float(got) if there else None)
 
 
 @given(tiles=st.lists(st.lists(tame, max_size=20), min_size=1, max_size=12), pairs=cuts, share=shares)
@@ -152,8 +154,7 @@ def _drawn(rng: np.random.Generator, size: int, number: int, shape: str) -> list
 
 @given(tiles=st.lists(st.lists(any_float, max_size=30), min_size=1, max_size=6), one=shares, other=shares)
 def test_a_larger_percentile_is_never_a_smaller_value(tiles: list[list[float]], one: float, other: float) -> None:
-    means, weights = (found.to_pylist() for found in digest(tiles, 5))
-    low, high = (percentile_of(means, weights, share) for share in sorted((one, other)))
+    low, high = (found_in(digest(tiles, 5), 0, len(tiles), share) for share in sorted((one, other)))
     if low is not None and high is not None:
         assert math.isnan(high) or low <= high
 
@@ -169,7 +170,7 @@ def test_odd_values_of_another_tile_change_nothing(
 ) -> None:
     part = Ranges(np.array([0, 0]), np.array([len(tiles), len(tiles) + 1]))
     ((found, valid),) = percentiles(*digest([*tiles, odd], compression), [part], share)
-    alone = percentile_of(*(column.to_pylist() for column in digest(tiles, compression)), share)
+    alone = found_in(digest(tiles, compression), 0, len(tiles), share)
     assert same(alone, float(found[0]) if valid[0] else None)
 
 
