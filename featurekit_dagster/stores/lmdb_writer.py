@@ -35,6 +35,7 @@ _CLEARED_PER_TRANSACTION = 5_000
 # Chunks of an interval that are looked up one by one; of more, a cursor visits only those that exist.
 _CHUNKS_BY_GET = 4
 _ONE = np.uint64(1)
+_ALL = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,11 +244,9 @@ class _TileMerge:
         present = np.frombuffer(b"".join([value[:WORD_BYTES] for value in olds.values()]), np.uint64)
         present = present & ~np.where(at >= 0, written[at], np.uint64(0))
         chunk_starts = chunks_of(olds) * TILES_PER_CHUNK
-        lowest = np.clip(first - chunk_starts, 0, TILES_PER_CHUNK)
-        highest = np.clip(last - chunk_starts, -1, TILES_PER_CHUNK - 1)
-        slots = np.arange(TILES_PER_CHUNK)
-        forgotten = (slots >= lowest[:, None]) & (slots <= highest[:, None])
-        bits = np.packbits(forgotten, axis=1, bitorder="little").view(np.uint64).ravel()
+        lowest = np.clip(first - chunk_starts, 0, TILES_PER_CHUNK).astype(np.uint64)
+        above = np.clip(TILES_PER_CHUNK - 1 - (last - chunk_starts), 0, TILES_PER_CHUNK).astype(np.uint64)
+        bits = (_ALL << lowest) & (_ALL >> above)
         return bool((present & bits).any())
 
     def _replace(
