@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurekit_dagster.domain.aggregation import AggregateFeature
+from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans
 from featurekit_dagster.domain.schema import Field, Float64
-from featurekit_dagster.domain.windows import TimeWindow
+from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow
 from featurekit_dagster.engine.point_in_time import change_edges, latest_positions
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
 
@@ -79,33 +80,43 @@ windows = st.lists(
 
 
 @given(
-    starts=st.lists(st.tuples(keys, st.integers(-4, 6)), max_size=8, unique=True),
+    events=st.lists(st.tuples(keys, st.integers(-8, 13)), max_size=8, unique=True),
     windows=windows,
+    since=st.none() | st.integers(-4, 6).map(lambda tiles: tiles * 2),
+    tile=st.sampled_from([1, 2]),
     schedule=st.sampled_from([2, 6]),
 )
-def test_answers_change_only_at_change_edges(starts: Any, windows: list[TimeWindow], schedule: int) -> None:
+def test_answers_change_only_at_change_edges(
+    events: Any, windows: list[TimeWindow], since: int | None, tile: int, schedule: int
+) -> None:
+    features = [counted(str(place), window) for place, window in enumerate(windows)]
+    if since is not None:
+        features.append(replace(counted("ever", LifetimeWindow()), lifetime_start_us=since))
+    # each row counts apart, and the event of a tile may lie anywhere in it
     tiles = pa.table(
         {
-            "k": pa.array([key for key, _ in starts], pa.string()),
-            ANCHOR_TIME: pa.array([start * 2 for _, start in starts], pa.int64()).cast(TIMESTAMP),
-            "count_v": [1 << place for place in range(len(starts))],
+            "k": pa.array([key for key, _ in events], pa.string()),
+            ANCHOR_TIME: pa.array([at for _, at in events], pa.int64()).cast(TIMESTAMP),
+            "count_v": pa.array([1 << place for place in range(len(events))], pa.int64()),
         }
     )
-    found = change_edges(tiles, keys=["k"], tile_us=2, grid_us=schedule, spans=[window.spans[0] for window in windows])
+    spans = distinct_spans(features)
+    schedule = 1 if tile == 1 and schedule == 2 else schedule
+    found = change_edges(tiles, keys=["k"], tile_us=tile, grid_us=schedule, spans=spans)
     edges = list(zip(found.column("k").to_pylist(), found.column(EDGE).cast(pa.int64()).to_pylist(), strict=True))
     assert len(set(edges)) == len(edges)
-    features = [
-        AggregateFeature(name=str(place), column=Field("v", Float64), function="count", window=window)
-        for place, window in enumerate(windows)
-    ]
     grid = list(range(-24, 48, schedule))
-    for key in {key for key, _ in starts}:
+    for key in {key for key, _ in events}:
         own = [edge for other, edge in edges if other == key]
         assert own == sorted(own)
         assert all(edge % schedule == 0 for edge in own)
         probes = pa.table(
             {"k": pa.array([key] * len(grid), pa.string()), EDGE: pa.array(grid, pa.int64()).cast(TIMESTAMP)}
         )
-        answers = roll_up(tiles, probes, keys=("k",), tile_us=2, features=features).to_pylist()
+        answers = roll_up(tiles, probes, keys=("k",), tile_us=tile, features=features).to_pylist()
         changed = {edge for edge, before, after in zip(grid[1:], answers, answers[1:], strict=False) if before != after}
         assert changed <= set(own)
+
+
+def counted(name: str, window: TimeWindow | LifetimeWindow) -> AggregateFeature:
+    return AggregateFeature(name=name, column=Field("v", Float64), function="count", window=window)
