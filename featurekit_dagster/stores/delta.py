@@ -18,12 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 import duckdb
 import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, UnusableLakePath
+from featurekit_dagster.errors import CommitConflict, LeaseLost, StoredSchemaMismatch, TableMissing, UnusableLakePath
 from featurekit_dagster.intervals import Interval, IntervalSet, duration_us, format_time
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
@@ -32,6 +32,7 @@ from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, q
 _OURS = "featurekit."
 _COVERAGE = f"{_OURS}coverage"
 _PARTITION_SIZE = f"{_OURS}time_partition_size_us"
+_LEASE = f"{_OURS}lease"
 _REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]|%[0-9A-Fa-f]{2}")
 _FIRST_COMMITS_READ = 16
 
@@ -46,7 +47,13 @@ class _Replacement:
     interval: Interval
     time_column: str
     time_partition_size: timedelta
+    epoch: int
     metadata: Mapping[str, str]
+
+    def commit_properties(self, **more: int) -> CommitProperties:
+        """Return what stands in the commit: our metadata, and the lease epoch by which later commits are judged."""
+        lease = [Transaction(_LEASE, self.epoch)]
+        return CommitProperties(custom_metadata=dict(self.metadata), app_transactions=lease, **more)
 
     @property
     def partitions(self) -> str:
@@ -157,6 +164,7 @@ class DeltaOfflineStore:
             interval=interval,
             time_column=time_column,
             time_partition_size=time_partition_size,
+            epoch=epoch,
             metadata=metadata,
         )
         return self._commit_with_retries(replacement)
@@ -219,6 +227,7 @@ class DeltaOfflineStore:
             return self._create(replacement)
         table = DeltaTable(location, storage_options=self._options)
         _check_partition_size(replacement, table)
+        _check_lease(replacement, table)
         read_version, before = table.version(), _file_list(table)
         write_deltalake(
             table,
@@ -226,7 +235,7 @@ class DeltaOfflineStore:
             mode="overwrite",
             predicate=replacement.predicate,
             schema_mode="merge" if _columns_differ(replacement, table) else None,
-            commit_properties=CommitProperties(custom_metadata=dict(replacement.metadata)),
+            commit_properties=replacement.commit_properties(),
             writer_properties=_writer_properties(replacement.rows.schema),
         )
         version = table.version()
@@ -244,7 +253,7 @@ class DeltaOfflineStore:
                 mode="error",
                 partition_by=[PARTITION_COLUMN],
                 storage_options=self._options,
-                commit_properties=CommitProperties(custom_metadata=dict(replacement.metadata), max_commit_retries=0),
+                commit_properties=replacement.commit_properties(max_commit_retries=0),
                 writer_properties=_writer_properties(replacement.rows.schema),
             )
         except DeltaError as error:
@@ -326,6 +335,16 @@ def _type_faults(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
         for name, kind in given.items()
         if name in stored and stored[name] != kind
     ]
+
+
+def _check_lease(replacement: _Replacement, table: DeltaTable) -> None:
+    """Refuse a writer whose lease somebody has taken over and written under.
+
+    The handle that is looked at is the one that writes, so a commit that comes in between makes the write fail.
+    """
+    current = table.transaction_version(_LEASE)
+    if current is not None and current > replacement.epoch:
+        raise LeaseLost(name=f"batch:{replacement.view}", epoch=replacement.epoch, current=current)
 
 
 def _check_partition_size(replacement: _Replacement, table: DeltaTable) -> None:

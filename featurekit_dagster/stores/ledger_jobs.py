@@ -16,7 +16,16 @@ from featurekit_dagster.intervals import Interval, to_us
 from featurekit_dagster.planning.job_state import MANAGED, JobEvent, JobState, RetryPolicy
 from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, lose_dead, refusal_of
 from featurekit_dagster.stores.ledger_database import LedgerDatabase
-from featurekit_dagster.stores.ledger_lifecycle import Move, begin_attempt, carry_out, failed, insert_job, is_live, lose
+from featurekit_dagster.stores.ledger_lifecycle import (
+    Move,
+    begin_attempt,
+    carry_out,
+    check_attempt,
+    failed,
+    insert_job,
+    is_live,
+    lose,
+)
 from featurekit_dagster.stores.ledger_records import (
     ACTIVE_STATES,
     JobRecord,
@@ -143,13 +152,15 @@ class JobBook(LedgerDatabase):
         A job that succeeded already is left as it is.
 
         Raises:
-            JobStateError: The job was ended otherwise in the meantime; its range is not covered.
+            JobStateError: The job was ended otherwise in the meantime, or somebody else tries it; its range is not
+                covered by this.
             NotFoundError: There is no such job.
         """
         with self._write() as connection:
             row = self._row(connection, job_id)
             if row.state == JobState.SUCCESS.value:
                 return
+            check_attempt(row, JobEvent.SUCCEED)
             carry_out(connection, [Move(job=row, event=JobEvent.SUCCEED, stats=stats)], to_us(self._clock()))
             stores = written_stores(online=row.online, offline=row.offline)
             interval = interval_of(row.start_us, row.end_us)

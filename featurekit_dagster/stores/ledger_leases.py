@@ -71,7 +71,8 @@ class LeaseBook:
             row = connection.execute(select(leases).where(leases.c.name == name)).one_or_none()
             if row is not None and row.holder is not None:
                 self._end_former_holder(connection, row, now_us)
-            epoch = 1 if row is None else int(row.epoch) + 1
+            # At least the seconds since 1970, so that the epochs of a ledger that was lost and made anew go on growing.
+            epoch = max(int(time.time()), 0 if row is None else int(row.epoch) + 1)
             values = {
                 "epoch": epoch,
                 "holder": holder,

@@ -92,6 +92,17 @@ def is_live(job: Row[Any]) -> bool:
     return job.state in ACTIVE_STATES and job.process != NOBODY
 
 
+def check_attempt(job: Row[Any], event: JobEvent) -> None:
+    """Refuse that this process ends an attempt that is not its own: its lease ran out and somebody else went on.
+
+    Raises:
+        JobStateError: No attempt of the job is under way in this process.
+    """
+    if job.state in ACTIVE_STATES and job.process != str(current_process()):
+        because = "its attempt was taken over" if is_live(job) else job.reason
+        raise JobStateError(job_id=job.id, state=job.state, event=event.value, reason=because)
+
+
 def carry_out(connection: Connection, moves: Sequence[Move], now_us: int) -> None:
     """Put jobs, and the attempts that an event ends, into their next states.
 

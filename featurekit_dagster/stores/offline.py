@@ -72,6 +72,7 @@ class OfflineStore(Protocol):
             RowsOutsideInterval: A row has no time, or one outside `interval`; nothing was written.
             StoredSchemaMismatch: `table` lacks a column or has one of another type; nothing was written.
             CommitConflict: Other writers came first each time; nothing was written.
+            LeaseLost: A commit under a higher epoch is in the table; nothing was written.
         """
         ...
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurekit_dagster.errors import (
+    LeaseLost,
     RowsOutsideInterval,
     StoredSchemaMismatch,
     TableMissing,
@@ -208,6 +209,16 @@ def test_a_column_of_another_type_is_refused(store: OfflineStore, con: duckdb.Du
     with pytest.raises(StoredSchemaMismatch, match="value is stored as"):
         replace(store, [("a", T0, "x")], days(0, 1), schema=other)
     assert read(store, con) == [("a", T0, 1.0)]
+
+
+def test_a_writer_whose_lease_was_taken_over_cannot_commit(store: OfflineStore, con: duckdb.DuckDBPyConnection) -> None:
+    replace(store, [("a", T0, 1.0)], days(0, 1), epoch=3)
+    replace(store, [("b", T0 + DAY, 2.0)], days(1, 2), epoch=5)
+    with pytest.raises(LeaseLost, match="epoch 3 is gone, the current epoch is 5"):
+        replace(store, [("c", T0, 9.0)], days(0, 1), epoch=3)
+    assert read(store, con) == in_order([("a", T0, 1.0), ("b", T0 + DAY, 2.0)])
+    replace(store, [("c", T0, 9.0)], days(0, 1), epoch=5)
+    assert read(store, con) == in_order([("c", T0, 9.0), ("b", T0 + DAY, 2.0)])
 
 
 def test_all_faults_of_the_columns_are_named_and_no_value_is(store: OfflineStore) -> None:

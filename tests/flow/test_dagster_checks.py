@@ -45,7 +45,7 @@ def write_rows(workspace: Workspace, view_name: str, rows: list[dict[str, object
         time_column=view.stored_time_column,
         sort_by=view.key_names,
         job_id="by hand",
-        epoch=0,
+        epoch=2**40,
         coverage=IntervalSet(),
     )
 

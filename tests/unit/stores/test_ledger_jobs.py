@@ -222,6 +222,18 @@ def test_a_retry_of_a_job_on_its_way_is_refused(ledger: Ledger) -> None:
         ledger.retry(job.id)
 
 
+def test_an_attempt_that_was_given_up_for_lost_cannot_succeed_later(ledger: Ledger, clock: Clock) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id, run_id="run")
+    held = ledger.acquire("batch:w/v", "run", MINUTE)
+    clock.now += MINUTE
+    ledger.acquire(held.name, "other", MINUTE)
+    with pytest.raises(JobStateError, match=r"RUNNING \(its lease ran out\) and cannot succeed any more"):
+        ledger.succeed(job.id, stats={})
+    assert ledger.coverage("w", "v", "offline") == IntervalSet()
+    assert [due.id for due in ledger.due("w")] == [job.id]
+
+
 def test_a_ledger_of_version_1_keeps_its_rows_and_takes_new_jobs(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "ledger.db"
     connection = sqlite3.connect(path)
