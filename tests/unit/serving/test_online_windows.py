@@ -105,6 +105,16 @@ MANY = [
     Aggregation("amount", "sum", LifetimeWindow(), name="ever"),
     Aggregation("ts", last(1), TimeWindow(DAY), name="times"),
 ]
+NOTHING = {
+    "sum_1d": None,
+    "pages": [],
+    "first_pages": [],
+    "how_many": 0,
+    "median": None,
+    "counts": [0, 0, 0],
+    "ever": None,
+    "times": [],
+}
 SINCE = {"lifetime_start_time": day(2)}
 
 
@@ -158,33 +168,16 @@ def test_online_is_what_a_spine_row_at_the_edge_gets(workspace: Workspace) -> No
 def test_an_unknown_key_has_empty_lists_of_its_own(workspace: Workspace) -> None:
     handle = workspace.get_feature_view("buying")
     vector = handle.get_online_features({"user": 3})
-    expected = {
-        "sum_1d": None,
-        "pages": [],
-        "first_pages": [],
-        "how_many": 0,
-        "median": None,
-        "counts": [0, 0, 0],
-        "ever": None,
-        "times": [],
-    }
-    assert vector.to_dict() == expected
+    assert vector.to_dict() == NOTHING
     assert set(vector.statuses.values()) == {MISSING_DATA}
     vector.to_dict()["pages"].append("mine")
     vector.to_dict()["counts"].append(1)
-    assert handle.get_online_features({"user": 3}).to_dict() == expected
+    assert handle.get_online_features({"user": 3}).to_dict() == NOTHING
 
 
 def test_a_key_with_tiles_in_some_windows_has_defaults_in_the_others(workspace: Workspace) -> None:
     vector = workspace.get_feature_view("buying").get_online_features({"user": 2}).to_dict()
-    assert vector == dict.fromkeys(vector) | {
-        "pages": [],
-        "first_pages": [],
-        "how_many": 0,
-        "counts": [0, 0, 0],
-        "ever": 7.0,
-        "times": [],
-    }
+    assert vector == NOTHING | {"ever": 7.0}
 
 
 def test_lists_go_into_frames_and_arrays(workspace: Workspace) -> None:
