@@ -37,7 +37,8 @@ def offsets_of(parents: Int64Array, count: int) -> Values:
 def lists_of(offsets: Values, values: Values, dtype: pa.DataType) -> pa.ListArray:
     """Return lists of numbers."""
     elements = pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-    return pa.ListArray.from_arrays(pa.array(offsets), elements)
+    bounds = [None, pa.py_buffer(offsets)]
+    return pa.Array.from_buffers(pa.list_(dtype), len(offsets) - 1, bounds, children=[elements])
 
 
 def entry_ranges(ranges: Sequence[Ranges], bounds: Int64Array) -> Ranges:
