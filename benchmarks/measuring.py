@@ -13,17 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 Form = Callable[[Path], pa.Table]
 TOLERANCE = 1e-9
-# A slow peer is not repeated beyond this, so that a whole run stays within minutes.
+# A slow form is not repeated beyond this, so that a whole run stays within minutes.
 _ENOUGH_SECONDS = 10.0
+# A peer that needs longer is recorded as such.
+_MOST_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +37,24 @@ class Case:
         name: What is measured.
         prepare: Writes the input into a folder; given whether small sizes are wanted.
         ours: Our form.
-        peers: The other forms by name; the best one counts.
-        target: Largest ratio of ours to the peer, in CPU seconds.
+        peers: The other forms by name; the best one counts. Without any, only our cost is shown.
+        target: Largest ratio of ours to the peer, in CPU seconds; None where the peer computes something else.
         against: The peer that the target names; None for the best one.
+        most_mb: Largest peak of memory that is wanted, above that of the start.
+        tolerance: By how much floats may differ, relative and absolute.
+        is_estimate: Whether the forms estimate in their own ways, so that only the averages of their columns are
+            compared, to a twentieth.
     """
 
     name: str
     prepare: Callable[[Path, bool], None]
     ours: Form
-    peers: Mapping[str, Form]
-    target: float
+    peers: Mapping[str, Form] = field(default_factory=dict)
+    target: float | None = None
     against: str | None = None
+    most_mb: float | None = None
+    tolerance: float = TOLERANCE
+    is_estimate: bool = False
 
     def form(self, name: str) -> Form:
         """Return one of the forms by its name."""
@@ -60,49 +70,108 @@ class Cost:
     peak_mb: float
 
 
-def run(description: str, script: str, cases: Sequence[Case]) -> None:
-    """Parse the command line and run the cases; exits with 1 when answers differ."""
+@dataclass(frozen=True)
+class Growth:
+    """How our cost grows with one size.
+
+    Args:
+        name: What grows.
+        cases: Size of each case by its name.
+    """
+
+    name: str
+    cases: Mapping[str, float]
+
+
+def run(
+    description: str, script: str, cases: Sequence[Case], *, full: Sequence[Case] = (), growth: Sequence[Growth] = ()
+) -> None:
+    """Parse the command line and run the cases; exits with 1 when answers differ.
+
+    Args:
+        description: Of the script.
+        script: Its path.
+        cases: What is measured.
+        full: What is measured as well where `--full` is given.
+        growth: What is fitted to the measured cases.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON object per case and nothing else")
     parser.add_argument("--quick", action="store_true", help="small sizes: checks the answers, says little about speed")
     parser.add_argument("--case", help="only cases whose name contains this")
+    if full:
+        parser.add_argument("--full", action="store_true", help="the large grid too, which takes hours")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        _child(cases, *options.child)
+        _child([*cases, *full], *options.child)
         return
-    for case in cases:
+    found: dict[str, Cost] = {}
+    for case in [*cases, *(full if full and options.full else ())]:
         if options.case is None or options.case in case.name:
-            _report(case, script, quick=options.quick, as_json=options.json)
+            found[case.name] = _report(case, script, quick=options.quick, as_json=options.json)
+    for fit in growth:
+        if all(name in found for name in fit.cases):
+            _show_growth(fit, found, as_json=options.json)
 
 
-def _report(case: Case, script: str, *, quick: bool, as_json: bool) -> None:
+def _show_growth(fit: Growth, costs: Mapping[str, Cost], *, as_json: bool) -> None:
+    """Print the exponent of the power law through the costs."""
+    sizes, seconds = list(fit.cases.values()), [costs[name].cpu for name in fit.cases]
+    exponent = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+    if as_json:
+        print(json.dumps({"growth": fit.name, "exponent": round(exponent, 3)}), flush=True)
+        return
+    steps = ", ".join(f"{size:,}: {cpu:.3f}" for size, cpu in zip(sizes, seconds, strict=True))
+    print(f"\ngrowth in {fit.name}: CPU seconds ~ n ** {exponent:.2f} ({steps})", flush=True)
+
+
+def _report(case: Case, script: str, *, quick: bool, as_json: bool) -> Cost:
+    """Compare and measure the forms of a case, print what they cost, and return our cost."""
     with tempfile.TemporaryDirectory() as folder:
         case.prepare(Path(folder), quick)
-        names = ["ours", *case.peers]
-        for name in names:
-            _start(script, case.name, name, folder, 0)
-            _compare(Path(folder, "ours.answer"), Path(folder, f"{name}.answer"), f"{case.name}: {name}")
-        costs = {name: _measured(script, case.name, name, folder, 1 if quick else 3) for name in names}
-    named = case.against or min(case.peers, key=lambda name: costs[name].cpu)
-    ours, peer = costs["ours"].cpu, costs[named].cpu
-    line = {"case": case.name, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 3)}
+        costs: dict[str, Cost | None] = {}
+        for name in ("ours", *case.peers):
+            try:
+                if case.peers:
+                    _start(script, case.name, name, folder, 0)
+                    _compare(case, Path(folder), name)
+                costs[name] = Cost(*json.loads(_start(script, case.name, name, folder, 1 if quick else 3)))
+            except subprocess.TimeoutExpired:
+                costs[name] = None
+    ours = costs["ours"]
+    if ours is None:
+        sys.exit(f"{case.name}: ours took over {_MOST_SECONDS:.0f} s")
+    done = {name: cost for name, cost in costs.items() if cost is not None and name != "ours"}
+    best = case.against or min(done, key=lambda name: done[name].cpu, default=None)
+    peer = done[best].cpu if best in done else _MOST_SECONDS if case.peers else None
+    ratio = None if peer is None else ours.cpu / peer
     if as_json:
-        print(json.dumps({**line, "target": case.target}), flush=True)
-        return
-    print(f"\n{case.name}: {ours / peer:.2f} of {named} (target {case.target})")
+        line = {"case": case.name, "ours": round(ours.cpu, 3), "peer": peer and round(peer, 3),
+                "ratio": ratio and round(ratio, 3), "target": case.target, "peak_mb": round(ours.peak_mb)}  # fmt: skip
+        print(json.dumps(line), flush=True)
+        return ours
+    print(f"\n{case.name}: {_verdict(case, ratio, best, ours)}")
     for name, cost in costs.items():
-        print(f"  {name:<28} {cost.cpu:8.3f} CPU s  {cost.wall:8.3f} s  {cost.peak_mb:8.0f} MB", flush=True)
+        told = (
+            "more than 300 s" if cost is None else f"{cost.cpu:8.3f} CPU s  {cost.wall:8.3f} s  {cost.peak_mb:8.0f} MB"
+        )
+        print(f"  {name:<28} {told}", flush=True)
+    return ours
+
+
+def _verdict(case: Case, ratio: float | None, best: str | None, ours: Cost) -> str:
+    told = [] if ratio is None else [f"{ratio:.2f} of {best or 'a peer that took over 300 s'}"]
+    told += [] if case.target is None else [f"target {case.target}"]
+    told += [] if case.most_mb is None else [f"{ours.peak_mb:.0f} MB, target {case.most_mb:.0f}"]
+    return "; ".join(told)
 
 
 def _start(script: str, case: str, name: str, folder: str, repeats: int) -> str:
     """Run one form in a process of its own and return what it prints."""
     command = [sys.executable, script, "--child", case, name, folder, str(repeats)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def _measured(script: str, case: str, name: str, folder: str, repeats: int) -> Cost:
-    return Cost(*json.loads(_start(script, case, name, folder, repeats)))
+    most = None if name == "ours" else _MOST_SECONDS
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=most).stdout
 
 
 def _child(cases: Sequence[Case], case_name: str, name: str, folder: str, repeats: str) -> None:
@@ -138,16 +207,30 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def _compare(ours: Path, theirs: Path, what: str) -> None:
-    """Stop unless two answers have the same rows: integers and NULLs exactly, floats to a relative 1e-9."""
-    left, right = pq.read_table(ours), pq.read_table(theirs)
+def _compare(case: Case, folder: Path, peer: str) -> None:
+    """Stop unless two answers have the same rows: integers and NULLs exactly, floats to the case's tolerance."""
+    left, right = (pq.read_table(folder / f"{name}.answer") for name in ("ours", peer))
+    what = f"{case.name}: {peer}"
     if left.column_names != right.column_names or left.num_rows != right.num_rows:
         sys.exit(f"{what}: other columns or another number of rows")
     for name in left.column_names:
-        one, other = left.column(name), right.column(name)
+        one, other = left.column(name).combine_chunks(), right.column(name).combine_chunks()
+        if pa.types.is_list(one.type):
+            if not pc.list_value_length(one).equals(pc.list_value_length(other)):
+                sys.exit(f"{what}: {name} has lists of other lengths")
+            one, other = one.flatten(), other.flatten()
         if not one.is_null().equals(other.is_null()):
             sys.exit(f"{what}: {name} is NULL elsewhere")
-        one, other = one.drop_null().to_numpy(), other.drop_null().to_numpy()
-        same = np.isclose(one, other, rtol=TOLERANCE, atol=TOLERANCE) if one.dtype.kind == "f" else one == other
-        if not same.all():
-            sys.exit(f"{what}: {name} differs in {(~same).sum():,} rows")
+        _compare_values(case, one.drop_null(), other.drop_null(), f"{what}: {name}")
+
+
+def _compare_values(case: Case, left: pa.Array, right: pa.Array, what: str) -> None:
+    one, other = (values.to_numpy(zero_copy_only=False) for values in (left, right))
+    if case.is_estimate:
+        if not np.isclose(one.mean(), other.mean(), rtol=0.05):
+            sys.exit(f"{what} is {one.mean()} on average, not {other.mean()}")
+        return
+    is_float = one.dtype.kind == "f"
+    same = np.isclose(one, other, rtol=case.tolerance, atol=case.tolerance) if is_float else one == other
+    if not same.all():
+        sys.exit(f"{what} differs in {(~same).sum():,} values")

@@ -1,4 +1,4 @@
--- One-hour tiles with the partial values of count, sum, min, max and last.
+-- One-hour tiles with the partial values of aggregates.
 SELECT user_id, time_bucket(INTERVAL 1 HOUR, ts) AS ts{partials}
-FROM '{folder}/events.parquet'
+FROM '{events}'
 GROUP BY ALL
