@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.engine.columns import Int64Array, Values, numbers
+from featurekit_dagster.engine.columns import Int64Array, Values, numbers, present
 from featurekit_dagster.engine.rollup_sums import Ranges, prefix
 
 
@@ -25,8 +25,9 @@ def parents_of(lists: pa.ListArray) -> Int64Array:
 
 def bounds_of(lists: pa.ListArray) -> Int64Array:
     """Return where each list begins among the elements of all, and where the last one ends."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    return prefix(numbers(pa.chunked_array([lengths])))
+    lengths = pa.chunked_array([pc.list_value_length(lists)])
+    valid = present(lengths)
+    return prefix(numbers(lengths) if valid is None else np.where(valid, numbers(lengths), 0))
 
 
 def offsets_of(parents: Int64Array, count: int) -> Values:

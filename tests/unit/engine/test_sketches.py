@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -217,3 +219,20 @@ def test_hot_keys_are_cut_into_blocks_and_still_answered_exactly() -> None:
     assert valid.all()
     for start, end, got in zip(low, high, found, strict=True):
         assert math.isclose(got, np.quantile(values[start:end], 0.9, method="hazen"), abs_tol=1e-12)
+
+
+def test_sketches_do_not_import_pandas() -> None:
+    program = """
+import sys
+import duckdb
+import numpy as np
+from featurekit_dagster.engine.rollup_sums import Ranges
+from featurekit_dagster.engine.sketches import count_distinct, finish_digest, finish_hll, percentiles
+table = duckdb.sql("SELECT list(i * 64 + 1) AS codes, list(i::DOUBLE) AS v FROM range(100) r(i) GROUP BY i % 10")
+table = table.to_arrow_table()
+ranges = [Ranges(np.array([0]), np.array([5]))]
+assert count_distinct(*finish_hll(table.column(0).chunk(0), 8), ranges, 8)[0][0] > 40
+assert percentiles(*finish_digest(table.column(1).chunk(0), 20), ranges, 0.0)[0][1][0]
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
