@@ -133,7 +133,8 @@ def _cut(rest: FloatArray, shift: int) -> tuple[Int64Array, bool]:
         whole = _scale(block, shift).astype(np.int64)
         np.subtract(block, _scale(whole.astype(np.float64), -shift), out=block)
         left = left or bool(block.any())
-        whole[0] += sums[start]
+        # Sums may wrap around, which differences undo; numbers by themselves would warn of it, arrays do not.
+        whole[:1] += sums[start : start + 1]
         np.cumsum(whole, out=sums[start + 1 : start + 1 + len(block)])
     return sums, left
 
