@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from featurekit_dagster.cli_input import frame_path, parse_time
+from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
 from featurekit_dagster.intervals import format_time
@@ -84,16 +85,20 @@ def materialize(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is there; needs --start and --end.")
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Do the jobs here and now, or leave them to the daemon.")
+    ] = True,
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
     """Do what is missing up to now, or a given interval.
 
-    The jobs run in this process, as Dagster runs that its UI shows like any other.
+    The jobs run in this process, as Dagster runs that its UI shows like any other; with --no-wait they are queued for
+    the daemon, and `featurekit wait` waits for one of them.
     """
-    from featurekit_dagster.cli_materialize import asked_runs, carry_out, missing_runs
+    from featurekit_dagster.cli_materialize import asked_runs, carry_out, missing_runs, queue_runs
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
-    from featurekit_dagster.cli_reports import outcome_record, print_outcomes
+    from featurekit_dagster.cli_reports import outcome_record, print_outcomes, print_queued
 
     if (start is None) != (end is None) or (overwrite and start is None):
         raise typer.BadParameter("give --start and --end together; --overwrite needs both")
@@ -106,6 +111,9 @@ def materialize(
     if not json:
         print_line(open_console(), f"Materialization of workspace {bound.name} at {format_time(now)}", style="bold")
         print_notes(open_console(), [(each.view.name, each.note) for each in work])
+    if not wait:
+        print_queued(open_console(), queue_runs(bound, work), json=json)
+        return
     outcomes = carry_out(bound, work, open_console(stderr=True), quiet=json)
     if json:
         print_json(outcome_record(each) for each in outcomes)
@@ -195,6 +203,9 @@ def historical(
     if out is not None:
         write_frame(table, out)
     print_frame_head(table, out, json=json)
+
+
+add_job_commands(app)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from featurekit_dagster.orchestration.run import Progress
     from featurekit_dagster.sdk import Workspace
+    from featurekit_dagster.stores.ledger_records import JobRecord
 
 Advance = Callable[[str, int], None]
 
@@ -106,6 +107,23 @@ def carry_out(workspace: Workspace, work: Sequence[ViewWork], console: Console, 
         for each in todo:
             outcomes.append(_carry_out(workspace, each, instance, advance))
     return outcomes
+
+
+def queue_runs(workspace: Workspace, work: Sequence[ViewWork]) -> list[JobRecord]:
+    """Put the jobs of the runs into the ledger, where the daemon finds them, and return them in order."""
+    made = []
+    for run in (run for each in work for run in each.runs):
+        task = run.tasks[0]
+        made += workspace.stores.ledger.queue(
+            workspace=workspace.name,
+            view=run.view,
+            intervals=[task.interval for task in run.tasks],
+            online=task.online,
+            offline=task.offline,
+            overwrite=task.overwrite,
+            trigger="manual",
+        )
+    return made
 
 
 def _carry_out(workspace: Workspace, work: ViewWork, instance: Any, advance: Advance) -> ViewOutcome:

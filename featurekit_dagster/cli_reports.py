@@ -302,6 +302,16 @@ def print_outcomes(console: Console, outcomes: Sequence[ViewOutcome]) -> None:
     print_notes(console, failures, title="Failed", style="red")
 
 
+def print_queued(console: Console, jobs: Sequence[JobRecord], *, json: bool) -> None:
+    """Print the jobs that wait for the daemon now."""
+    if json:
+        print_json(job_record(job) for job in jobs)
+        return
+    console.print()
+    for job in jobs:
+        print_line(console, f"queued {job.id} {job.view} {short_interval(job.interval)}")
+
+
 def _failure_notes(outcome: ViewOutcome) -> list[tuple[str, str]]:
     """Return one note per reason, with all intervals that failed for it."""
     by_reason: dict[str, list[Interval]] = {}

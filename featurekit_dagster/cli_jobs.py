@@ -1,0 +1,174 @@
+"""The commands about single jobs: list them, look at one, wait for it, cancel it, do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurekit_dagster.errors import TectonValidationError
+
+if TYPE_CHECKING:
+    from featurekit_dagster.sdk import Workspace
+    from featurekit_dagster.stores.ledger_records import JobRecord
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job; its first characters will do.")]
+WorkspaceName = Annotated[
+    str | None,
+    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def add_job_commands(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (jobs, job, wait, cancel, retry):
+        app.command()(command)
+
+
+def jobs(
+    views: Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="List at most so many.")] = 20,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state, such as FAILURE.")] = None,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    from featurekit_dagster.cli_output import open_console, print_json, print_table, short_interval, short_time
+    from featurekit_dagster.cli_reports import job_record
+
+    bound = _workspace(workspace)
+    names = [bound.repo.view(name).name for name in views or ()]
+    wanted = _state(state)
+    found = [
+        each for each in bound.jobs() if (not names or each.view in names) and (wanted is None or each.state == wanted)
+    ][:limit]
+    if json:
+        print_json(job_record(each) for each in found)
+        return
+    if not found:
+        typer.echo("There are no such jobs.")
+        return
+    rows = [
+        (
+            each.id[:12],
+            each.view,
+            short_interval(each.interval),
+            ", ".join(each.stores),
+            each.state,
+            len(each.attempts),
+            "" if each.next_attempt_at is None else short_time(each.next_attempt_at),
+        )
+        for each in found
+    ]
+    titles = ("Job", "Feature view", "Window", "Stores", "State", "Attempts", "Next attempt")
+    print_table(open_console(), titles, rows)
+
+
+def job(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
+    """Show one job with its attempts."""
+    bound = _workspace(workspace)
+    _show(bound, _found(bound, job_id), json=json)
+
+
+def wait(
+    job_id: JobId,
+    timeout: Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="Give up after so long.")] = None,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
+) -> None:
+    """Wait until a job has succeeded; without a daemon it is carried out here.
+
+    The exit code is 1 when it will not succeed by itself or the time is over.
+    """
+    bound = _workspace(workspace)
+    found = _found(bound, job_id)
+    limit = None if timeout is None else timedelta(seconds=timeout)
+    bound.get_feature_view(found.view).wait_for_materialization_job(found.id, limit)
+    _show(bound, _found(bound, found.id), json=json)
+
+
+def cancel(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
+    """Cancel a job; nothing fills its window until somebody asks."""
+    _change(workspace, job_id, lambda bound, found: bound.stores.ledger.cancel(found.id), json=json)
+
+
+def retry(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
+    """Do a job that has ended again, with all its attempts."""
+    _change(workspace, job_id, lambda bound, found: bound.stores.ledger.retry(found.id), json=json)
+
+
+def _change(
+    workspace: str | None, job_id: str, change: Callable[[Workspace, JobRecord], JobRecord], *, json: bool
+) -> None:
+    bound = _workspace(workspace)
+    _show(bound, change(bound, _found(bound, job_id)), json=json)
+
+
+def _show(workspace: Workspace, found: JobRecord, *, json: bool) -> None:
+    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table, short_interval
+    from featurekit_dagster.cli_reports import job_record
+
+    if json:
+        print_json({**job_record(found), "attempts": [_attempt(workspace, each) for each in found.attempts]})
+        return
+    console = open_console()
+    print_line(console, f"Job {found.id}: {found.state}", style="bold")
+    facts = [
+        f"{found.view} {short_interval(found.interval)}, {' and '.join(found.stores)}",
+        f"asked for by {found.trigger}" + (", may replace what is there" if found.overwrite else ""),
+    ]
+    facts += [f"reason: {found.reason}"] if found.reason else []
+    facts += [f"next attempt at {found.next_attempt_at:%Y-%m-%dT%H:%M:%SZ}"] if found.next_attempt_at else []
+    facts += [", ".join(f"{name} {count:,}" for name, count in sorted(found.stats.items()))] if found.stats else []
+    for fact in facts:
+        print_line(console, f"  {fact}")
+    if found.attempts:
+        console.print()
+        rows = [tuple(_attempt(workspace, each).values()) for each in found.attempts]
+        print_table(console, ("Attempt", "State", "Began", "Ended or changed", "Run"), rows)
+
+
+def _attempt(workspace: Workspace, attempt: Any) -> dict[str, Any]:
+    from featurekit_dagster.intervals import format_time
+
+    return {
+        "number": attempt.number,
+        "state": attempt.state,
+        "created_at": format_time(attempt.created_at),
+        "updated_at": format_time(attempt.updated_at),
+        "run_url": None if attempt.run_id is None else f"{workspace.dagster_url}/runs/{attempt.run_id}",
+    }
+
+
+def _found(workspace: Workspace, job_id: str) -> JobRecord:
+    """Return the job of an id, or of the beginning of one.
+
+    Raises:
+        TectonValidationError: No job begins so, or several do.
+    """
+    found = [each for each in workspace.jobs() if each.id.startswith(job_id)]
+    if len(found) == 1:
+        return found[0]
+    exact = [each for each in found if each.id == job_id]
+    if exact:
+        return exact[0]
+    what = f"{len(found)} jobs begin" if found else "no job begins"
+    raise TectonValidationError(f"{what} with {job_id!r}; featurekit jobs lists them, give one id")
+
+
+def _state(given: str | None) -> str | None:
+    from featurekit_dagster.planning.job_state import JobState
+
+    states = [state.value for state in JobState]
+    if given is not None and given.upper() not in states:
+        raise typer.BadParameter(f"{given!r} is no state; give one of {', '.join(states)}", param_hint="--state")
+    return None if given is None else given.upper()
+
+
+def _workspace(name: str | None) -> Workspace:
+    from featurekit_dagster.sdk import get_workspace
+
+    return get_workspace(name)
