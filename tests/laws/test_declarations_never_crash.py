@@ -343,6 +343,14 @@ def test_a_single_wrong_value_gives_faults_about_itself_only(data: st.DataObject
     assert len(found) <= 1 or name in ("features", "aggregations"), found
 
 
+@given(st.data())
+def test_a_single_wrong_value_of_a_stream_view_gives_faults_about_itself_only(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(STREAM_ARGUMENTS.keys() - {"source", "entities", "schema", "mode"})))
+    value = data.draw(odd)
+    found = refusal(lambda: stream_feature_view(**stream_arguments(**{name: value}))(with_one))
+    assert len(found) <= 1 or name in ("features", "aggregations"), found
+
+
 @given(st.integers(-70 * 366, 130 * 365).map(lambda days: EPOCH + timedelta(days=days)), durations)
 def test_an_accepted_view_can_be_planned(start: datetime, schedule: timedelta) -> None:
     try:

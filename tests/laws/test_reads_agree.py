@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -61,7 +62,7 @@ def check_spine(world: World, handle: Any) -> None:
         assert answer["ts"].to_pylist() == [utc(q["ts"]) for q in world.spine]
         rows = list(zip(*(answer[f"view__{name}"].to_pylist() for name in handle.features), strict=True))
         for question, ours, theirs in zip(world.spine, rows, wanted, strict=True):
-            note(f"from_source={from_source}: {question}: {ours} wanted {theirs}")
+            note((from_source, question, ours, theirs))
             assert agree(world, world.key_of(question), ours, theirs)
 
 
@@ -74,7 +75,7 @@ def check_range(world: World, handle: Any) -> None:
             mine = [row for row in rows if world.key_of(row) == key]
             mine.sort(key=lambda row: row["_valid_from"])
             pieces = oracle_ranges.pieces(world.events, key, start, end, world.judged)
-            note(f"from_source={from_source}: {key}: {mine} wanted {pieces}")
+            note((from_source, key, mine, pieces))
             assert all(row["_valid_from"] < row["_valid_to"] <= end for row in mine)
             assert all(a["_valid_to"] <= b["_valid_from"] for a, b in zip(mine, mine[1:], strict=False))
             bounds = {t for p in pieces for t in (p.start, p.end)} | {
@@ -105,7 +106,7 @@ def check_history(world: World, handle: Any) -> None:
     wanted = oracle_ranges.history(world.events, world.keys, start, end, world.judged)
     for from_source in (True, False):
         rows = handle.get_historical_features(start_time=start, end_time=end, from_source=from_source).to_arrow()
-        note(f"from_source={from_source}: {rows.to_pylist()} wanted {wanted}")
+        note((from_source, rows.to_pylist(), wanted))
         assert rows.num_rows == len(wanted)
         left = list(wanted)
         for row in rows.to_pylist():
@@ -122,11 +123,62 @@ def check_history(world: World, handle: Any) -> None:
             left.remove(found)
 
 
+PARTIALS = {
+    "count": "count",
+    "sum": "sum",
+    "min": "min",
+    "max": "max",
+    "last": "last",
+    "last_n": "last_non_distinct_n{}",
+    "last_distinct": "lastn{}",
+    "first_n": "first_non_distinct_n{}",
+    "first_distinct": "first_distinct_n{}",
+}
+
+
+def check_partials(world: World, handle: Any, from_source: bool) -> None:
+    """The tiles of a span, and in each the functions of its own events."""
+    view = world.judged
+    assert isinstance(view, oracle.AggregateView)
+    start, end = world.range
+    assert view.feature_start_time is not None
+    names = [*world.keys, *([view.secondary_key] if view.secondary_key else [])]
+    wanted = oracle_ranges.tiles(world.events, names, max(start, view.feature_start_time), end, view)
+    rows = handle.get_partial_aggregates(start, end, from_source=from_source).to_arrow().to_pylist()
+    met = {(tuple(row[name] for name in names), row["_interval_start_time"]): row for row in rows}
+    note((from_source, rows))
+    assert len(met) == len(rows)
+    assert set(met) == set(wanted)
+    for place, events in wanted.items():
+        for feature in view.aggregates:
+            if feature.function in PARTIALS:
+                values = [event[feature.column] for event in events if event[feature.column] is not None]
+                theirs = oracle.combine(feature.function, values, feature.dtype, feature.n)
+                mine = met[place][f"{PARTIALS[feature.function].format(feature.n)}_{feature.column}"]
+                space = room("sum", values if feature.function == "sum" else []) * 1e9
+                assert oracle.agrees(mine, None if theirs == [] else theirs, space), (place, feature)
+
+
+def check_run(world: World, handle: Any) -> None:
+    """A dry run sees only the events of its span, in tiles laid back from its end."""
+    assert isinstance(world.judged, oracle.AggregateView)
+    wanted = oracle_ranges.run_full(world.events, world.keys, *world.range, world.judged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the span is no multiple of the tile, or short
+        rows = handle.run(*world.range, aggregation_level="full").to_arrow().to_pylist()
+    note((rows, wanted))
+    met = {(tuple(row[name] for name in world.keys), row["ts"]): row for row in rows}
+    assert set(met) == set(wanted)
+    for place, theirs in wanted.items():
+        key = dict(zip(world.keys, place[0], strict=True))
+        assert agree(world, key, [met[place][name] for name in handle.features], theirs), place
+
+
 def check_online(world: World, handle: Any, now: datetime) -> None:
     for key in world.distinct_keys():
         vector = list(handle.get_online_features(key).to_dict().values())
         theirs = oracle.answers_at(world.events, key, now, world.judged)
-        note(f"online: {key}: {vector} wanted {theirs}")
+        note((key, vector, theirs))
         assert agree(world, key, vector, theirs)
 
 
@@ -141,6 +193,9 @@ def test_source_store_and_online_answer_as_the_oracle_does(world: World) -> None
         check_range(world, handle)
         if not world.kind.endswith("events"):
             check_history(world, handle)
+        if world.kind.endswith("tiles"):
+            check_partials(world, handle, from_source=len(world.events) % 2 == 0)
+            check_run(world, handle)
         if world.is_online:
             check_online(world, handle, workspace.now())
         workspace.stores.online.close()

@@ -191,7 +191,7 @@ VIEW = oracle.AggregateView(
 )
 
 
-def check_cell(got: Any, feature: AggregateFeature, mine: Sequence[dict[str, Any]], edge: datetime) -> None:
+def check_cell(got: Any, feature: AggregateFeature, mine: Sequence[oracle.Timed], edge: datetime) -> None:
     answers = got if feature.is_series else [got]
     assert len(answers) == len(feature.spans)
     for answer, span in zip(answers, feature.spans, strict=True):
@@ -234,12 +234,11 @@ def check(
 ) -> None:
     assert answers.num_rows == len(probes)
     columns = {name: answers.column(name).to_pylist() for name in answers.column_names}
-    ordered = sorted(events, key=lambda row: row["ts"])
     for row, (user, shop, edge) in enumerate(probes):
         if edge is None:
             assert all(column[row] is None for column in columns.values())
             continue
-        mine = oracle.of_key(ordered, {"user_id": user, "shop": shop})
+        mine = oracle.timed(oracle.of_key(events, {"user_id": user, "shop": shop}), VIEW)
         if not secondary:
             for feature in features:
                 check_cell(columns[feature.name][row], feature, mine, edge)
@@ -252,7 +251,7 @@ def check(
             keys = oracle.keys_over(mine, edge, judged(feature.spans[0]), VIEW)
             assert len(columns[feature.name][row]) == len(keys)
             for key, got in zip(keys, columns[feature.name][row], strict=True):
-                check_cell(got, feature, oracle.of_key(mine, {SECONDARY: key}), edge)
+                check_cell(got, feature, [(at, row) for at, row in mine if row[SECONDARY] == key], edge)
 
 
 @pytest.mark.parametrize("secondary", [False, True], ids=["plain", "secondary"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -143,3 +143,31 @@ def history(
         effective = oracle.floor(at - MILLISECOND, grid) + grid + delay
         rows.append((key, oracle.aggregate_as_of(events, key, at, view), at, effective))
     return rows
+
+
+def tiles(
+    events: Iterable[Event], names: Sequence[str], start: datetime, end: datetime, view: AggregateView
+) -> dict[tuple[tuple[Any, ...], datetime], list[Event]]:
+    """The events, in order of time, of each key and tile, the tile that begins at the end included."""
+    assert view.tile is not None
+    first, found = oracle.floor(start, view.tile), dict[tuple[tuple[Any, ...], datetime], list[Event]]()
+    for at, event in oracle.timed(events, view):
+        anchor = oracle.floor(at, view.tile)
+        if first <= anchor <= oracle.floor(end, view.tile):
+            found.setdefault((tuple(event[name] for name in names), anchor), []).append(event)
+    return found
+
+
+def run_full(
+    events: Iterable[Event], names: Sequence[str], start: datetime, end: datetime, view: AggregateView
+) -> dict[tuple[tuple[Any, ...], datetime], list[Any]]:
+    """The features as of the end of each tile that has data, tiles laid back from `end`, of the events inside only."""
+    assert view.tile is not None
+    start, end, view = utc(start), utc(end), replace(view, feature_start_time=None)
+    inside = [event for at, event in oracle.timed(events, view) if start <= at < end]
+    found = {}
+    for event in inside:
+        tile_end = end - (end - utc(event[view.timestamp_field]) - MICROSECOND) // view.tile * view.tile
+        key = {name: event[name] for name in names}
+        found[tuple(key.values()), tile_end] = oracle.aggregate_as_of(inside, key, tile_end, view)
+    return found
