@@ -76,7 +76,7 @@ def compute_events(
     with connect() as con:
         rows = transform(con, view, interval, mocks)
         with rows.safe_errors():
-            return _event_tiles(con, rows.relation, view, view.partials if partials is None else partials)
+            return event_tiles_of(con, rows.relation, view, view.partials if partials is None else partials)
 
 
 def tiles_of_events(view: FeatureView, events: pa.Table, partials: Sequence[PartialColumn]) -> pa.Table:
@@ -90,12 +90,13 @@ def tiles_of_events(view: FeatureView, events: pa.Table, partials: Sequence[Part
     """
     with connect() as con:
         con.register("events", events)
-        return _event_tiles(con, "events", view, partials)
+        return event_tiles_of(con, "events", view, partials)
 
 
-def _event_tiles(
+def event_tiles_of(
     con: duckdb.DuckDBPyConnection, relation: str, view: FeatureView, partials: Sequence[PartialColumn]
 ) -> pa.Table:
+    """Return what `tiles_of_events` returns, of the events that a relation of `con` yields in their order."""
     tiles = event_tiles(con, relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
     return with_utc_timestamps(tiles)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeature, partial_columns
+from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeature, PartialColumn, partial_columns
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.local import (
     compute_events,
     compute_stored,
     compute_tiles,
+    event_tiles_of,
     stored_schema,
-    tiles_of_events,
 )
 from featurekit_dagster.errors import NotMaterialized, ReadError
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
@@ -121,7 +122,10 @@ class StoredRows:
             return schema.empty_table().select(names)
         if self.from_source:
             return compute_stored(self.view, interval, self.mocks).select(names)
-        return self.stores.read_offline(self.view, schema, interval, names)
+        wanted = schema.empty_table().select(names)
+        with connect() as con:
+            relation = self.stores.offline_relation(con, self.view, schema, interval, names)
+            return wanted if relation is None else con.sql(f"FROM {relation}").to_arrow_table().cast(wanted.schema)
 
     def tiles(self, start_us: int, end_us: int, features: Sequence[AggregateFeature]) -> Tiles:
         """Return what rolls up to some features: stored tiles, or single events.
@@ -137,20 +141,26 @@ class StoredRows:
         view, partials, interval = self.view, partial_columns(features), _interval(start_us, end_us)
         tile_us = Timing.of(view).tile_us or 1
         if interval is None:
-            keys = (*view.join_keys, *(() if view.secondary_key is None else (view.secondary_key,)))
-            fields = (*keys, Field(ANCHOR_TIME, Timestamp), *(Field(p.name, p.dtype) for p in partials))
-            return Tiles(arrow_schema(fields).empty_table(), tile_us)
-        if self.from_source:
-            if view.is_tiled and any(p.kind.startswith(("hll", "digest")) for p in partials):
-                return Tiles(compute_tiles(view, interval, self.mocks, partials), tile_us)
-            is_ordered = any(p.kind == "last" or p.kind in LIST_FUNCTIONS for p in partials)
-            return Tiles(compute_events(view, interval, self.mocks, partials), 1 if is_ordered else tile_us)
-        schema = stored_schema(view)
-        if view.is_tiled:
-            names = [*view.tile_keys, ANCHOR_TIME, *(p.name for p in partials)]
-            return Tiles(self.stores.read_offline(view, schema, interval, names), tile_us)
-        names = list(dict.fromkeys([*view.tile_keys, view.timestamp_field, *(p.column for p in partials)]))
-        return Tiles(tiles_of_events(view, self.stores.read_offline(view, schema, interval, names), partials), 1)
+            return Tiles(_tile_schema(view, partials).empty_table(), tile_us)
+        if not self.from_source:
+            return Tiles(self._stored_tiles(partials, interval), tile_us)
+        if view.is_tiled and any(p.kind.startswith(("hll", "digest")) for p in partials):
+            return Tiles(compute_tiles(view, interval, self.mocks, partials), tile_us)
+        is_ordered = any(p.kind == "last" or p.kind in LIST_FUNCTIONS for p in partials)
+        return Tiles(compute_events(view, interval, self.mocks, partials), 1 if is_ordered else tile_us)
+
+    def _stored_tiles(self, partials: Sequence[PartialColumn], interval: Interval) -> pa.Table:
+        """Return the stored tiles, or the stored events as tiles, with some partial columns."""
+        view, wanted = self.view, _tile_schema(self.view, partials)
+        inputs = [view.timestamp_field, *(partial.column for partial in partials)]
+        names = wanted.names if view.is_tiled else list(dict.fromkeys([*view.tile_keys, *inputs]))
+        with connect() as con:
+            relation = self.stores.offline_relation(con, view, stored_schema(view), interval, names)
+            if relation is None:
+                return wanted.empty_table()
+            if view.is_tiled:
+                return con.sql(f"FROM {relation}").to_arrow_table().cast(wanted)
+            return event_tiles_of(con, relation, view, partials)
 
     def coverage(self) -> IntervalSet | None:
         """Return what may be read; None when everything may (from the source)."""
@@ -219,6 +229,12 @@ def check_mocks(view: FeatureView, mocks: Mapping[str, Any]) -> None:
         raise ReadError(
             f"{view.name}: {', '.join(unknown)} is no source parameter of the function; it has {', '.join(view.inputs)}"
         )
+
+
+def _tile_schema(view: FeatureView, partials: Iterable[PartialColumn]) -> pa.Schema:
+    """Return the columns of tiles with some partial columns."""
+    keys = (*view.join_keys, *(() if view.secondary_key is None else (view.secondary_key,)))
+    return arrow_schema((*keys, Field(ANCHOR_TIME, Timestamp), *(Field(p.name, p.dtype) for p in partials)))
 
 
 def _interval(start_us: int, end_us: int) -> Interval | None:

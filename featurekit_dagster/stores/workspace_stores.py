@@ -5,6 +5,7 @@ Each store's libraries are imported with it: planning needs the ledger alone, an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,11 +18,14 @@ from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.intervals import Interval, IntervalSet, duration_us
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
     from featurekit_dagster.stores.ledger import Ledger
     from featurekit_dagster.stores.offline import OfflineStore
     from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
+
+LEDGER_VARIABLE = "FEATUREKIT_LEDGER"
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,16 @@ class WorkspaceStores:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The record of jobs and coverage."""
+        """The record of jobs and coverage: at `$FEATUREKIT_LEDGER`, a PostgreSQL URL, else in the home directory."""
         from featurekit_dagster.stores.ledger import Ledger
 
         self.home.mkdir(parents=True, exist_ok=True)
-        return Ledger(self.home / "ledger.db", clock=self.clock)
+        return Ledger(os.environ.get(LEDGER_VARIABLE) or self.home / "ledger.db", clock=self.clock)
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether there is a record yet; asking for it would create one."""
+        return bool(os.environ.get(LEDGER_VARIABLE)) or (self.home / "ledger.db").exists()
 
     @cached_property
     def offline(self) -> OfflineStore:
@@ -78,18 +87,37 @@ class WorkspaceStores:
             interval: `[start, end)`.
             columns: Those of `schema` to return, in this order; None for all.
         """
-        names = schema.names if columns is None else list(columns)
-        empty = schema.empty_table().select(names)
-        if not self.offline.exists(view.name):
-            return empty
         import duckdb
 
+        names = schema.names if columns is None else list(columns)
         with duckdb.connect() as con:
             con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
-            relation = self.offline.relation(
-                con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval, columns=names
-            )
-            return con.sql(f"SELECT * FROM {relation}").to_arrow_table().cast(empty.schema)
+            relation = self.offline_relation(con, view, schema, interval, names)
+            empty = schema.empty_table().select(names)
+            return empty if relation is None else con.sql(f"FROM {relation}").to_arrow_table().cast(empty.schema)
+
+    def offline_relation(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        view: FeatureView,
+        schema: pa.Schema,
+        interval: Interval,
+        columns: Sequence[str],
+    ) -> str | None:
+        """Return SQL that stands after FROM in `con` and yields the stored rows; None before the first write.
+
+        Args:
+            con: Connection in which the text will be used.
+            view: The feature view.
+            schema: The stored columns and their types; one that was never written reads NULL.
+            interval: `[start, end)`.
+            columns: Those of `schema` to return, in this order.
+        """
+        if not self.offline.exists(view.name):
+            return None
+        return self.offline.relation(
+            con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval, columns=columns
+        )
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
         """Return how a view is stored online: serving index first, then the other join keys."""
