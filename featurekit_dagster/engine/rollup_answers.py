@@ -47,7 +47,7 @@ class Places:
         there = rows >= 0
         if known is not None:
             there &= known
-        return self.values.take(to_column(rows, there, pa.int64()).chunk(0)).cast(dtype)
+        return self.values.take(as_indices(rows, there)).cast(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Slices:
         positions = expand(starts, lengths)
         if self.rows is not None:
             positions = self.rows[positions]
-        values = self.values.take(pa.array(positions)).cast(dtype.value_type)
+        values = self.values.take(as_indices(positions)).cast(dtype.value_type)
         return list_array(lengths, values, known, dtype)
 
 
@@ -121,11 +121,23 @@ def spread(
 
 
 def list_array(lengths: Int64Array, values: pa.Array, known: BoolArray | None, dtype: pa.DataType) -> pa.ListArray:
-    """Return lists of these lengths over consecutive values, NULL where `known` is not set."""
-    offsets = np.zeros(len(lengths) + 1, np.int32)
+    """Return lists of these lengths over consecutive values, NULL where `known` is not set.
+
+    Raises:
+        OverflowError: There are more than 2**31 - 1 values.
+    """
+    offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    mask = None if known is None else pa.array(~known)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=dtype, mask=mask)
+    if offsets[-1] >= 1 << 31:
+        raise OverflowError(f"lists of {int(offsets[-1]):,} values do not fit one array; cut the rows")
+    bitmap = None if known is None else pa.py_buffer(np.packbits(known, bitorder="little"))
+    places = pa.py_buffer(offsets.astype(np.int32))
+    return pa.Array.from_buffers(dtype, len(lengths), [bitmap, places], children=[values])
+
+
+def as_indices(positions: Int64Array, there: BoolArray | None = None) -> pa.Array:
+    """Return positions for Arrow's `take`, NULL where `there` is not set; `pa.array` would import pandas."""
+    return to_column(positions, there, pa.int64()).chunk(0)
 
 
 def expand(starts: Int64Array, lengths: Int64Array) -> Int64Array:

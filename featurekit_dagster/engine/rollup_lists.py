@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.engine.columns import Int64Array, numbers
+from featurekit_dagster.engine.columns import Int64Array, numbers, present, to_column
 from featurekit_dagster.engine.keys import sort_packed
-from featurekit_dagster.engine.rollup_answers import Slices, list_array
+from featurekit_dagster.engine.rollup_answers import Slices, as_indices, list_array
 from featurekit_dagster.engine.rollup_sums import Ranges
 
 # So many found positions are held at once.
@@ -37,10 +37,11 @@ class Lists:
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
         if rows is not None:
-            column = column.take(pa.array(rows))
-        lengths = numbers(pa.chunked_array([pc.fill_null(pc.list_value_length(column), 0)]))
+            column = column.take(as_indices(rows))
+        found = pa.chunked_array([pc.list_value_length(column)])
+        there, lengths = present(found), numbers(found)
         offsets = np.zeros(len(column) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
+        np.cumsum(lengths if there is None else np.where(there, lengths, 0), out=offsets[1:])
         return cls(column.flatten(), offsets)
 
     def array(self) -> pa.ListArray:
@@ -122,7 +123,7 @@ def _equality_codes(values: pa.Array) -> Int64Array | None:
         # adding zero makes -0.0 a 0.0; one NaN stands for all bit patterns of it
         plain = numbers(pa.chunked_array([values])) + 0
         plain[np.isnan(plain)] = np.nan
-        values = pa.array(plain)
+        values = to_column(plain, None, values.type).chunk(0)
     encoded = values.dictionary_encode()
     if len(encoded.dictionary) == len(values):
         return None

@@ -18,7 +18,7 @@ from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.columns import Int64Array, numbers
 from featurekit_dagster.engine.keys import TimePacking, first_of_each, sort_packed
-from featurekit_dagster.engine.rollup_answers import Slices, expand, list_array, spread
+from featurekit_dagster.engine.rollup_answers import Slices, as_indices, expand, list_array, spread
 from featurekit_dagster.engine.rollup_kernel import Kernel
 from featurekit_dagster.engine.rollup_search import Placed, Questions, find_bounds
 from featurekit_dagster.engine.rollup_sums import Ranges
@@ -91,7 +91,7 @@ def _grouped(tiles: pa.Table, asked: Questions, secondary_key: str) -> _Groups:
     """Sort the tiles in reach by (join keys, secondary key, time)."""
     column = tiles.column(secondary_key)
     if asked.rows is not None:
-        column = column.take(pa.array(asked.rows))
+        column = column.take(as_indices(asked.rows))
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     order = numbers(pa.chunked_array([pc.array_sort_indices(encoded.dictionary)])).astype(np.int64)
     rank = np.empty(len(order), np.int64)
@@ -110,7 +110,7 @@ def _grouped(tiles: pa.Table, asked: Questions, secondary_key: str) -> _Groups:
     codes = codes[starts]
     pairs = codes if members is None else members[codes]
     return _Groups(
-        names=encoded.dictionary.take(pa.array(order)),
+        names=encoded.dictionary.take(as_indices(order)),
         join_codes=pairs // size,
         name_places=pairs % size,
         codes=codes,
@@ -214,7 +214,7 @@ def _lists(
     kernel = Kernel(Placed(rows[pairs.used], codes, inside), tiles, features)
     columns = []
     for span in distinct_spans(features):
-        names = groups.names.take(pa.array(groups.name_places[pairs.group[seen[span]]]))
+        names = groups.names.take(as_indices(groups.name_places[pairs.group[seen[span]]]))
         columns.append(list_array(lengths[span], names, None, pa.list_(names.type)))
     for feature in features:
         (answers,), dtype = kernel.answers(feature), arrow_type(feature.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -184,3 +186,35 @@ def test_long_answers_are_cut_into_chunks(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_type_of_a_series_is_an_array_of_the_answer() -> None:
     assert feature("mean", SERIES).dtype == Array(Float64)
     assert answer(feature("mean", SERIES), ONE_TO_FIVE, HOUR) == [[None, None, 1.0]]
+
+
+def test_lists_and_secondary_keys_do_not_import_pandas() -> None:
+    program = """
+import sys
+from datetime import timedelta
+import duckdb
+from featurekit_dagster.domain.aggregation import AggregateFeature
+from featurekit_dagster.domain.schema import Field, Float64
+from featurekit_dagster.domain.windows import TimeWindow, TimeWindowSeries
+from featurekit_dagster.engine.rollup import roll_up
+hour = timedelta(hours=1)
+def feature(function, window):
+    return AggregateFeature(name=function, column=Field("v", Float64), function=function, window=window, n=2)
+features = [feature("last_n", TimeWindow(hour)), feature("last_distinct", TimeWindow(hour))]
+series = [feature("first_n", TimeWindowSeries(series_start=-2 * hour, window_size=hour))]
+with duckdb.connect() as con:
+    con.execute("SET TimeZone = 'UTC'")
+    tiles = con.sql(
+        "SELECT 1 AS k, 'a' AS s, TIMESTAMPTZ '2024-01-01' AS _anchor_time, "
+        "[1.0::DOUBLE, 1.0] AS last_non_distinct_n2_v, [1.0::DOUBLE, 1.0] AS lastn2_v, "
+        "[1.0::DOUBLE] AS first_non_distinct_n2_v"
+    ).to_arrow_table()
+    probes = con.sql("SELECT 1 AS k, TIMESTAMPTZ '2024-01-01 01:00' AS _edge").to_arrow_table()
+arguments = {"keys": ("k",), "tile_us": 3_600_000_000}
+found = roll_up(tiles, probes, features=features, secondary_key="s", **arguments).to_pylist()
+assert found == [{"s_keys_1h": ["a"], "last_n": [[1.0, 1.0]], "last_distinct": [[1.0]]}], found
+found = roll_up(tiles, probes, features=features + series, **arguments).to_pylist()
+assert found == [{"last_n": [1.0, 1.0], "last_distinct": [1.0], "first_n": [[], [1.0]]}], found
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
