@@ -127,6 +127,11 @@ class ValueCodec:
         """Whether all columns have a fixed width."""
         return not self._variable
 
+    @property
+    def variable_columns(self) -> Sequence[int]:
+        """Places of the columns of variable width."""
+        return self._variable
+
     # ---- many values -----------------------------------------------------------------------------------------------
 
     def column_cells(self, column: int, cells: pa.Array) -> tuple[np.ndarray[Any, Any], BoolArray | None]:
@@ -193,12 +198,12 @@ class ValueCodec:
             table = words.reshape(len(begins), -1)
             for column, cells in enumerate(block.columns):
                 first = self.lead_words + column * count
-                table[:, first : first + count] = _words(cells).reshape(-1, count)
+                table[:, first : first + count] = stored_words(cells).reshape(-1, count)
             return
         at = np.repeat(begins, counts) + positions
         step = np.repeat(counts, counts)
         for column, cells in enumerate(block.columns):
-            words[at] = _words(cells)
+            words[at] = stored_words(cells)
             if column + 1 < len(block.columns):
                 at += step
 
@@ -360,7 +365,7 @@ def lead_time(value: bytes, at: int = 0) -> tuple[int, int]:
     return timestamp, source
 
 
-def _words(cells: np.ndarray[Any, Any]) -> WordArray:
+def stored_words(cells: np.ndarray[Any, Any]) -> WordArray:
     """Return cells as stored words: their own bits, or the lengths of those of variable width."""
     fixed = np.fromiter(map(len, cells), np.int64, len(cells)) if cells.dtype == object else cells
     return fixed.view(np.uint64)

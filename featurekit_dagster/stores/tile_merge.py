@@ -1,17 +1,26 @@
 """New tiles and stored ones of the same chunks become one: the general way over rows, and the short way over words.
 
-Both answer alike; the short way fits nearly every materialization (batch tiles, no NULLs, columns of fixed width) and
-moves stored words as they are. `packing.py` has the value format.
+Both answer alike; the short way fits nearly every materialization (batch tiles, no NULLs, and one tile per value where
+cells have a variable width) and moves stored words and heaps as they are. `packing.py` has the value format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from featurekit_dagster.stores.packing import WORD_BYTES, Block, BoolArray, IntArray, ValueCodec, WordArray
+from featurekit_dagster.stores.packing import (
+    WORD_BYTES,
+    Block,
+    BoolArray,
+    IntArray,
+    ValueCodec,
+    WordArray,
+    stored_words,
+)
 
 _ONE = np.uint64(1)
 
@@ -57,15 +66,17 @@ def insert_tiles(codec: ValueCodec, olds: Sequence[bytes], new: Block) -> list[b
 
     Stored words keep their order: a tile that was there is overwritten in place, another adds one word to each column.
     """
-    if not codec.is_fixed or not new.from_batch.all() or any(null is not None for null in new.nulls):
+    if not new.from_batch.all() or any(null is not None for null in new.nulls):
         return None
-    words = np.frombuffer(b"".join(olds), np.uint64)
-    sizes = np.fromiter(map(len, olds), np.int64, len(olds)) // WORD_BYTES
-    begins = np.cumsum(sizes) - sizes
-    if any(words[begins + word].any() for word in codec.null_mask_words):
+    if not codec.is_fixed and len(new.owners) > len(olds):
         return None
-    present = words[begins]
+    present = np.frombuffer(b"".join([old[:WORD_BYTES] for old in olds]), np.uint64)
     held = np.bitwise_count(present).astype(np.int64)
+    sizes = codec.lead_words + len(codec.fields) * held
+    words = _words_of(codec, olds, sizes)
+    if words is None:
+        return None
+    begins = np.cumsum(sizes) - sizes
     bits = _ONE << new.leads.astype(np.uint64)
     before = np.bitwise_count(present[new.owners] & (bits - _ONE)).astype(np.int64)
     is_added = (present[new.owners] & bits) == 0
@@ -81,11 +92,48 @@ def insert_tiles(codec: ValueCodec, olds: Sequence[bytes], new: Block) -> list[b
     places = [at + column * step for column in range(width)]
     out[_old_places(len(out), places, is_added)] = words
     for place, cells in zip(places, new.columns, strict=True):
-        out[place] = cells.view(np.uint64)
+        out[place] = stored_words(cells)
     _mark(out, result_begins, bits, first_rows)
     ends = ((result_begins + sizes + width * added) * WORD_BYTES).tolist()
     raw = out.tobytes()
-    return [raw[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    values = [raw[a:b] for a, b in pairwise([0, *ends])]
+    if codec.is_fixed:
+        return values
+    return [value + heap for value, heap in zip(values, _heaps(codec, olds, held, before, is_added, new), strict=True)]
+
+
+def _words_of(codec: ValueCodec, olds: Sequence[bytes], sizes: IntArray) -> WordArray | None:
+    """Return the words of all values without their heaps; None where one has NULLs."""
+    heads = olds
+    if not codec.is_fixed:
+        heads = [old[:size] for old, size in zip(olds, (sizes * WORD_BYTES).tolist(), strict=True)]
+    words = np.frombuffer(b"".join(heads), np.uint64)
+    begins = np.cumsum(sizes) - sizes
+    # NULLs bring words of their own, which are cut off with a heap but not without one
+    if len(words) != sizes.sum() or any(words[begins + word].any() for word in codec.null_mask_words):
+        return None
+    return words
+
+
+def _heaps(
+    codec: ValueCodec, olds: Sequence[bytes], held: IntArray, ranks: IntArray, is_added: BoolArray, new: Block
+) -> Iterator[bytes]:
+    """Yield the heap of each value after its one new tile was put in at its rank, or in the place of another."""
+    cells = [(column, new.columns[column].tolist()) for column in codec.variable_columns]
+    tiles = zip(olds, held.tolist(), ranks.tolist(), is_added.tolist(), strict=True)
+    for number, (old, rows, rank, adds) in enumerate(tiles):
+        layout = codec.struct_of_rows(rows)
+        lengths = layout.unpack_from(old, codec.lead_bytes)
+        at, parts = codec.lead_bytes + layout.size, []
+        for column, added in cells:
+            first = column * rows
+            begin = at + sum(lengths[first : first + rank])
+            rest = begin if adds else begin + lengths[first + rank]
+            end = at + sum(lengths[first : first + rows])
+            parts += [old[at:begin], added[number], old[rest:end]]
+            at = end
+        heap = b"".join(parts)
+        yield heap + bytes(-len(heap) % WORD_BYTES)
 
 
 def _old_places(size: int, places: list[IntArray], is_added: BoolArray) -> BoolArray:

@@ -304,15 +304,29 @@ class TestMerging:
         general, _ = merge_blocks(block(codec, olds), block(codec, news))
         assert insert_tiles(codec, codec.pack(block(codec, olds)), block(codec, news)) == codec.pack(general)
 
-    def test_nulls_streams_and_texts_go_the_general_way(self) -> None:
+    @pytest.mark.parametrize("names", [tuple(VALUES), ("text",), ("list", "int", "raw")])
+    @given(data=st.data())
+    def test_one_tile_put_in_among_texts_and_lists_is_one_merged(
+        self, names: tuple[str, ...], data: st.DataObject
+    ) -> None:
+        codec = codec_of(names)
+        olds = data.draw(tile_sets(names, nulls=False))
+        cells = st.tuples(*[VALUES[name][1] for name in names])
+        news = [data.draw(st.dictionaries(st.integers(0, 63), cells, min_size=1, max_size=1)) for _ in olds]
+        general, _ = merge_blocks(block(codec, olds), block(codec, news))
+        assert insert_tiles(codec, codec.pack(block(codec, olds)), block(codec, news)) == codec.pack(general)
+
+    def test_nulls_streams_and_several_texts_go_the_general_way(self) -> None:
         codec = codec_of(("int",))
         full, empty = block(codec, [{1: (1,)}]), block(codec, [{2: (None,)}])
         assert insert_tiles(codec, codec.pack(full), empty) is None
         assert insert_tiles(codec, codec.pack(empty), full) is None
         assert insert_tiles(codec, codec.pack(full), block(codec, [{2: (1,)}], batch=False)) is None
-        texts = codec_of(("text",))
-        cells = block(texts, [{1: ("a",)}])
-        assert insert_tiles(texts, texts.pack(cells), cells) is None
+        texts = codec_of(("text", "int"))
+        full, empty = block(texts, [{1: ("a", 1)}]), block(texts, [{2: (None, 1)}])
+        assert insert_tiles(texts, texts.pack(empty), full) is None
+        assert insert_tiles(texts, texts.pack(full), empty) is None
+        assert insert_tiles(texts, texts.pack(full), block(texts, [{2: ("a", 1), 3: ("b", 1)}])) is None
 
     def test_a_stream_tile_does_not_replace_a_batch_tile_but_a_batch_tile_does_replace_a_stream_tile(self) -> None:
         codec = codec_of(("int",))
