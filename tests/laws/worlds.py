@@ -35,7 +35,7 @@ from featurekit_dagster import (
     batch_feature_view,
     stream_feature_view,
 )
-from tests.support import oracle
+from tests.support import oracle, oracle_ranges
 
 MICROSECOND, MINUTE, HOUR, DAY = timedelta(microseconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOTHING = timedelta(0)
@@ -111,7 +111,8 @@ def worlds(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> World:
     kind, origin = draw(st.sampled_from(kinds)), draw(st.sampled_from(ORIGINS))
     schedule = draw(st.sampled_from([HOUR, 6 * HOUR, DAY]))
     delay = draw(st.sampled_from([NOTHING, 20 * MINUTE, 3 * HOUR]))
-    begin = origin + draw(st.sampled_from([NOTHING, DAY, 30 * HOUR + 17 * MINUTE]))
+    spread = draw(st.sampled_from([3 * HOUR, DAY, 4 * DAY]))
+    begin = origin + draw(st.sampled_from([-2 * DAY, -DAY, NOTHING, spread / 2 + 17 * MINUTE]))
     common = {"batch_schedule": schedule, "feature_start_time": begin}
     if kind.endswith("rows"):
         ttl = draw(st.sampled_from([None, HOUR, 90 * MINUTE, DAY, 2 * DAY]))
@@ -123,12 +124,17 @@ def worlds(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> World:
         options, judged = draw(aggregates(kind, origin, schedule))
         options |= common
         judged = oracle.AggregateView(data_delay=delay, **common, **judged)
-    events = draw(
-        st.lists(event_rows(origin, schedule), max_size=25, unique_by=None if draw(st.booleans()) else _moment)
+    keys = draw(st.lists(some_keys(), min_size=1, max_size=3))
+    ties = draw(st.booleans())
+    rows = event_rows(keys, times(origin, spread, schedule))
+    number = draw(st.sampled_from([0, 5, 10, 14, 18, 22, 26]))
+    events = draw(st.lists(rows, min_size=number, max_size=number + 4, unique_by=None if ties else _moment))
+    asked = questions(keys, origin, spread, events, judged)
+    spine = draw(st.lists(asked, min_size=6, max_size=14))
+    first = origin + draw(st.sampled_from([NOTHING, spread / 3 + 7 * MINUTE, spread / 2 + 11 * MICROSECOND]))
+    last = max(first, begin) + draw(
+        st.sampled_from([HOUR, spread / 2 + 13 * MINUTE, spread, spread + DAY + MICROSECOND])
     )
-    spine = draw(st.lists(questions(origin, schedule, delay, events, judged), min_size=1, max_size=12))
-    first = origin + draw(st.sampled_from([NOTHING, DAY, 25 * HOUR + 7 * MINUTE, 3 * DAY + 11 * MICROSECOND]))
-    last = max(first, begin) + draw(st.sampled_from([HOUR, DAY, 2 * DAY + 13 * MINUTE, 4 * DAY + MICROSECOND]))
     entities = draw(st.sampled_from(ENTITIES))
     return World(kind, origin, entities, events, spine, (first, last), options, delay, judged)
 
@@ -137,13 +143,13 @@ def _moment(event: dict[str, Any]) -> tuple[Any, ...]:
     return event["user"], event["shop"], event["ts"]
 
 
-def keys() -> st.SearchStrategy[dict[str, Any]]:
+def some_keys() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {"user": st.sampled_from(["a", "b", None]), "shop": st.sampled_from([1, -(2**40), None])}
     )
 
 
-def event_rows(origin: datetime, schedule: timedelta) -> st.SearchStrategy[dict[str, Any]]:
+def event_rows(keys: list[dict[str, Any]], moments: st.SearchStrategy[datetime]) -> st.SearchStrategy[dict[str, Any]]:
     numbers = (
         st.floats(-1e6, 1e6)
         | st.sampled_from([math.nan, math.inf, -math.inf])
@@ -157,47 +163,56 @@ def event_rows(origin: datetime, schedule: timedelta) -> st.SearchStrategy[dict[
             "k": st.none() | st.integers(-(2**53), 2**53),
             "s": st.none() | st.sampled_from(["x", "y", "", "é"]),
             "b": st.none() | st.booleans(),
-            "at": st.none() | st.sampled_from([origin, origin - 400 * DAY + MICROSECOND]),
+            "at": st.none() | st.sampled_from([ORIGINS[1], ORIGINS[0] + MICROSECOND]),
         }
     )
-    return st.builds(lambda k, t, v: {**k, "ts": t, **v}, keys(), times(origin, schedule), values)
+    return st.builds(lambda k, t, v: {**k, "ts": t, **v}, st.sampled_from(keys), moments, values)
 
 
-def times(origin: datetime, schedule: timedelta, delay: timedelta = NOTHING) -> st.SearchStrategy[datetime]:
+def times(origin: datetime, spread: timedelta, schedule: timedelta) -> st.SearchStrategy[datetime]:
     """Times anywhere, and one microsecond around the edges of the schedule."""
-    anywhere = st.integers(0, SPAN // MICROSECOND).map(lambda us: origin + timedelta(microseconds=us))
+    anywhere = st.integers(0, spread // MICROSECOND).map(lambda us: origin + timedelta(microseconds=us))
     near = st.builds(
-        lambda n, us: origin + n * schedule + delay + timedelta(microseconds=us),
-        st.integers(0, SPAN // schedule),
+        lambda n, us: origin + n * schedule + timedelta(microseconds=us),
+        st.integers(0, spread // schedule),
         st.sampled_from([-1, 0, 1]),
     )
     return anywhere | near
 
 
 def questions(
+    keys: list[dict[str, Any]],
     origin: datetime,
-    schedule: timedelta,
-    delay: timedelta,
+    spread: timedelta,
     events: list[dict[str, Any]],
     judged: oracle.AggregateView | oracle.LatestView,
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Questions at any time, around the schedule's edges, and around the moments when an event comes and goes."""
-    moments = times(origin, schedule, delay)
-    if events:
-        distances = {NOTHING}
-        if isinstance(judged, oracle.AggregateView):
-            for size, offset in oracle.distinct_stretches(judged):
-                distances |= {-offset} if size is None else {-offset, size - offset}
-        elif judged.ttl is not None:
-            distances.add(judged.ttl)
-        moments |= st.builds(
-            lambda event, distance, us: event["ts"] + distance + timedelta(microseconds=us),
-            st.sampled_from(events),
-            st.sampled_from(sorted(distances)),
-            st.sampled_from([-1, 0, 1]),
-        )
+    """Questions at any time, and around the moments at which an event comes into sight and goes out of it."""
+    grid, delay = judged.batch_schedule, judged.data_delay
+    moments = times(origin, spread + DAY, grid)
+    distances = {NOTHING} if isinstance(judged, oracle.AggregateView) or judged.ttl is None else {NOTHING, judged.ttl}
+    if isinstance(judged, oracle.AggregateView):
+        grid, delay = oracle_ranges.grid_of(judged)
+        for size, offset in oracle.distinct_stretches(judged):
+            distances |= {-offset} if size is None else {-offset, size / 2 - offset, size - offset}
     last = origin + SPAN + DAY
-    return st.builds(lambda k, t: {**k, "ts": min(t, last)}, keys(), moments)
+
+    def question(key: dict[str, Any], moment: datetime) -> dict[str, Any]:
+        return {"user": key["user"], "shop": key["shop"], "ts": min(moment, last)}
+
+    def near(event: dict[str, Any], distance: timedelta, us: int, at_once: bool) -> dict[str, Any]:
+        moment: datetime = event["ts"] + distance
+        if not at_once:
+            moment = oracle.floor(moment, grid).replace(tzinfo=None) + grid + delay
+        return question(event, moment + timedelta(microseconds=us))
+
+    anywhere = st.builds(question, st.sampled_from(keys) | some_keys(), moments)
+    if not events:
+        return anywhere
+    some, far = st.sampled_from(events), st.sampled_from(sorted(d for d in distances if d <= SPAN))
+    steps, at_once = st.sampled_from([-1, 0, 0, 1]), st.sampled_from([False, False, True])
+    close = st.builds(near, some, far, steps, at_once)
+    return close | close | close | anywhere
 
 
 @st.composite

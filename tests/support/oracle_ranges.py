@@ -27,6 +27,8 @@ def grid_of(view: AggregateView) -> tuple[timedelta, timedelta]:
     if view.stream == "TIME_INTERVAL":
         assert view.tile is not None
         return view.tile, oracle.NOTHING
+    if view.stream == "CONTINUOUS":
+        return MICROSECOND, oracle.NOTHING
     return view.batch_schedule, view.data_delay
 
 
