@@ -31,8 +31,9 @@ Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 Compute = Callable[[pa.Table, pa.Table, tuple[str, ...]], pa.Table]
 
 _CODE = "_key_code"
-# Below this many rows the codes, pieces and threads cost more than they save.
+# Below this many rows in memory, codes and pieces cost more than they save; below the second, threads do.
 _SMALL_ROWS = 1 << 20
+_THREADED_ROWS = 1 << 22
 _PIECE_ROWS = 1 << 20
 # A bucket is made of whole files, so there are many more files than buckets.
 _FILES = 128
@@ -98,10 +99,9 @@ def in_buckets(
     limits = limits or Limits.of_machine()
     pieces = _pieces(rows)
     first = next(pieces)
-    if first.num_rows < _SMALL_ROWS:
+    if first.num_rows < (_THREADED_ROWS if isinstance(rows, pa.Table) else _SMALL_ROWS):
         return compute(first, probes, keys)
-    expected = rows.num_rows if isinstance(rows, pa.Table) else first.num_rows
-    encoder = KeyEncoder(probes, first.schema, keys, expected_rows=expected)
+    encoder = KeyEncoder(probes, first.schema, keys, expected_rows=first.num_rows)
     asked = _with_codes(probes, keys, encoder.probes)
     room = limits.budget_bytes - asked.nbytes - _WORK_BYTES_PER_PROBE * asked.num_rows
     with _Rows(room, encoder.count) as held:
@@ -196,7 +196,7 @@ class _Rows:
             return self._files.cut(self._code_count, self._room // threads)
         rows = pa.concat_tables(self._held)
         self._held.clear()
-        threads = 1 if rows.num_rows < _SMALL_ROWS else min(threads, _MOST_THREADS)
+        threads = 1 if rows.num_rows < _THREADED_ROWS else min(threads, _MOST_THREADS)
         weights = np.bincount(probe_codes, minlength=self._code_count)
         for chunk in rows.column(_CODE).chunks if threads > 1 else ():
             weights += np.bincount(numbers(pa.chunked_array([chunk])) + 1, minlength=self._code_count + 1)[1:]

@@ -58,6 +58,7 @@ VALUES = {
 def spill_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Let three rows count as many; afterwards no file is left."""
     monkeypatch.setattr(buckets, "_SMALL_ROWS", 1)
+    monkeypatch.setattr(buckets, "_THREADED_ROWS", 1)
     monkeypatch.setattr(buckets, "_PIECE_ROWS", 3)
     monkeypatch.setattr(buckets, "_BLOCK_ROWS", 4)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
