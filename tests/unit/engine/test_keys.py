@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurekit_dagster.engine.keys import ABSENT, TimePacking, encode_keys, sort_packed
+from featurekit_dagster.engine.keys import ABSENT, KeyEncoder, TimePacking, encode_keys, sort_packed
 from featurekit_dagster.errors import UnsupportedKeyType
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -105,3 +105,53 @@ def test_order_is_stable(values: list[int], within: bool, numbered: bool) -> Non
         assert wanted == list(range(len(values)))
     else:
         assert order.tolist() == [place * 3 if numbered else place for place in wanted]
+
+
+def test_two_to_the_31_keys_and_a_decade_of_microseconds_in_rows_keep_their_order() -> None:
+    first, last, keys = 0, 10 * 366 * 86_400_000_000, 2**31
+    rng = np.random.default_rng(7)
+    times = np.sort(np.concatenate(([first, 1, last - 1, last], rng.integers(first, last, 2_000))))
+    packing = TimePacking.fit(times, keys)
+    assert packing.ranks is not None, "31 and 49 bits are more than one integer has, so times are coded by rank"
+    assert packing.bits + 31 <= 63
+    for code in (0, 1, 2**30, keys - 1):
+        codes = np.full(len(times), code)
+        packed = packing.pack_rows(codes, times)
+        assert packed.min() >= 0
+        assert (np.diff(packed) > 0).all() == (np.diff(times) > 0).all()
+        assert (packed >> packing.bits == code).all()
+        for edge in (first - 1, first, 1, int(times[500]), last, last + 1):
+            before = packing.pack_edges(codes[:1], np.array([edge]))
+            until = packing.pack_edges(codes[:1], np.array([edge]), inclusive=True)
+            assert np.searchsorted(packed, before)[0] == (times < edge).sum()
+            assert np.searchsorted(packed, until)[0] == (times <= edge).sum()
+
+
+def test_two_to_the_31_keys_and_136_years_of_seconds_fill_one_integer_exactly() -> None:
+    times = np.array([0, 2**32 - 2])
+    packing = TimePacking.fit(times, 2**31)
+    assert packing.ranks is None
+    assert packing.bits == 32
+    top = packing.pack_edges(np.array([2**31 - 1]), np.array([2**62]))
+    assert int(top[0]) == 2**63 - 1, "the edge after every row of the last key is the largest integer there is"
+    assert packing.pack_rows(np.array([2**31 - 1]), times[1:])[0] == 2**63 - 2
+
+
+def test_more_keys_and_distinct_times_than_one_integer_holds_are_refused_before_they_are_packed() -> None:
+    with pytest.raises(OverflowError, match="63 bits"):
+        TimePacking.fit(np.array([0, 1, 2**62]), 2**62)
+
+
+@given(
+    values=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6),
+    steps=st.lists(st.integers(-3, 3), max_size=6),
+)
+def test_rows_in_pieces_get_the_codes_of_the_whole(values: list[int], steps: list[int]) -> None:
+    near = [min(max(values[0] + step, -(2**63)), 2**63 - 1) for step in steps]
+    rows = pa.table({"k": pa.array([*near, *values, -(2**63), 2**63 - 1, None], pa.int64())})
+    probes = pa.table({"k": pa.array([values[0], *near], pa.int64())})
+    whole = encode_keys(rows, probes, ["k"])
+    encoder = KeyEncoder(probes, rows.schema, ["k"], expected_rows=1)
+    assert [int(encoder.codes(rows.slice(place, 1))[0]) for place in range(rows.num_rows)] == whole.rows.tolist()
+    asked = set(probes["k"].to_pylist())
+    assert [code != ABSENT for code in whole.rows] == [value in asked for value in rows["k"].to_pylist()]
