@@ -63,6 +63,13 @@ def test_finite_values_whose_sum_overflows_give_infinity() -> None:
     assert found.tolist() == [math.inf, 1.7e308]
 
 
+def test_prefix_sums_that_wrap_around_leave_the_sums_of_ranges_right() -> None:
+    values = np.full(100_000, 1.5)
+    low = np.arange(0, 99_000, 1_000)
+    (found,) = float_sums(values, [Ranges(low, low + 2)])
+    assert (found == 3.0).all()
+
+
 @given(values=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=40), pairs=cuts)
 def test_integer_sums_are_exact_or_reported(values: list[int], pairs: list[tuple[int, int]]) -> None:
     part = ranges_of(pairs, len(values))
