@@ -133,7 +133,7 @@ class Workspace:
         return self.stores.ledger.jobs(self.name, view_name) if self._has_ledger() else []
 
     def _has_ledger(self) -> bool:
-        return (self.home / "ledger.db").exists()
+        return self.stores.has_ledger
 
     def plan(self, views: Iterable[str] | None = None) -> tuple[ViewPlan, ...]:
         """Return what has to be done so that views are materialized up to now; changes nothing.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.postgres import postgres_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SOAK = bool(os.environ.get("FEATUREKIT_SOAK"))
@@ -26,8 +29,15 @@ def project_root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of this test process."""
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a user's stores, workspace and Dagster home out of every test."""
-    for name in ("FEATUREKIT_HOME", "FEATUREKIT_LAKE", "FEATUREKIT_WORKSPACE", "DAGSTER_HOME"):
+    for name in ("FEATUREKIT_HOME", "FEATUREKIT_LAKE", "FEATUREKIT_LEDGER", "FEATUREKIT_WORKSPACE", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)

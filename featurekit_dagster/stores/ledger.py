@@ -1,6 +1,6 @@
 """The record of jobs, attempts, coverage and leases, shared by all processes of one host.
 
-Every change is one short transaction under SQLite's write lock. Planning gets a snapshot and never this object.
+Every change is one short transaction under a lock that all writers share. Planning gets a snapshot, never this object.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
 from featurekit_dagster.planning.job_state import JobState
@@ -21,22 +20,23 @@ from featurekit_dagster.stores.ledger_database import new_hex_id
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord, read_coverage, read_jobs
-from featurekit_dagster.stores.ledger_tables import coverage, jobs, views
+from featurekit_dagster.stores.ledger_tables import coverage, insert_new, jobs, views
 
 
 class Ledger(JobBook):
     """The ledger at one place; any number of threads and processes may use it at once.
 
     Args:
-        url: Path of the SQLite file, or its `sqlite:///` URL. It is created when missing, its directory is not.
+        url: Path of a SQLite file or its `sqlite:///` URL, created when missing (its directory is not), or the
+            `postgresql://` URL of a database.
         clock: Returns "now", aware.
         new_id: Returns a new unique name.
         host: Name of this host; by default found out.
 
     Raises:
-        LedgerOnOtherHost: Another host made the ledger.
+        LedgerOnOtherHost: Another host made the SQLite ledger.
         LedgerVersionMismatch: The ledger has another schema version.
-        Unsupported: The URL is of a database other than SQLite.
+        Unsupported: The URL is of another database, or a driver is not installed.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Ledger(JobBook):
         key = {"workspace": workspace, "view": view}
         with self._write() as connection:
             new = {**key, "created_us": to_us(self._clock())}
-            connection.execute(sqlite_insert(views).values(**new).on_conflict_do_nothing())
+            insert_new(connection, views, new, None)
             known = select(views.c.created_us).filter_by(**key)
             return from_us(connection.execute(known).scalar_one())
 

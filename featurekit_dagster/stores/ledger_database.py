@@ -15,7 +15,15 @@ from sqlalchemy.engine import Row
 from featurekit_dagster.errors import LedgerOnOtherHost, LedgerVersionMismatch, NotFoundError
 from featurekit_dagster.stores.ledger_migrations import migrate
 from featurekit_dagster.stores.ledger_processes import host_id
-from featurekit_dagster.stores.ledger_tables import SCHEMA_VERSION, WRITE, facts, jobs, metadata, open_engine
+from featurekit_dagster.stores.ledger_tables import (
+    SCHEMA_VERSION,
+    WRITE,
+    facts,
+    is_shared,
+    jobs,
+    metadata,
+    open_engine,
+)
 
 _KNOWN_IDS_SHOWN = 5
 _ONE_JOB = select(jobs).where(jobs.c.id == bindparam("job"))
@@ -30,15 +38,16 @@ class LedgerDatabase:
     """The ledger's tables at one place; any number of threads and processes may use it at once.
 
     Args:
-        url: Path of the SQLite file, or its `sqlite:///` URL. It is created when missing, its directory is not.
+        url: Path of a SQLite file or its `sqlite:///` URL, created when missing (its directory is not), or the
+            `postgresql://` URL of a database.
         clock: Returns "now", aware.
         new_id: Returns a new unique name.
         host: Name of this host; by default found out.
 
     Raises:
-        LedgerOnOtherHost: Another host made the ledger.
+        LedgerOnOtherHost: Another host made the SQLite ledger.
         LedgerVersionMismatch: The ledger has a schema version from which no migration leads here.
-        Unsupported: The URL is of a database other than SQLite.
+        Unsupported: The URL is of another database, or a driver is not installed.
     """
 
     def __init__(
@@ -69,7 +78,7 @@ class LedgerDatabase:
             found = {}
             if inspect(connection).has_table(facts.name):
                 found = {row.name: row.value for row in connection.execute(select(facts))}
-            if found.get("host", host) != host:
+            if found.get("host", host) != host and not is_shared(self._engine):
                 raise LedgerOnOtherHost(location=self._location)
             version = found.get("schema_version", SCHEMA_VERSION)
             if not migrate(connection, version):

@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import OperationalError
 
@@ -22,7 +21,7 @@ from featurekit_dagster.errors import LeaseHeld, LeaseLost
 from featurekit_dagster.intervals import format_time, from_us, to_us
 from featurekit_dagster.stores.ledger_lifecycle import PROCESS_ENDED, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
-from featurekit_dagster.stores.ledger_tables import attempts, jobs, leases
+from featurekit_dagster.stores.ledger_tables import attempts, insert_new, jobs, leases
 
 LEASE_TIME = timedelta(minutes=2)
 _RENEWALS_PER_LEASE = 3
@@ -79,8 +78,7 @@ class LeaseBook:
                 "process": str(current_process()),
                 "expires_us": to_us(from_us(now_us) + ttl),
             }
-            statement = insert(leases).values(name=name, **values)
-            connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+            insert_new(connection, leases, {"name": name, **values}, values)
         return Lease(name=name, epoch=epoch, holder=holder, ttl=ttl)
 
     def renew(self, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""The ledger's tables, and the connection settings under which SQLite serves many threads and processes.
+"""The ledger's tables, and the settings under which SQLite and PostgreSQL serve many threads and processes.
 
 Times are integer microseconds since the Unix epoch. A changed layout raises `SCHEMA_VERSION` and gets a step in
 `ledger_migrations`.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -26,6 +29,7 @@ from sqlalchemy import (
     event,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DisconnectionError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
@@ -34,9 +38,11 @@ from featurekit_dagster.errors import Unsupported
 
 SCHEMA_VERSION = "2"
 WRITE = {"featurekit_write": True}
+_WRITERS_LOCK = 7_305_804_385_276_325_224  # one for all ledgers of a database; writes are short
 _BUSY_TIMEOUT_MS = 30_000
 _left_open: list[Any] = []
 
+_Microseconds = BigInteger().with_variant(Integer(), "sqlite")
 metadata = MetaData()
 
 facts = Table(
@@ -51,7 +57,7 @@ views = Table(
     metadata,
     Column("workspace", String, primary_key=True),
     Column("view", String, primary_key=True),
-    Column("created_us", Integer, nullable=False),
+    Column("created_us", _Microseconds, nullable=False),
 )
 
 jobs = Table(
@@ -63,16 +69,16 @@ jobs = Table(
     Column("view", String, nullable=False),
     Column("generation", Integer, nullable=False),
     Column("kind", String, nullable=False),
-    Column("start_us", Integer, nullable=False),
-    Column("end_us", Integer, nullable=False),
+    Column("start_us", _Microseconds, nullable=False),
+    Column("end_us", _Microseconds, nullable=False),
     Column("online", Boolean, nullable=False),
     Column("offline", Boolean, nullable=False),
     Column("overwrite", Boolean, nullable=False),
     Column("trigger", String, nullable=False),
     Column("state", String, nullable=False),
-    Column("created_us", Integer, nullable=False),
-    Column("updated_us", Integer, nullable=False),
-    Column("next_attempt_us", Integer),
+    Column("created_us", _Microseconds, nullable=False),
+    Column("updated_us", _Microseconds, nullable=False),
+    Column("next_attempt_us", _Microseconds),
     Column("reason", Text),
     Column("stats", Text, nullable=False),
     Column("process", String, nullable=False),  # of the attempt that is under way; empty without one
@@ -90,8 +96,8 @@ attempts = Table(
     Column("number", Integer, nullable=False),
     Column("run_id", String, index=True),
     Column("state", String, nullable=False),
-    Column("created_us", Integer, nullable=False),
-    Column("updated_us", Integer, nullable=False),
+    Column("created_us", _Microseconds, nullable=False),
+    Column("updated_us", _Microseconds, nullable=False),
     Column("reason", Text),
 )
 
@@ -102,34 +108,36 @@ coverage = Table(
     Column("view", String, primary_key=True),
     Column("generation", Integer, primary_key=True),
     Column("store", String, primary_key=True),
-    Column("start_us", Integer, primary_key=True),
-    Column("end_us", Integer, nullable=False),
+    Column("start_us", _Microseconds, primary_key=True),
+    Column("end_us", _Microseconds, nullable=False),
 )
 
 leases = Table(
     "leases",
     metadata,
     Column("name", String, primary_key=True),
-    Column("epoch", Integer, nullable=False),
+    Column("epoch", _Microseconds, nullable=False),
     Column("holder", String),
     Column("process", String),
-    Column("expires_us", Integer),
+    Column("expires_us", _Microseconds),
 )
 
 
 def open_engine(location: str | Path) -> Engine:
-    """Return an engine on a SQLite ledger, WAL mode, safe to share between threads and across forks.
+    """Return an engine on a ledger, safe to share between threads and across forks.
 
-    A connection with the execution options `WRITE` takes SQLite's write lock when its transaction begins, so what it
-    has read cannot change before it writes; others read one snapshot.
+    A connection with the execution options `WRITE` takes a lock that all writers share when its transaction begins, so
+    what it has read cannot change before it writes; others read one snapshot.
 
     Args:
-        location: A file path or a `sqlite:///` URL. The file's directory must exist.
+        location: A file path or a `sqlite:///` URL, whose directory must exist, or a `postgresql://` URL.
 
     Raises:
-        Unsupported: The URL is of another database.
+        Unsupported: The URL is of another database, or the driver of PostgreSQL is not installed.
     """
-    url = _sqlite_url(location)
+    url = _url(location)
+    if url.get_backend_name() == "postgresql":
+        return _open_postgresql(url)
     engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "checkout", _on_checkout)
@@ -137,15 +145,55 @@ def open_engine(location: str | Path) -> Engine:
     return engine
 
 
-def _sqlite_url(location: str | Path) -> URL:
+def is_shared(engine: Engine) -> bool:
+    """Tell whether several hosts may use the ledger."""
+    return engine.dialect.name == "postgresql"
+
+
+def insert_new(connection: Connection, table: Table, row: Mapping[str, Any], replace: Mapping[str, Any] | None) -> None:
+    """Insert a row; where one with its primary key is there, leave that, or set the columns of `replace`."""
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).values(**row)
+    if replace is None:
+        connection.execute(statement.on_conflict_do_nothing())
+    else:
+        key = [column.name for column in table.primary_key]
+        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=dict(replace)))
+
+
+def _url(location: str | Path) -> URL:
     if isinstance(location, Path) or "://" not in location:
         return URL.create("sqlite", database=str(location))
     url = make_url(location)
-    if url.get_backend_name() != "sqlite":
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise Unsupported(
-            f"a ledger on {url.get_backend_name()!r} was asked for; this version keeps it in SQLite; give a file path"
+            f"a ledger on {url.get_backend_name()!r} was asked for; it is kept in SQLite or PostgreSQL; give a file "
+            "path or a postgresql:// URL"
         )
     return url
+
+
+def _open_postgresql(url: URL) -> Engine:
+    if find_spec("psycopg") is None:
+        raise Unsupported(
+            "a ledger in PostgreSQL needs the driver psycopg; install it: pip install 'featurekit_dagster[postgres]'"
+        )
+    # A snapshot for readers; a writer has to see what was committed while it waited for the lock.
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="REPEATABLE READ")
+    event.listen(engine, "begin", _on_begin_postgresql)
+    event.listen(engine, "connect", _on_connect_postgresql)
+    event.listen(engine, "checkout", _on_checkout)
+    return engine
+
+
+def _on_connect_postgresql(_: Any, record: Any) -> None:
+    record.info["pid"] = os.getpid()
+
+
+def _on_begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get("featurekit_write", False):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
 
 
 def _on_connect(connection: Any, record: Any) -> None:
@@ -168,7 +216,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def _on_checkout(connection: Any, record: Any, proxy: Any) -> None:
-    """Give a forked child connections of its own: SQLite's must not cross a fork, not even to be closed there."""
+    """Give a forked child connections of its own: none may cross a fork, not even to be closed there."""
     if record.info["pid"] != os.getpid():
         _left_open.append(connection)
         record.dbapi_connection = proxy.dbapi_connection = None

@@ -88,12 +88,13 @@ class WorkspaceStores:
             columns: Those of `schema` to return, in this order; None for all.
         """
         import duckdb
+        import pyarrow as pa
 
         names = schema.names if columns is None else list(columns)
         with duckdb.connect() as con:
             con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
             relation = self.offline_relation(con, view, schema, interval, names)
-            empty = schema.empty_table().select(names)
+            empty = pa.Table.from_batches([], schema=schema).select(names)
             return empty if relation is None else con.sql(f"FROM {relation}").to_arrow_table().cast(empty.schema)
 
     def offline_relation(

