@@ -91,16 +91,18 @@ def newest(dtype: DataType) -> Callable[[Cells], Any]:
 @lru_cache(maxsize=64)
 def distinct_counter(precision: int) -> Callable[[Cells, Cells], int]:
     """Return what counts the distinct values of a window from the indices and registers of its tiles."""
-    return lambda indices, registers: count_distinct_of(_numbers(indices), _numbers(registers), precision)
+    return lambda indices, registers: count_distinct_of(
+        _numbers(indices, np.int64), _numbers(registers, np.int64), precision
+    )
 
 
 def merge_digests(means: Cells, weights: Cells) -> Digest:
     """Return the merged sketch of a window's tiles, of which every percentile is one look-up."""
-    return Digest.of(_numbers(means).astype(np.float64), _numbers(weights).astype(np.float64))
+    return Digest.of(_numbers(means, np.float64), _numbers(weights, np.float64))
 
 
-def _numbers(cells: Cells) -> Values:
-    """Return the elements of all lists."""
+def _numbers(cells: Cells, dtype: type[np.number[Any]]) -> Values:
+    """Return the elements of all lists, of which there may be none."""
     if cells and isinstance(cells[0], bytes):
-        return flat_numbers(cells)
-    return np.array(list(chain.from_iterable(cells)))
+        return flat_numbers(cells).astype(dtype, copy=False)
+    return np.array(list(chain.from_iterable(cells)), dtype)

@@ -212,3 +212,19 @@ def test_no_tiles_nest_to_none() -> None:
     nested = nest_tiles(tiles_of([], [feature], ("user", "part")), ("user",), "part", feature.partials)
     assert nested.num_rows == 0
     assert nested.column_names == ["user", "_anchor_time", "part", "last_non_distinct_n2_s"]
+
+
+def test_sketches_of_a_secondary_key_without_values_are_empty() -> None:
+    features = [
+        AggregateFeature(
+            name=name, column=COLUMNS[0], function=function, window=TimeWindow(HOUR), **FUNCTIONS[function]
+        )
+        for name, function in (("count", "approx_count_distinct"), ("median", "approx_percentile"))
+    ]
+    events = [{"user": 1, "part": "a", "ts": from_us(0), "i": None}]
+    partials = partial_columns(features)
+    nested = nest_tiles(tiles_of(events, features, ("user", "part")), ("user",), "part", partials)
+    chunks = packed(nested, [Field("part", Array(String)), *[Field(p.name, Array(p.dtype)) for p in partials]])
+    spans = distinct_spans(features)
+    rollup = compile_secondary_rollup([*spans, *features], partials, HOUR_US, PART)
+    assert rollup.one(chunks[0], HOUR_US) == [["a"], [0], [None]]
