@@ -39,7 +39,7 @@ _PIECE_ROWS = 1 << 20
 _FILES = 128
 _BLOCK_ROWS = 1 << 20
 # Working space of the kernel: so many bytes per row beyond the row itself, and per question.
-_WORK_BYTES_PER_ROW = 96
+_WORK_BYTES_PER_ROW = 128
 _WORK_BYTES_PER_PROBE = 96
 _MOST_KEPT = 0.75
 _MOST_THREADS = 64
