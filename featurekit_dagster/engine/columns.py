@@ -77,6 +77,16 @@ def microseconds(column: pa.ChunkedArray) -> tuple[Int64Array, BoolArray | None]
     return int64_values(column.cast(pa.int64()))
 
 
+def rows_where(table: pa.Table, chosen: BoolArray) -> pa.Table:
+    """Return the rows of a table that are chosen, in order."""
+    return table if chosen.all() else rows_at(table, np.flatnonzero(chosen))
+
+
+def rows_at(table: pa.Table, places: Int64Array) -> pa.Table:
+    """Return the rows of a table at some places, in that order."""
+    return table.take(to_column(places, None, pa.int64()))
+
+
 def to_column(values: Values, valid: BoolArray | None, dtype: pa.DataType) -> pa.ChunkedArray:
     """Return numbers as an Arrow column of `dtype`, whose width is that of `values`, NULL where `valid` is not set."""
     bitmap = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.engine.columns import BoolArray, Int64Array
+from featurekit_dagster.engine.columns import BoolArray, Int64Array, numbers, present, to_column
 
 
 def same_as_previous(column: pa.ChunkedArray) -> BoolArray:
@@ -36,9 +36,16 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _flags(flags: pa.BooleanArray) -> BoolArray:
-    found: BoolArray = pc.fill_null(flags, fill_value=False).to_numpy(zero_copy_only=False)
-    return found
+def _is_valid(values: pa.Array) -> BoolArray:
+    there = present(pa.chunked_array([values]))
+    return np.ones(len(values), np.bool_) if there is None else there
+
+
+def _lengths(values: pa.Array) -> Int64Array:
+    """Return the lengths of lists, 0 for NULL."""
+    lengths = pa.chunked_array([pc.list_value_length(values)])
+    found, there = numbers(lengths).astype(np.int64), present(lengths)
+    return found if there is None else np.where(there, found, 0)
 
 
 def _same(values: pa.Array, left: Int64Array, right: Int64Array) -> BoolArray:
@@ -46,10 +53,10 @@ def _same(values: pa.Array, left: Int64Array, right: Int64Array) -> BoolArray:
     if pa.types.is_null(values.type):
         return np.ones(len(left), np.bool_)
     if not pa.types.is_nested(values.type):
-        codes = values.dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
+        codes = numbers(pa.chunked_array([values.dictionary_encode(null_encoding="encode").indices]))
         same: BoolArray = codes[left] == codes[right]
         return same
-    valid = _flags(values.is_valid())
+    valid = _is_valid(values)
     same = valid[left] == valid[right]
     both = same & valid[left]
     if pa.types.is_struct(values.type):
@@ -61,7 +68,7 @@ def _same(values: pa.Array, left: Int64Array, right: Int64Array) -> BoolArray:
 
 def _same_lists(values: pa.Array, left: Int64Array, right: Int64Array) -> BoolArray:
     """Tell for pairs of places whether the lists there have the same elements; NULL has none."""
-    lengths = pc.fill_null(pc.list_value_length(_as_list(values)), 0).to_numpy().astype(np.int64)
+    lengths = _lengths(_as_list(values))
     ends = np.cumsum(lengths)
     starts, elements = ends - lengths, _as_list(values).flatten()
     same: BoolArray = lengths[left] == lengths[right]
@@ -82,12 +89,14 @@ def _as_list(values: pa.Array) -> pa.Array:
 
 
 def _is_default(values: pa.Array, default: Any) -> BoolArray:
+    there = _is_valid(values)
     if default is None:
-        return _flags(values.is_null())
+        return ~there
     if not isinstance(default, list):
-        return _flags(pc.equal(values, default))
-    found = _flags(pc.equal(pc.list_value_length(values), len(default)))
+        same: BoolArray = there & (numbers(pa.chunked_array([values])) == default)
+        return same
+    found: BoolArray = there & (_lengths(values) == len(default))
     if default and found.any():
-        elements = values.filter(pa.array(found)).flatten()
+        elements = values.take(to_column(np.flatnonzero(found), None, pa.int64()).chunk(0)).flatten()
         found[found] = _is_default(elements, default[0]).reshape(-1, len(default)).all(axis=1)
     return found

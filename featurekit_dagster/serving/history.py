@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME
 from featurekit_dagster.engine.arrow import TIMESTAMP
+from featurekit_dagster.engine.columns import microseconds, rows_where, to_column
 from featurekit_dagster.engine.rollup import EDGE
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.planning.grid import Timing, ceil_us, floor_us
@@ -41,9 +42,9 @@ def history(stored: StoredRows, start_us: int | None, end_us: int | None, entiti
     view, timing = stored.view, Timing.of(stored.view)
     stored.require(start_us, end_us)
     rows = only(stored.rows(start_us, end_us), view, entities)
-    effective = timing.effective(rows[view.timestamp_field].cast(pa.int64()).to_numpy())
+    effective = timing.effective(microseconds(rows[view.timestamp_field])[0])
     names = [*view.key_names, *view.feature_names, view.timestamp_field]
-    return rows.select(names).append_column(EFFECTIVE_TIME, pa.array(effective).cast(TIMESTAMP))
+    return rows.select(names).append_column(EFFECTIVE_TIME, to_column(effective, None, TIMESTAMP))
 
 
 def _windows(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table | None) -> pa.Table:
@@ -58,15 +59,15 @@ def _windows(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table 
     tiles = stored.tiles(since, last, view.aggregates)
     tiles = Tiles(only(tiles.table, view, entities), tiles.tile_us)
     probes = tile_ends(tiles.table.select([*view.key_names, ANCHOR_TIME]), tile_us)
-    ends = probes[EDGE].cast(pa.int64()).to_numpy()
-    probes = distinct_rows(probes.filter(pa.array((ends >= first) & (ends <= last))))
+    ends = microseconds(probes[EDGE])[0]
+    probes = distinct_rows(rows_where(probes, (ends >= first) & (ends <= last)))
     features = rolled_up(view, tiles, probes, view.aggregates)
-    times = probes[EDGE].cast(pa.int64()).to_numpy() - shown_after
+    times = microseconds(probes[EDGE])[0] - shown_after
     # one millisecond is taken off so that a tile end on the job grid is its own effective time
     effective = timing.effective(times if shown_after else times - _MILLISECOND_US)
-    columns = [*probes.select(view.key_names).columns, *features.columns, pa.array(times).cast(TIMESTAMP)]
+    columns = [*probes.select(view.key_names).columns, *features.columns, to_column(times, None, TIMESTAMP)]
     names = [*view.key_names, *view.feature_names, view.timestamp_field]
-    return pa.table(columns, names=names).append_column(EFFECTIVE_TIME, pa.array(effective).cast(TIMESTAMP))
+    return pa.table(columns, names=names).append_column(EFFECTIVE_TIME, to_column(effective, None, TIMESTAMP))
 
 
 def tile_ends(tiles: pa.Table, tile_us: int) -> pa.Table:
@@ -76,9 +77,9 @@ def tile_ends(tiles: pa.Table, tile_us: int) -> pa.Table:
         tiles: Key columns and `_anchor_time`: starts of tiles, or times of events.
         tile_us: Tile size in microseconds.
     """
-    starts = tiles[ANCHOR_TIME].cast(pa.int64()).to_numpy()
+    starts = microseconds(tiles[ANCHOR_TIME])[0]
     ends = floor_us(starts, tile_us) + tile_us
-    return tiles.drop_columns([ANCHOR_TIME]).append_column(EDGE, pa.array(ends, pa.int64()).cast(TIMESTAMP))
+    return tiles.drop_columns([ANCHOR_TIME]).append_column(EDGE, to_column(ends, None, TIMESTAMP))
 
 
 def _bounds(stored: StoredRows, start_us: int | None, end_us: int | None) -> tuple[int, int]:

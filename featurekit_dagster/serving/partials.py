@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP
+from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.serving.ranges import only
@@ -38,10 +39,10 @@ def partial_aggregates(stored: StoredRows, start_us: int, end_us: int, entities:
     start, end = floor_us(start_us, tile_us), floor_us(end_us, tile_us) + tile_us
     stored.require(start, end)
     tiles = only(stored.rows(start, end), view, entities)
-    starts = tiles[ANCHOR_TIME].cast(pa.int64()).to_numpy()
+    starts = microseconds(tiles[ANCHOR_TIME])[0]
     table = _shown_partials(view, tiles)
     table = table.append_column(INTERVAL_START, tiles[ANCHOR_TIME])
-    return table.append_column(INTERVAL_END, pa.array(starts + tile_us).cast(TIMESTAMP))
+    return table.append_column(INTERVAL_END, to_column(starts + tile_us, None, TIMESTAMP))
 
 
 def refuse_untiled(view: FeatureView) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans, secondary_keys_name
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
+from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.engine.point_in_time import latest_positions
 from featurekit_dagster.engine.rollup import EDGE, roll_up
 from featurekit_dagster.planning.grid import Timing
@@ -122,7 +123,7 @@ def _aggregates_at(
         if ask.any()
         else stored.tiles(0, 0, features)
     )
-    probes = questions.keys.append_column(EDGE, pa.array(edges, mask=~ask).cast(TIMESTAMP))
+    probes = questions.keys.append_column(EDGE, to_column(edges, ask, TIMESTAMP))
     return Answer(rolled_up(stored.view, tiles, probes, features).select(list(names)), gaps)
 
 
@@ -155,14 +156,14 @@ def _rows_at(
     columns = list(dict.fromkeys([*view.key_names, view.timestamp_field, *names]))
     span = (int(oldest[asked].min()), int(edges[asked].max())) if asked.any() else (0, 0)
     rows = stored.rows(*span, columns)
-    probes = questions.keys.append_column(EDGE, pa.array(edges - 1, mask=~asked).cast(TIMESTAMP))
+    probes = questions.keys.append_column(EDGE, to_column(edges - 1, asked, TIMESTAMP))
     found = latest_positions(rows, probes, keys=view.key_names, row_time=view.timestamp_field, probe_time=EDGE)
-    row_times = rows[view.timestamp_field].cast(pa.int64()).to_numpy()
+    row_times = microseconds(rows[view.timestamp_field])[0]
     times = row_times[found] if len(row_times) else np.full(len(found), FIRST_US)
     found = np.where((found >= 0) & (times >= oldest), found, -1)
     # a newer row may be missing between the row found and the edge
     gaps = _gaps(stored, questions, np.where(found >= 0, times, oldest), edges, asked, allow_gaps)
-    positions = pa.array(found, mask=(found < 0) | gaps)
+    positions = to_column(found, (found >= 0) & ~gaps, pa.int64())
     features = rows.select(list(names)).take(positions)
     types = {feature.name: feature for feature in view.features}
     return Answer(features.cast(arrow_schema(types[name] for name in names)), gaps)

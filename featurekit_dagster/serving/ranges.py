@@ -11,6 +11,7 @@ import pyarrow as pa
 from featurekit_dagster.domain.aggregation import distinct_spans
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
+from featurekit_dagster.engine.columns import microseconds, rows_at, rows_where, to_column
 from featurekit_dagster.engine.comparing import is_default, same_as_previous
 from featurekit_dagster.engine.keys import encode_keys
 from featurekit_dagster.engine.point_in_time import change_edges
@@ -136,12 +137,12 @@ def _aggregate_pieces(
     pieces = pa.table(
         [*probes.select(view.key_names).columns, *features.columns], names=[*view.key_names, *view.feature_names]
     )
-    valid_from = np.maximum(timing.visible(probes[EDGE].cast(pa.int64()).to_numpy()), start_us)
+    valid_from = np.maximum(timing.visible(microseconds(probes[EDGE])[0]), start_us)
     order, codes = _by_key_and_time(pieces, view.key_names, valid_from)
-    pieces, valid_from = pieces.take(pa.array(order)), valid_from[order]
+    pieces, valid_from = rows_at(pieces, order), valid_from[order]
     valid_to = _until_next(codes, valid_from, end_us)
     shown = ~_all_default(view, pieces) & (valid_from < valid_to)
-    return pieces.filter(pa.array(shown)), valid_from[shown], valid_to[shown]
+    return rows_where(pieces, shown), valid_from[shown], valid_to[shown]
 
 
 def _edges_of_keys(view: FeatureView, tiles: Tiles, timing: Timing, first: int, last: int) -> pa.Table:
@@ -153,10 +154,10 @@ def _edges_of_keys(view: FeatureView, tiles: Tiles, timing: Timing, first: int, 
         grid_us=timing.grid_us,
         spans=distinct_spans(view.aggregates),
     )
-    times = edges[EDGE].cast(pa.int64()).to_numpy()
-    inside = edges.filter(pa.array((times > first) & (times <= last)))
+    times = microseconds(edges[EDGE])[0]
+    inside = rows_where(edges, (times > first) & (times <= last))
     begin = distinct_rows(tiles.table.select(view.key_names))
-    begin = begin.append_column(EDGE, pa.array(np.full(begin.num_rows, first)).cast(TIMESTAMP))
+    begin = begin.append_column(EDGE, to_column(np.full(begin.num_rows, first, np.int64), None, TIMESTAMP))
     return pa.concat_tables([begin, inside]).combine_chunks()
 
 
@@ -179,18 +180,18 @@ def _row_pieces(
         first = max(first, start_us - max_lookback_us)
     stored.require(first, last)
     rows = only(stored.rows(first, last), view, entities)
-    times = rows[view.timestamp_field].cast(pa.int64()).to_numpy()
+    times = microseconds(rows[view.timestamp_field])[0]
     order, codes = _by_key_and_time(rows, view.key_names, times)
     effective = timing.effective(times[order])
     final = np.ones(len(order), dtype=bool)
     final[:-1] = (codes[1:] != codes[:-1]) | (effective[1:] != effective[:-1])
-    rows, codes, effective = rows.take(pa.array(order[final])), codes[final], effective[final]
+    rows, codes, effective = rows_at(rows, order[final]), codes[final], effective[final]
     valid_to = _until_next(codes, effective, end_us)
     if timing.ttl_us is not None:
         valid_to = np.minimum(valid_to, effective + timing.ttl_us)
     valid_from = np.maximum(effective, start_us)
     shown = valid_from < valid_to
-    pieces = rows.select([*view.key_names, *view.feature_names]).filter(pa.array(shown))
+    pieces = rows_where(rows.select([*view.key_names, *view.feature_names]), shown)
     return pieces, valid_from[shown], valid_to[shown]
 
 
@@ -199,7 +200,7 @@ def only(rows: pa.Table, view: FeatureView, entities: pa.Table | None) -> pa.Tab
     if entities is None:
         return rows
     codes = encode_keys(rows, entities, view.key_names)
-    return rows.filter(pa.array(np.isin(codes.rows, codes.probes[codes.probes >= 0])))
+    return rows_where(rows, np.isin(codes.rows, codes.probes[codes.probes >= 0]))
 
 
 def distinct_rows(table: pa.Table) -> pa.Table:
@@ -208,7 +209,7 @@ def distinct_rows(table: pa.Table) -> pa.Table:
         return table
     codes = encode_keys(table, table, table.column_names).probes
     _, first = np.unique(codes, return_index=True)
-    return table.take(pa.array(first))
+    return rows_at(table, first)
 
 
 def _by_key_and_time(rows: pa.Table, keys: Sequence[str], times: Times) -> tuple[Times, Times]:
@@ -220,7 +221,7 @@ def _by_key_and_time(rows: pa.Table, keys: Sequence[str], times: Times) -> tuple
 
 
 def _until_next(codes: Times, valid_from: Times, end_us: int) -> Times:
-    valid_to = np.full(len(codes), end_us)
+    valid_to = np.full(len(codes), end_us, np.int64)
     same = codes[1:] == codes[:-1]
     valid_to[:-1][same] = np.minimum(valid_from[1:][same], end_us)
     return valid_to
@@ -243,6 +244,6 @@ def _merged(view: FeatureView, pieces: pa.Table, valid_from: Times, valid_to: Ti
             same &= same_as_previous(pieces[name])
         starts = np.flatnonzero(np.concatenate(([True], ~same)))
         ends = np.append(starts[1:], len(valid_from)) - 1
-        pieces, valid_from, valid_to = pieces.take(pa.array(starts)), valid_from[starts], valid_to[ends]
-    pieces = pieces.append_column(VALID_FROM, pa.array(valid_from).cast(TIMESTAMP))
-    return pieces.append_column(VALID_TO, pa.array(valid_to).cast(TIMESTAMP))
+        pieces, valid_from, valid_to = rows_at(pieces, starts), valid_from[starts], valid_to[ends]
+    pieces = pieces.append_column(VALID_FROM, to_column(valid_from, None, TIMESTAMP))
+    return pieces.append_column(VALID_TO, to_column(valid_to, None, TIMESTAMP))

@@ -13,6 +13,7 @@ from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationF
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.domain.windows import TimeWindow, format_duration
 from featurekit_dagster.engine.arrow import TIMESTAMP
+from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.local import compute_rows, tiles_of_events
 from featurekit_dagster.engine.rollup import EDGE, roll_up
@@ -103,10 +104,7 @@ def _tiles(view: FeatureView, rows: pa.Table, tile_us: int, shift_us: int) -> pa
 
 def _moved(table: pa.Table, name: str, by_us: int) -> pa.Table:
     position = table.column_names.index(name)
-    moved = pa.chunked_array(
-        [pa.array(chunk.cast(pa.int64()).to_numpy() + by_us).cast(TIMESTAMP) for chunk in table[name].chunks], TIMESTAMP
-    )
-    return table.set_column(position, name, moved)
+    return table.set_column(position, name, to_column(microseconds(table[name])[0] + by_us, None, TIMESTAMP))
 
 
 def _partial(view: FeatureView, rows: pa.Table, end_us: int) -> pa.Table:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurekit_dagster.domain.schema import DataType
 from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_type, floored_to_microseconds, to_arrow
+from featurekit_dagster.engine.columns import microseconds, present
 from featurekit_dagster.errors import SpineError, TectonValidationError
+from featurekit_dagster.intervals import to_us
 from featurekit_dagster.serving.frame import FeatureFrame, column_names
 from featurekit_dagster.serving.stored import Mask, Times
 
-_LAST = datetime.max.replace(tzinfo=UTC)
+_LAST_US = to_us(datetime.max.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,13 @@ class Spine:
         return len(self.times)
 
     def times_us(self) -> Times:
-        """Return the times as integer microseconds; NULLs are 0 (see `is_null`)."""
-        filled: Times = pc.fill_null(self.times.cast(pa.int64()), 0).to_numpy()
-        return filled
+        """Return the times as integer microseconds; NULLs are a time that occurs, or 0 (see `is_null`)."""
+        return microseconds(self.times)[0]
 
     def is_null(self) -> Mask:
         """Return which rows have no time."""
-        missing: Mask = pc.is_null(self.times).to_numpy()
-        return missing
+        there = present(self.times)
+        return np.zeros(len(self.times), dtype=bool) if there is None else ~there
 
     def with_features(self, features: pa.Table) -> FeatureFrame:
         """Return the spine with feature columns beside it."""
@@ -155,7 +156,7 @@ def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         return floored_to_microseconds(column)
     try:
         times = column.cast(TIMESTAMP)
-        if len(times) and pc.greater(pc.max(times), pa.scalar(_LAST, TIMESTAMP)).as_py():
+        if len(times) and microseconds(times)[0].max() > _LAST_US:
             raise pa.ArrowInvalid
     except pa.ArrowInvalid:
         raise SpineError(f"timestamp_key {name!r} has times after the year 9999; leave them out") from None

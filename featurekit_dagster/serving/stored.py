@@ -119,10 +119,10 @@ class StoredRows:
         names = schema.names if columns is None else list(columns)
         interval = _interval(start_us, end_us)
         if interval is None:
-            return schema.empty_table().select(names)
+            return _nothing(schema).select(names)
         if self.from_source:
             return compute_stored(self.view, interval, self.mocks).select(names)
-        wanted = schema.empty_table().select(names)
+        wanted = _nothing(schema).select(names)
         with connect() as con:
             relation = self.stores.offline_relation(con, self.view, schema, interval, names)
             return wanted if relation is None else con.sql(f"FROM {relation}").to_arrow_table().cast(wanted.schema)
@@ -141,7 +141,7 @@ class StoredRows:
         view, partials, interval = self.view, partial_columns(features), _interval(start_us, end_us)
         tile_us = Timing.of(view).tile_us or 1
         if interval is None:
-            return Tiles(_tile_schema(view, partials).empty_table(), tile_us)
+            return Tiles(_nothing(_tile_schema(view, partials)), tile_us)
         if not self.from_source:
             return Tiles(self._stored_tiles(partials, interval), tile_us)
         if view.is_tiled and any(p.kind.startswith(("hll", "digest")) for p in partials):
@@ -157,7 +157,7 @@ class StoredRows:
         with connect() as con:
             relation = self.stores.offline_relation(con, view, stored_schema(view), interval, names)
             if relation is None:
-                return wanted.empty_table()
+                return _nothing(wanted)
             if view.is_tiled:
                 return con.sql(f"FROM {relation}").to_arrow_table().cast(wanted)
             return event_tiles_of(con, relation, view, partials)
@@ -235,6 +235,11 @@ def _tile_schema(view: FeatureView, partials: Iterable[PartialColumn]) -> pa.Sch
     """Return the columns of tiles with some partial columns."""
     keys = (*view.join_keys, *(() if view.secondary_key is None else (view.secondary_key,)))
     return arrow_schema((*keys, Field(ANCHOR_TIME, Timestamp), *(Field(p.name, p.dtype) for p in partials)))
+
+
+def _nothing(schema: pa.Schema) -> pa.Table:
+    """Return a table without rows; Arrow's own way of making one imports pandas."""
+    return pa.Table.from_batches([], schema=schema)
 
 
 def _interval(start_us: int, end_us: int) -> Interval | None:

@@ -13,7 +13,7 @@ from featurekit_dagster.intervals import Interval
 
 def duckdb_types(con: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
     """Return how DuckDB writes the types of an Arrow schema, by column."""
-    types = con.cursor().from_arrow(schema.empty_table()).types
+    types = con.cursor().from_arrow(pa.Table.from_batches([], schema=schema)).types
     return dict(zip(schema.names, map(str, types), strict=True))
 
 
