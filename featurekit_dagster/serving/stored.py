@@ -82,13 +82,13 @@ class StoredRows:
             mocks: Parameter to a frame that is used instead of its source; then the source is read.
 
         Raises:
-            ReadError: The view does not write the offline store, cannot be computed on the fly, or a mock has no
-                parameter or would not be read.
+            ReadError: The view does not write the offline store, cannot be computed on the fly or has no history, or a
+                mock has no parameter or would not be read.
 
         Source: Custom ETL Features with Incremental Backfills (such views must be materialized first).
         """
+        check_has_source(view)
         if mocks:
-            check_has_source(view)
             check_mocks(view, mocks)
             if from_source is False:
                 raise ReadError(
@@ -103,8 +103,6 @@ class StoredRows:
                 f"{view.name}: incremental_backfills=True, so it cannot be computed on the fly; materialize it offline "
                 "and read it without from_source=True"
             )
-        if chosen:
-            check_has_source(view)
         return cls(view, stores, chosen, mocks)
 
     def rows(self, start_us: int, end_us: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -191,7 +189,7 @@ class StoredRows:
         spans = np.unique(np.stack([np.maximum(start_us, FIRST_US), end_us], axis=1), axis=0)
         wanted = IntervalSet(Interval(from_us(int(s)), from_us(int(e))) for s, e in spans)
         missing = wanted.subtract(self.coverage() or IntervalSet())
-        computable = bool(self.view.inputs) and not self.view.incremental_backfills
+        computable = not self.view.incremental_backfills
         raise NotMaterialized(view=self.view.name, missing=missing, rows=rows, computable=computable)
 
     def require(self, start_us: int, end_us: int) -> None:
@@ -206,15 +204,15 @@ class StoredRows:
 
 
 def check_has_source(view: FeatureView) -> None:
-    """Refuse to compute a view whose stream has no batch side.
+    """Refuse to read the history of a view whose stream has no batch side: nothing can be computed or stored of it.
 
     Raises:
         ReadError: It has none.
     """
     if not view.inputs:
         raise ReadError(
-            f"{view.name}: its stream has no batch source, so there is no history to compute it from; give the stream "
-            "source a batch_config"
+            f"{view.name}: its stream has no batch source, so there is no history to read or to compute it from; give "
+            "the stream source a batch_config"
         )
 
 

@@ -188,9 +188,10 @@ def test_an_instant_after_the_last_batch_job_is_not_materialized(tmp_path: Path,
     assert all(answer[f"live__{name}"].to_pylist() == [None] for name in handle.features)
 
 
-def test_a_stream_without_batch_side_has_no_history_to_compute(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_stream_without_batch_side_has_no_history_to_read(tmp_path: Path, offline: bool) -> None:
     source = StreamSource(name="pushed", stream_config=PushConfig(), schema=FIELDS)
-    handle = workspace_of(tmp_path, [live(source, offline=False)]).get_feature_view("live")
+    handle = workspace_of(tmp_path, [live(source, offline=offline)]).get_feature_view("live")
     spine = pl.DataFrame({"user": [1], "ts": [NOON]})
     for read in (
         lambda: handle.get_features_for_events(spine),
@@ -199,7 +200,5 @@ def test_a_stream_without_batch_side_has_no_history_to_compute(tmp_path: Path) -
         lambda: handle.run(day(3), day(4)),
         lambda: handle.run_transformation(day(3), day(4)),
     ):
-        with pytest.raises(
-            ReadError, match="its stream has no batch source, so there is no history to compute it from"
-        ):
+        with pytest.raises(ReadError, match="its stream has no batch source, so there is no history to read"):
             read()
