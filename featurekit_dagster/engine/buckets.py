@@ -17,12 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from featurekit_dagster.domain.aggregation import AggregateFeature
-from featurekit_dagster.engine.columns import Int64Array, numbers, to_column
+from featurekit_dagster.engine.columns import Int64Array, numbers, rows_at, to_column
+from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.engine.keys import ABSENT, KeyEncoder
 from featurekit_dagster.engine.memory import Limits
 from featurekit_dagster.engine.rollup import roll_up
@@ -31,6 +33,9 @@ Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 Compute = Callable[[pa.Table, pa.Table, tuple[str, ...]], pa.Table]
 
 _CODE = "_key_code"
+_ASKED = "featurekit_asked"
+# With more probes, looking up every row costs DuckDB about what fewer rows save.
+_FEW_PROBES = 1 << 18
 # Below this many rows in memory, codes and pieces cost more than they save; below the second, threads do.
 _SMALL_ROWS = 1 << 20
 _THREADED_ROWS = 1 << 22
@@ -110,6 +115,32 @@ def in_buckets(
         for piece in pieces:
             held.add(_coded(piece, encoder, keys))
         return _computed(held.cut(encoder.probes, limits.threads), asked, encoder.probes, compute, limits.threads)
+
+
+def asked_only(con: duckdb.DuckDBPyConnection, relation: str, probes: pa.Table, *, keys: tuple[str, ...]) -> str:
+    """Return a query of the rows whose keys some probe has; of all rows where the probes are too many for that to pay.
+
+    DuckDB then skips what it can before it makes Arrow rows. The rows come in no order, so this is for rows of which
+    there is one per key and time, as stored tiles are.
+
+    Args:
+        con: Must stay open while the query runs, and takes one such query at a time.
+        relation: A name or a parenthesised query with the columns `keys`.
+        probes: Columns `keys`.
+        keys: Join keys; NULL is a key and equals NULL.
+
+    Raises:
+        UnsupportedKeyType: A key column cannot be compared.
+    """
+    if not keys or probes.num_rows > _FEW_PROBES:
+        return f"FROM {relation}"
+    schema = con.sql(f"FROM {relation} LIMIT 0").to_arrow_table().schema
+    codes = KeyEncoder(probes, schema, keys, expected_rows=0)
+    first = np.zeros(codes.count, np.int64)
+    first[codes.probes] = np.arange(probes.num_rows)
+    con.register(_ASKED, rows_at(probes.select(list(keys)), first if probes.num_rows else first[:0]))
+    same = " AND ".join(f"r.{quoted(key)} IS NOT DISTINCT FROM a.{quoted(key)}" for key in keys)
+    return f"SELECT r.* FROM {relation} r SEMI JOIN {_ASKED} a ON {same}"
 
 
 def _pieces(rows: Rows) -> Iterator[pa.Table]:

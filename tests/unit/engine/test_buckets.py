@@ -18,7 +18,8 @@ from featurekit_dagster.domain.aggregation import AggregateFeature
 from featurekit_dagster.domain.schema import Field, Float64, Int64, String
 from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.engine import buckets
-from featurekit_dagster.engine.buckets import in_buckets, roll_up_in_buckets
+from featurekit_dagster.engine.buckets import asked_only, in_buckets, roll_up_in_buckets
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.memory import Limits, memory_budget
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
 from featurekit_dagster.errors import AggregationOverflow, InvalidMemoryBudget, UnsupportedKeyType
@@ -192,3 +193,19 @@ def test_answers_are_in_the_order_of_the_probes_whatever_the_buckets() -> None:
     answer = in_buckets(rows.to_reader(50), probes, keys=("k",), compute=lambda _, asked, __: asked.select(["row"]),
                         limits=limits)  # fmt: skip
     assert answer["row"].to_pylist() == list(range(90))
+
+
+@given(case=cases())
+def test_rows_of_other_keys_are_left_out_and_no_others(case: tuple[pa.Table, pa.Table, tuple[str, ...]]) -> None:
+    tiles, probes, keys = case
+    with connect() as con:
+        con.register("tiles", tiles)
+        found = con.sql(asked_only(con, "tiles", probes, keys=keys)).to_arrow_table()
+    asked = set(zip(*(probes[key].to_pylist() for key in keys), strict=True))
+    expected = [row for row in tiles.to_pylist() if not keys or tuple(row[key] for key in keys) in asked]
+    assert sorted(map(str, found.to_pylist())) == sorted(map(str, expected))
+
+
+def test_a_key_of_another_kind_is_refused_before_rows_are_asked_for() -> None:
+    with connect() as con, pytest.raises(UnsupportedKeyType):
+        asked_only(con, "(SELECT 1 AS k)", pa.table({"k": ["1"]}), keys=("k",))
