@@ -22,7 +22,7 @@ from window_data import HOUR_US, Size, Tiles, prepare
 from featurekit_dagster.domain.aggregation import AggregateFeature, partial_columns
 from featurekit_dagster.domain.schema import Field, Float64, Int64, String
 from featurekit_dagster.domain.windows import TimeWindow
-from featurekit_dagster.engine.buckets import Rows, roll_up_in_buckets
+from featurekit_dagster.engine.buckets import Rows, asked_only, roll_up_in_buckets
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.tiles import build_tiles, event_tiles
 
@@ -94,11 +94,13 @@ def ours_from_tiles(
             os.environ["FEATUREKIT_MEMORY"] = memory
         wanted = features(functions, days)
         names = ", ".join(partial.name for partial in partial_columns(wanted))
-        query = f"SELECT user_id, _anchor_time, {names} FROM '{folder}/{file}.parquet'"
+        tiles = f"(SELECT user_id, _anchor_time, {names} FROM '{folder}/{file}.parquet')"
         with connect() as con:
             asked = probes(con, folder)
-            found = [answer(con.sql(query).to_arrow_reader(BATCH_ROWS), asked, wanted) for _ in range(views)]
-        return found[0]
+            for _ in range(views):
+                query = asked_only(con, tiles, asked, keys=("user_id",))
+                found = answer(con.sql(query).to_arrow_reader(BATCH_ROWS), asked, wanted)
+        return found
 
     return form
 
