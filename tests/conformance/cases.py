@@ -183,8 +183,9 @@ def build_view(case: Case, declaration: dict[str, Any]) -> FeatureView:
     }
     source_name = f"events_of_{declaration['name']}"
     if declaration.get("kind", "batch") == "stream":
-        if "mode" in declaration:
-            options["stream_processing_mode"] = StreamProcessingMode[declaration["mode"]]
+        mode = stream_mode(declaration)
+        if mode is not None:
+            options["stream_processing_mode"] = StreamProcessingMode[mode]
         stream = KafkaConfig(kafka_bootstrap_servers="unused:9092", topics="events", timestamp_field=timestamp)
         source = StreamSource(name=source_name, stream_config=stream, batch_config=config)
         return stream_feature_view(source=source, **options)(_transformation(declaration, columns))
@@ -203,10 +204,28 @@ def _plain_options(declaration: dict[str, Any]) -> dict[str, Any]:
             options[name] = as_duration(value)
         elif name.endswith("_start_time") and value is not None:
             options[name] = as_time(value)
+    lifetime = lifetime_start(declaration)
+    if lifetime is not None:
+        options["lifetime_start_time"] = lifetime
     for name in ("compaction_enabled", "incremental_backfills", "aggregation_secondary_key"):
         if declaration.get(name):
             options[name] = declaration[name]
     return options
+
+
+def stream_mode(declaration: dict[str, Any]) -> str | None:
+    """Return the processing mode that a stream view declares, None without a word of it."""
+    mode = declaration.get("mode") or declaration.get("stream_processing_mode")
+    return None if mode is None else str(mode).rpartition(".")[2].upper()
+
+
+def lifetime_start(declaration: dict[str, Any]) -> datetime | None:
+    """Return where lifetimes begin, whether the view says it or one of its windows."""
+    said = [declaration.get("lifetime_start_time")]
+    for given in declaration.get("aggregates", ()):
+        if given["window"]["kind"] == "lifetime":
+            said += [value for name, value in given["window"].items() if "start" in name]
+    return next((as_time(text) for text in said if isinstance(text, str)), None)
 
 
 def _columns(case: Case, declaration: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class ViewJudge:
         if ours is None or reference is None:
             return ours is reference
         if aggregate.function == "approx_count_distinct":
-            return abs(ours - reference) <= max(2, 0.2 * reference)
+            return oracle.Roughly(reference, aggregate.precision).holds(ours)
         values = [event[aggregate.column] for event in inside if event[aggregate.column] is not None]
         if not values:
             return math.isclose(ours, reference, rel_tol=0.2, abs_tol=1e-9)

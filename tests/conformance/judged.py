@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.conformance.cases import as_duration, as_time
+from tests.conformance.cases import as_duration, as_time, lifetime_start, stream_mode
 from tests.support import oracle
 
 _DTYPES = {
@@ -35,11 +35,11 @@ def oracle_view(declaration: dict[str, Any]) -> oracle.AggregateView | oracle.La
         names = [attribute["name"] for attribute in declaration.get("attributes", ())]
         ttl = as_duration(declaration["ttl"]) if declaration.get("ttl") else None
         return oracle.LatestView(features=names, ttl=ttl, stream=stream, **common)
-    lifetime = declaration.get("lifetime_start_time")
+    lifetime = lifetime_start(declaration)
     return oracle.AggregateView(
         aggregates=[_aggregate(given) for given in declaration["aggregates"]],
         secondary_key=declaration.get("aggregation_secondary_key"),
-        lifetime_start_time=None if lifetime is None else as_time(lifetime),
+        lifetime_start_time=lifetime,
         stream=_mode(declaration) if stream else None,
         tile=as_duration(declaration["aggregation_interval"]) if declaration.get("aggregation_interval") else None,
         **common,
@@ -49,7 +49,7 @@ def oracle_view(declaration: dict[str, Any]) -> oracle.AggregateView | oracle.La
 def _mode(declaration: dict[str, Any]) -> str:
     """A stream's mode; without a word it moves with its tiles, and untiled with every event."""
     untiled = declaration.get("compaction_enabled") or not declaration.get("aggregation_interval")
-    return "CONTINUOUS" if untiled else str(declaration.get("mode", "TIME_INTERVAL"))
+    return "CONTINUOUS" if untiled else stream_mode(declaration) or "TIME_INTERVAL"
 
 
 def _aggregate(given: dict[str, Any]) -> oracle.Aggregate:
@@ -61,6 +61,8 @@ def _aggregate(given: dict[str, Any]) -> oracle.Aggregate:
         options["n"] = numbers[0]
     elif function == "approx_percentile":
         options["percentile"] = numbers[0]
+    elif function == "approx_count_distinct" and numbers:
+        options["precision"] = numbers[0]
     if window["kind"] != "lifetime":
         options["size"] = timedelta(seconds=window["size_s"])
         options["offset"] = timedelta(seconds=window.get("offset_s") or 0)

@@ -133,6 +133,9 @@ def arguments_of(case: Case, query: Mapping[str, Any]) -> dict[str, Any]:
             arguments[name] = as_time(value)
         elif isinstance(value, dict) and "seconds" in value:
             arguments[name] = as_duration(value)
+        elif name == "mock_inputs":
+            (file,) = value.values()
+            arguments[name] = {"events": pq.read_table(case.folder / file)}
         elif name == "entities" and isinstance(value, str):
             arguments[name] = pq.read_table(case.folder / value)
         elif name == "entities":

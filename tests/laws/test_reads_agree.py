@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from hypothesis import given, note, settings
+from hypothesis import HealthCheck, given, note, settings
 
 from featurekit_dagster import Workspace
 from featurekit_dagster.execution.materialize import run_tasks
@@ -182,7 +182,8 @@ def check_online(world: World, handle: Any, now: datetime) -> None:
         assert agree(world, key, vector, theirs)
 
 
-@settings(max_examples=EXAMPLES)
+# A world takes longer to draw than hypothesis likes; a world is large.
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(world=worlds())
 def test_source_store_and_online_answer_as_the_oracle_does(world: World) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -41,7 +41,6 @@ MICROSECOND, MINUTE, HOUR, DAY = timedelta(microseconds=1), timedelta(minutes=1)
 NOTHING = timedelta(0)
 # Naive, as the events are in their file.
 ORIGINS = tuple(datetime.fromisoformat(day) for day in ("2024-03-01", "1970-01-01", "1969-12-30"))
-SPAN = 6 * DAY
 KINDS = ("batch tiles", "batch rows", "batch events", "stream tiles", "stream rows", "stream events")
 NUMERIC = ("sum", "mean", "min", "max", "var_samp", "var_pop", "stddev_samp", "stddev_pop", "approx_percentile")
 MAKERS = {"last_n": "last", "first_n": "first"}
@@ -100,6 +99,12 @@ class World:
     def distinct_keys(self) -> list[dict[str, Any]]:
         met = {tuple(row[name] for name in self.keys) for row in (*self.events, *self.spine)}
         return [dict(zip(self.keys, values, strict=True)) for values in met]
+
+    @property
+    def now(self) -> datetime:
+        """A moment as of which everything that is asked can be known."""
+        asked = max(self.range[1], *(row["ts"] for row in self.spine))
+        return asked + 2 * self.judged.batch_schedule + self.delay
 
     @property
     def is_online(self) -> bool:
@@ -195,7 +200,7 @@ def questions(
         grid, delay = oracle_ranges.grid_of(judged)
         for size, offset in oracle.distinct_stretches(judged):
             distances |= {-offset} if size is None else {-offset, size / 2 - offset, size - offset}
-    last = origin + SPAN + DAY
+    last = origin + spread + 2 * DAY
 
     def question(key: dict[str, Any], moment: datetime) -> dict[str, Any]:
         return {"user": key["user"], "shop": key["shop"], "ts": min(moment, last)}
@@ -209,7 +214,7 @@ def questions(
     anywhere = st.builds(question, st.sampled_from(keys) | some_keys(), moments)
     if not events:
         return anywhere
-    some, far = st.sampled_from(events), st.sampled_from(sorted(d for d in distances if d <= SPAN))
+    some, far = st.sampled_from(events), st.sampled_from(sorted(d for d in distances if d <= spread + 2 * DAY))
     steps, at_once = st.sampled_from([-1, 0, 0, 1]), st.sampled_from([False, False, True])
     close = st.builds(near, some, far, steps, at_once)
     return close | close | close | anywhere
@@ -330,4 +335,4 @@ def build(world: World, folder: Path) -> Workspace:
     else:
         batch = BatchSource(name="events", batch_config=config)
         declared = batch_feature_view(sources=[FilteredSource(batch)], online=world.is_online, **options)(view)
-    return Workspace("laws", [declared], home=folder / "home", clock=world.origin + SPAN + 2 * DAY + 5 * HOUR)
+    return Workspace("laws", [declared], home=folder / "home", clock=world.now)

@@ -39,6 +39,7 @@ class Aggregate:
     dtype: str = "Float64"
     n: int = 0
     percentile: float = 0.5
+    precision: int = 8
     series_start: timedelta | None = None
     series_end: timedelta = NOTHING
     step: timedelta | None = None
@@ -137,7 +138,8 @@ def feature_over(mine: Sequence[Timed], edge: datetime, feature: Aggregate, view
     for stretch in stretches_of(feature):
         inside = in_window(mine, edge, stretch, view)
         values = [event[feature.column] for event in inside if event[feature.column] is not None]
-        answers.append(combine(feature.function, values, feature.dtype, feature.n, percentile=feature.percentile))
+        answer = combine(feature.function, values, feature.dtype, feature.n, percentile=feature.percentile)
+        answers.append(Roughly(answer.count, feature.precision) if isinstance(answer, Roughly) else answer)
     return answers if feature.series_start is not None else answers[0]
 
 
@@ -274,12 +276,18 @@ def is_nan(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Roughly:
-    """An exact number of distinct values, by which an estimate is judged."""
+    """An exact number of distinct values, by which an estimate of `2**precision` registers is judged."""
 
     count: int
+    precision: int = 8
 
-    def holds(self, answer: Any, tolerance: float = 0.2) -> bool:
-        return isinstance(answer, int) and abs(answer - self.count) <= max(2.0, tolerance * self.count)
+    @property
+    def room(self) -> float:
+        """Two, a fifth, or four times the standard error of few registers."""
+        return max(2.0, 0.2 * self.count, 4 * 1.04 / 2 ** (self.precision / 2) * self.count)
+
+    def holds(self, answer: Any) -> bool:
+        return isinstance(answer, int) and abs(answer - self.count) <= self.room
 
 
 @dataclass(frozen=True)
