@@ -72,7 +72,7 @@ class _View:
         self.chunk_us = TILES_PER_CHUNK * (layout.tile_us or 1)
         self.signature = _signature(layout)
         meta = b"\x00\x00" + self.keys.generation_prefix
-        self.layout_key, self.marker_key = meta + b"layout", meta + b"marker"
+        self.layout_key, self.marker_key, self.fence_key = (meta + name for name in (b"layout", b"marker", b"fence"))
         self.encode = self.keys.encode
         self.decoded_marker: tuple[bytes, _Marker] = (b"", _NOT_COVERED)
         self._suffixes: tuple[int, int, list[tuple[int, bytes]]] = (0, 0, [(0, chunk_suffix(0))])
@@ -94,6 +94,7 @@ class _View:
             values=self.values,
             layout_key=self.layout_key,
             marker_key=self.marker_key,
+            fence_key=self.fence_key,
             signature=self.signature,
         )
 
@@ -327,9 +328,9 @@ class LmdbOnlineStore:
             raise ValueError(f"{layout.view}: only tiles can be replaced by interval; rows are upserted")
         view = self._view(layout)
         runs = RecordRuns(layout, records, view.keys, view.values)
-        refused = write_records(view.generation(), runs, replace)
-        marker = view.encode_marker(covered, epoch)
-        view.environment.transact(lambda transaction: transaction.put(view.marker_key, marker))
+        generation, marker = view.generation(), view.encode_marker(covered, epoch)
+        refused = write_records(generation, runs, replace, epoch)
+        generation.write_under(epoch, lambda transaction: transaction.put(view.marker_key, marker))
         view.environment.sync()
         written = runs.rows - refused
         return OnlineWrite(rows_written=written, rows_skipped=runs.given_rows - written)

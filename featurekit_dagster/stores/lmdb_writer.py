@@ -9,14 +9,15 @@ from __future__ import annotations
 import struct
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from featurekit_dagster.errors import ConcurrentOnlineWrite, OnlineLayoutMismatch
+from featurekit_dagster.errors import ConcurrentOnlineWrite, LeaseLost, OnlineLayoutMismatch
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, KeyCodec, chunk_suffix, chunks_of
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
@@ -27,6 +28,8 @@ from featurekit_dagster.stores.tile_merge import merge_blocks, merge_tiles
 
 if TYPE_CHECKING:
     import lmdb
+
+_T = TypeVar("_T")
 
 _FULL_KEY_BYTES = struct.Struct("<Q")
 _TRANSACTION_SECONDS = 0.035
@@ -49,6 +52,7 @@ class Generation:
         values: Codec of its values.
         layout_key: Stored key under which its signature is kept.
         marker_key: Stored key of its coverage marker.
+        fence_key: Stored key of the highest lease epoch under which anybody has begun to write.
         signature: Bytes that differ when another layout would read the records wrongly.
     """
 
@@ -58,7 +62,29 @@ class Generation:
     values: ValueCodec
     layout_key: bytes
     marker_key: bytes
+    fence_key: bytes
     signature: bytes
+
+    def write_under(self, epoch: int, body: Callable[[lmdb.Transaction[bytes]], _T]) -> _T:
+        """Run `body` in a write transaction of the holder of a lease.
+
+        The first transaction under an epoch shuts out all lower ones, so a writer that was overtaken changes nothing
+        more, wherever it was stopped.
+
+        Raises:
+            LeaseLost: Somebody has begun to write under a higher epoch.
+        """
+
+        def fenced(transaction: lmdb.Transaction[bytes]) -> _T:
+            stored = transaction.get(self.fence_key)
+            current = 0 if stored is None else int.from_bytes(stored, "little")
+            if current > epoch:
+                raise LeaseLost(name=f"batch:{self.layout.view}", epoch=epoch, current=current)
+            if current < epoch:
+                transaction.put(self.fence_key, epoch.to_bytes(8, "little"))
+            return body(transaction)
+
+        return self.environment.transact(fenced)
 
 
 class _Pace:
@@ -73,13 +99,14 @@ class _Pace:
         self.records = max(_FEWEST_RECORDS, min(fitting, self.records * 2, _MOST_RECORDS))
 
 
-def write_records(generation: Generation, runs: RecordRuns, replace: Interval | None) -> int:
+def write_records(generation: Generation, runs: RecordRuns, replace: Interval | None, epoch: int) -> int:
     """Write all records and return how many rows lost against what was stored.
 
     Raises:
         OnlineLayoutMismatch: The generation was written with another layout.
+        LeaseLost: Somebody has begun to write under a higher epoch.
     """
-    is_empty = generation.environment.transact(lambda transaction: _open_generation(transaction, generation))
+    is_empty = generation.write_under(epoch, lambda transaction: _open_generation(transaction, generation))
     trailers = {stored: _trailer(full) for stored, full in runs.full_keys.items()}
     pace, refused = _Pace(), 0
     for slab in runs.slabs():
@@ -91,7 +118,7 @@ def write_records(generation: Generation, runs: RecordRuns, replace: Interval | 
             end = slab.key_starts[last_key] if last_key < keys else len(slab.keys)
             batch = _Batch(begin, end, first_key, last_key)
             started = time.perf_counter()
-            refused += generation.environment.transact(partial(body, batch=batch))
+            refused += generation.write_under(epoch, partial(body, batch=batch))
             pace.learn(end - begin, time.perf_counter() - started)
             first_key = last_key
     return refused

@@ -172,6 +172,8 @@ class OnlineStore(Protocol):
             OnlineRecordsMismatch: A column is missing, has another type, or a time is NULL or off the tile grid.
             OnlineLayoutMismatch: The generation was written with another layout.
             KeyTooLong: A wildcard view got a key of more than 400 encoded bytes.
+            LeaseLost: Somebody has begun to write under a higher epoch; what was written of this write stays
+                uncovered.
         """
         ...
 

@@ -14,6 +14,7 @@ from featurekit_dagster.domain.schema import Field, Float64, Int64, String
 from featurekit_dagster.errors import (
     JoinKeyMismatch,
     KeyTooLong,
+    LeaseLost,
     OnlineLayoutMismatch,
     OnlineRecordsMismatch,
     Unsupported,
@@ -74,6 +75,15 @@ class TestCoverage:
             assert snapshot.epoch == 7
             assert snapshot.coverage == more
             assert snapshot.coverage_us == tuple((i.start_us, i.end_us) for i in more)
+
+    def test_a_writer_whose_lease_was_taken_over_changes_nothing(self, store: OnlineStore) -> None:
+        tile = (("a",), 0)
+        store.write(TILES, tile_records(TILES, {tile: (1, 1.0)}), covered=COVERED, epoch=3)
+        store.write(TILES, tile_records(TILES, {tile: (2, 2.0)}), covered=COVERED, epoch=5)
+        with pytest.raises(LeaseLost, match="epoch 3 is gone, the current epoch is 5"):
+            store.write(TILES, tile_records(TILES, {tile: (9, 9.0)}), covered=IntervalSet(), epoch=3)
+        assert store.read(TILES, [("a",)]) == [[(0, 2, 2.0)]]
+        assert store.coverage(TILES) == COVERED
 
     def test_a_write_without_rows_still_covers(self, store: OnlineStore) -> None:
         assert write(store, TILES, tile_records(TILES, {})) == OnlineWrite(rows_written=0, rows_skipped=0)
