@@ -137,7 +137,8 @@ class TestProcesses:
         assert all(len(values) == 1 and min(values) >= newest - 1 for values in found)
         assert complete in (newest, newest - 1)
         assert all(min(values) >= complete for values in found)
-        write(store, TILES, tile_records(TILES, {(("user 0",), 0): (newest + 1, 0.0)}))
+        again = tile_records(TILES, {(("user 0",), 0): (newest + 1, 0.0)})
+        store.write(TILES, again, covered=IntervalSet(), epoch=newest + 2)
         assert store.read(TILES, [("user 0",)], 0, HOUR_US) == [[(0, newest + 1, 0.0)]]
         store.close()
 
