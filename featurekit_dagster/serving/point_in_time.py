@@ -12,9 +12,10 @@ import pyarrow as pa
 from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans, secondary_keys_name
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
+from featurekit_dagster.engine.buckets import roll_up_in_buckets
 from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.engine.point_in_time import latest_positions
-from featurekit_dagster.engine.rollup import EDGE, roll_up
+from featurekit_dagster.engine.rollup import EDGE
 from featurekit_dagster.planning.grid import Timing
 from featurekit_dagster.serving.stored import FIRST_US, Mask, StoredRows, Tiles, Times
 
@@ -107,8 +108,15 @@ def rolled_up(view: FeatureView, tiles: Tiles, probes: pa.Table, features: Seque
         probes: Columns `view.key_names` and `_edge`; where the edge is NULL, all features are NULL.
         features: The features that are asked for.
     """
-    options = {} if view.secondary_key is None else {"secondary_key": view.secondary_key.name}
-    return roll_up(tiles.table, probes, keys=view.key_names, tile_us=tiles.tile_us, features=features, **options)
+    secondary_key = None if view.secondary_key is None else view.secondary_key.name
+    return roll_up_in_buckets(
+        tiles.table,
+        probes,
+        keys=view.key_names,
+        tile_us=tiles.tile_us,
+        features=features,
+        secondary_key=secondary_key,
+    )
 
 
 def _aggregates_at(
@@ -118,13 +126,11 @@ def _aggregates_at(
     starts, ends = needed_span(features, edges)
     gaps = _gaps(stored, questions, starts, ends, ask, allow_gaps)
     ask = ask & ~gaps
-    tiles = (
-        stored.tiles(int(starts[ask].min()), int(ends[ask].max()), features)
-        if ask.any()
-        else stored.tiles(0, 0, features)
-    )
+    start, end = (int(starts[ask].min()), int(ends[ask].max())) if ask.any() else (0, 0)
     probes = questions.keys.append_column(EDGE, to_column(edges, ask, TIMESTAMP))
-    return Answer(rolled_up(stored.view, tiles, probes, features).select(list(names)), gaps)
+    with stored.tiles_asked(start, end, features, probes) as tiles:
+        found = rolled_up(stored.view, tiles, probes, features)
+    return Answer(found.select(list(names)), gaps)
 
 
 def _gaps(stored: StoredRows, questions: Questions, starts: Times, ends: Times, ask: Mask, allow_gaps: bool) -> Mask:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeatu
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
+from featurekit_dagster.engine.buckets import Rows, asked_only
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.local import (
     compute_events,
@@ -32,6 +34,9 @@ from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 Times = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+# DuckDB hands rows over in batches of so many.
+_BATCH_ROWS = 122_880
+
 FIRST_US = to_us(datetime(1000, 1, 1))  # noqa: DTZ001 - read as UTC; earlier than any event, later than any overflow
 
 
@@ -40,11 +45,11 @@ class Tiles:
     """What windows are combined from.
 
     Args:
-        table: Columns `view.tile_keys`, `_anchor_time` and partial columns.
+        table: Columns `view.tile_keys`, `_anchor_time` and partial columns; a reader from `tiles_asked`.
         tile_us: Size in microseconds that the roll-up is to take: 1 where each row is an event whose order counts.
     """
 
-    table: pa.Table
+    table: Rows
     tile_us: int
 
 
@@ -146,6 +151,31 @@ class StoredRows:
             return Tiles(compute_tiles(view, interval, self.mocks, partials), tile_us)
         is_ordered = any(p.kind == "last" or p.kind in LIST_FUNCTIONS for p in partials)
         return Tiles(compute_events(view, interval, self.mocks, partials), 1 if is_ordered else tile_us)
+
+    @contextmanager
+    def tiles_asked(
+        self, start_us: int, end_us: int, features: Sequence[AggregateFeature], probes: pa.Table
+    ) -> Iterator[Tiles]:
+        """Give what `tiles` returns for the body of a `with`; stored tiles as they are read, and only of asked keys.
+
+        Args:
+            start_us: As for `tiles`.
+            end_us: As for `tiles`.
+            features: As for `tiles`.
+            probes: Has the view's join keys.
+        """
+        view, interval = self.view, _interval(start_us, end_us)
+        if interval is None or self.from_source or not view.is_tiled:
+            yield self.tiles(start_us, end_us, features)
+            return
+        wanted = _tile_schema(view, partial_columns(features))
+        with connect() as con:
+            relation = self.stores.offline_relation(con, view, stored_schema(view), interval, wanted.names)
+            if relation is None:
+                yield self.tiles(start_us, end_us, features)
+                return
+            query = con.sql(asked_only(con, relation, probes, keys=view.key_names))
+            yield Tiles(query.to_arrow_reader(_BATCH_ROWS).cast(wanted), Timing.of(view).tile_us or 1)
 
     def _stored_tiles(self, partials: Sequence[PartialColumn], interval: Interval) -> pa.Table:
         """Return the stored tiles, or the stored events as tiles, with some partial columns."""
