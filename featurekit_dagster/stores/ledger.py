@@ -15,7 +15,7 @@ from sqlalchemy import select
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.tasks import LedgerSnapshot
-from featurekit_dagster.stores.ledger_claims import Place, covered_in
+from featurekit_dagster.stores.ledger_claims import Place, cover, covered_in, uncover
 from featurekit_dagster.stores.ledger_database import new_hex_id
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
@@ -54,6 +54,19 @@ class Ledger(JobBook):
         """Return what of a view is materialized in `online` or `offline`."""
         with self._engine.connect() as connection:
             return covered_in(connection, Place(workspace, view, generation), store)
+
+    def restore_coverage(
+        self, workspace: str, view: str, store: str, covered: IntervalSet, generation: int = 1
+    ) -> IntervalSet:
+        """Let a store's coverage be what the store itself says; return what it was here."""
+        place = Place(workspace, view, generation)
+        with self._write() as connection:
+            before = covered_in(connection, place, store)
+            if before != covered:
+                uncover(connection, place, store)
+                for interval in covered:
+                    cover(connection, place, (store,), interval)
+        return before
 
     def jobs(
         self,
