@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.conformance.cases import Case, as_time, build_view
+from tests.conformance.extra_declarations import DAY, DECLARATIONS, FIRST, HOUR, MICROSECOND, Json
 from tests.conformance.judged import oracle_view
 from tests.support import oracle, oracle_ranges
 
 FOLDER = Path(__file__).parent / "extra"
-FIRST = datetime.fromisoformat("2024-01-01")
-MICROSECOND, HOUR, DAY = timedelta(microseconds=1), timedelta(hours=1), timedelta(days=1)
 TIME = pa.timestamp("us")
 EVENTS = pa.schema(
     [
@@ -37,179 +36,6 @@ EVENTS = pa.schema(
         ("seen", TIME),
     ]
 )
-Json = dict[str, Any]
-
-
-def seconds(duration: timedelta) -> Json:
-    return {"seconds": duration.total_seconds()}
-
-
-def window(size: timedelta, offset: timedelta = 0 * DAY) -> Json:
-    return {"kind": "window", "size_s": size.total_seconds(), "offset_s": offset.total_seconds()}
-
-
-def aggregate(column: str, dtype: str, function: str, over: Json, args: Any = None, name: str | None = None) -> Json:
-    return {"column": column, "dtype": dtype, "function": function, "window": over, "args": args, "name": name}
-
-
-def aggregates(over: Iterable[Json]) -> list[Json]:
-    """Return plain functions and lists over each window."""
-    return [
-        aggregate(column, dtype, function, one, args)
-        for one in over
-        for column, dtype, function, args in (
-            ("v", "float", "sum", None),
-            ("k", "int", "min", None),
-            ("k", "int", "max", None),
-            ("s", "str", "count", None),
-            ("s", "str", "last", [2]),
-            ("s", "str", "first_distinct", [2]),
-        )
-    ]
-
-
-def declarations() -> Iterator[tuple[str, Json, list[Json]]]:
-    """Yield name, declaration and queries of every case."""
-    attributes = [("v", "float"), ("k", "int"), ("s", "str"), ("ok", "bool"), ("seen", "timestamp")]
-    plain = {"attributes": [{"name": name, "dtype": dtype} for name, dtype in attributes]}
-    lifetime, uneven = {"kind": "lifetime"}, span(FIRST + 30 * HOUR + 7 * MICROSECOND, FIRST + 5 * DAY + 13 * HOUR)
-    ranged = {"method": "get_features_in_range", **uneven}
-    events = {"method": "get_features_for_events"}
-    old = {"method": "get_historical_features", **uneven}
-    yield (
-        "x_lifetime_1h",
-        {
-            "aggregation_interval": seconds(HOUR),
-            "batch_schedule": seconds(6 * HOUR),
-            "data_delay": seconds(HOUR),
-            "lifetime_start_time": "2024-01-02T03:00:00",
-            "aggregates": aggregates([lifetime, window(DAY)]),
-        },
-        [events, ranged, old],
-    )
-    yield (
-        "x_10m_two_keys_one_entity",
-        {
-            "entities": [["user_id", "shop"]],
-            "aggregation_interval": seconds(HOUR / 6),
-            "batch_schedule": seconds(HOUR),
-            "aggregates": aggregates([window(HOUR / 2), window(3 * HOUR, -HOUR / 6)]),
-        },
-        [events, ranged, old],
-    )
-    yield (
-        "x_ttl_off_schedule",
-        {
-            "batch_schedule": seconds(HOUR),
-            "ttl": seconds(1.5 * HOUR),
-            "data_delay": seconds(HOUR / 3),
-            **plain,
-        },
-        [events, ranged, ranged | {"max_lookback": seconds(2 * DAY)}, old],
-    )
-    yield (
-        "x_stream_ttl_two_entities",
-        {
-            "kind": "stream",
-            "entities": [["shop"], ["user_id"]],
-            "batch_schedule": seconds(DAY),
-            "ttl": seconds(7 * HOUR),
-            **plain,
-        },
-        [events, ranged, ranged | {"entities": [{"shop": 1, "user_id": "u1"}, {"shop": 9, "user_id": "none"}]}],
-    )
-    yield (
-        "x_stream_interval_named",
-        {
-            "kind": "stream",
-            "mode": "TIME_INTERVAL",
-            "aggregation_interval": seconds(2 * HOUR),
-            "aggregates": [
-                aggregate("ok", "bool", "last", window(DAY), name="last_ok"),
-                aggregate("ok", "bool", "last", window(DAY), [3], name="oks"),
-                aggregate("seen", "timestamp", "last", window(2 * DAY), name="last_seen"),
-                aggregate("seen", "timestamp", "count", window(2 * DAY), name="n_seen"),
-                aggregate("k", "int", "mean", window(4 * HOUR, -2 * HOUR)),
-            ],
-        },
-        [events | {"timestamp_key": "asked_at"}, ranged],
-    )
-    yield (
-        "x_stream_compaction",
-        {
-            "kind": "stream",
-            "compaction_enabled": True,
-            "batch_schedule": seconds(DAY),
-            "aggregates": aggregates([window(5 * HOUR), window(DAY, -HOUR)]),
-        },
-        [events, ranged, {"method": "get_partial_aggregates", **uneven, **refused()}],
-    )
-    yield (
-        "x_continuous_lifetime",
-        {
-            "kind": "stream",
-            "mode": "CONTINUOUS",
-            "lifetime_start_time": "2024-01-02T00:00:00",
-            "aggregates": [
-                aggregate("v", "float", "stddev_samp", lifetime),
-                aggregate("k", "int", "sum", lifetime),
-                aggregate("s", "str", "approx_count_distinct", window(2 * DAY), []),
-                aggregate("v", "float", "approx_percentile", window(2 * DAY), [0.5]),
-            ],
-        },
-        [events, ranged, {"method": "get_partial_aggregates", **uneven, **refused()}],
-    )
-    yield (
-        "x_secondary_key_range",
-        {
-            "aggregation_secondary_key": "s",
-            "aggregation_interval": seconds(6 * HOUR),
-            "batch_schedule": seconds(DAY),
-            "aggregates": [aggregate("k", "int", f, window(n * DAY)) for n in (1, 2) for f in ("sum", "count")],
-            "source_columns_used": ["k", "s"],
-        },
-        [events, ranged],
-    )
-    yield (
-        "x_series_range",
-        {
-            "aggregation_interval": seconds(HOUR),
-            "batch_schedule": seconds(2 * HOUR),
-            "aggregates": [
-                aggregate("v", "float", "count", series(4, 1, 2)),
-                aggregate("k", "int", "max", series(6, 2, 1)),
-            ],
-        },
-        [events, ranged],
-    )
-    before = span(FIRST - 3 * DAY, FIRST - 2 * DAY)
-    yield (
-        "x_refusals",
-        {
-            "aggregation_interval": seconds(HOUR),
-            "aggregates": [aggregate("v", "float", "sum", window(HOUR))],
-        },
-        [
-            ranged | before | refused(),
-            ranged | {"max_lookback": seconds(DAY)} | refused(),
-            {"method": "get_historical_features", "timestamp_key": "ts", **uneven, **refused()},
-            {"method": "run_transformation", "start_time": uneven["start_time"], **refused()},
-            {"method": "run", "aggregation_level": "whole", **uneven, **refused()},
-        ],
-    )
-
-
-def series(start: int, size: int, step: int) -> Json:
-    hours = {"series_start_s": -start, "series_end_s": 0, "step_s": step, "size_s": size}
-    return {"kind": "series", **{name: value * 3600 for name, value in hours.items()}}
-
-
-def span(start: datetime, end: datetime) -> Json:
-    return {"start_time": start.isoformat(), "end_time": end.isoformat()}
-
-
-def refused() -> Json:
-    return {"refused": True, "error_type": "TectonValidationError"}
 
 
 def made_events(choose: random.Random) -> list[Json]:
@@ -344,8 +170,8 @@ ANSWERS: dict[str, Callable[[Case, Json], pa.Table]] = {
 def write_all(folder: Path) -> None:
     """Write every case anew."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, declaration, queries in declarations():
-        write_case(folder, name, declaration, queries)
+    for name, declaration, queries in DECLARATIONS:
+        write_case(folder, name, declaration, [dict(query) for query in queries])
 
 
 if __name__ == "__main__":

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conformance.cases import Case, as_time, build_view, conformance_dir, load_cases
+from tests.conformance.cases import Case, as_time, build_view, load_cases
 from tests.conformance.comparing import ViewJudge, first_change, moments, pieces_by_key, plain, same
 from tests.conformance.differences import load_differences
 from tests.support import oracle, oracle_ranges
 
 ANSWERS = ("get_features_for_events", "get_features_in_range")
-KNOWN = load_differences(conformance_dir())
+REFERENCE = Path(__file__).resolve().parents[1] / "conformance" / "reference"
+KNOWN = load_differences(REFERENCE)
 
 
 def queries(case: Case) -> list[dict[str, Any]]:
@@ -28,11 +30,11 @@ def in_scope(case: Case) -> bool:
     return known and not others and "service" not in case.declaration and bool(queries(case))
 
 
-CASES = [case for case in load_cases(conformance_dir()) if in_scope(case)]
+CASES = [case for case in load_cases(REFERENCE) if in_scope(case)]
 
 
 def test_some_cases_are_in_the_oracles_scope() -> None:
-    assert CASES, f"no cases in {conformance_dir()}; set FEATUREKIT_CONFORMANCE_DIR to the folder of cases"
+    assert CASES, f"no cases in {REFERENCE}"
 
 
 def believed(value: Any) -> Any:
