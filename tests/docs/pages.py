@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from tests.conftest import ROOT
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")
 COMMAND = re.compile(r"^\$ (.+)$", re.MULTILINE)
+JOB_ID = re.compile(r"\b[0-9a-f]{8,32}\b")
 SEPARATOR = "\x1e"
 _FEATUREKIT = "from featurekit_dagster.cli import app; app()"
 
@@ -59,6 +61,38 @@ def run_featurekit(arguments: Sequence[str], folder: Path, environment: Mapping[
     narrow = {"COLUMNS": "80", **environment}
     output = run_program(Path(sys.executable), ["-c", _FEATUREKIT, *arguments], folder, narrow)
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
+
+
+def run_shown(command: str, folder: Path, environment: Mapping[str, str]) -> str:
+    """Return what a command of a page prints: one of ours, a script that Python runs, or files being removed."""
+    program, *arguments = shlex.split(command)
+    if program == "rm":
+        found = [file for pattern in arguments for file in folder.glob(pattern)]
+        assert found, command
+        for file in found:
+            file.unlink()
+        return ""
+    if program == "python":
+        return run_program(Path(sys.executable), arguments, folder, environment)
+    assert program == "featurekit", command
+    return run_featurekit(arguments, folder, environment)
+
+
+class JobIds:
+    """The ids of jobs on a page, and what they are called where its commands are run."""
+
+    def __init__(self) -> None:
+        self._actual: dict[str, str] = {}
+
+    def learn(self, shown: str, printed: str) -> None:
+        """Take the ids of an output in the order in which they stand."""
+        for ours, actual in zip(JOB_ID.findall(shown), JOB_ID.findall(printed), strict=False):
+            self._actual.setdefault(ours[:8], actual[:8])
+            self._actual.setdefault(ours, actual)
+
+    def replaced(self, text: str) -> str:
+        """Return a text of the page with the actual ids."""
+        return JOB_ID.sub(lambda found: self._actual.get(found.group(), found.group()), text)
 
 
 def run_program(program: Path, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import ast
 import doctest
+import inspect
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from featurekit_dagster import batch_feature_view, stream_feature_view
 from featurekit_dagster.cli import app
-from featurekit_dagster.domain.aggregation import FUNCTION_NAMES
+from featurekit_dagster.domain.aggregation import FUNCTION_NAMES, PARAMETERIZED
+from featurekit_dagster.handles import FeatureViewHandle
+from featurekit_dagster.planning.job_state import JobState
+from featurekit_dagster.service_handles import FeatureServiceHandle
 from featurekit_dagster.serving.vector import FeatureStatus
 from tests.conftest import ROOT
-from tests.docs.pages import SEPARATOR, Block, blocks, run_featurekit, run_program, run_python
+from tests.docs.pages import SEPARATOR, Block, JobIds, blocks, run_featurekit, run_program, run_python, run_shown
 
 README = blocks(ROOT / "README.md")
 # Materializes the example without Dagster, which is much quicker than `make demo` and stores the same.
@@ -69,7 +75,7 @@ def test_the_tour_prints_what_the_page_shows(tmp_path: Path) -> None:
         if command == "make demo":
             run_python(MATERIALIZE, ROOT, environment)
         else:
-            printed = run_featurekit(shlex.split(command)[1:], ROOT, environment)
+            printed = run_shown(command, ROOT, environment)
             assert same(shown, printed), f"$ {command}\n{printed}"
     joined = f"\nprint({SEPARATOR!r})\n".join(code for code, _ in snippets())
     answers = run_python(joined, ROOT, environment).split(f"{SEPARATOR}\n")
@@ -81,9 +87,11 @@ def test_the_files_of_the_page_make_a_project(tmp_path: Path) -> None:
     for name, text in files().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     run_python(files()["payments.py"], tmp_path, {})
+    ids = JobIds()
     for command, shown in commands(of_own_project=True):
-        printed = run_featurekit(shlex.split(command)[1:], tmp_path, {})
-        assert same(shown, printed), f"$ {command}\n{printed}"
+        printed = run_shown(ids.replaced(command), tmp_path, {})
+        ids.learn(shown, printed)
+        assert same(ids.replaced(shown), printed), f"$ {command}\n{printed}"
     loaded = run_python("from definitions import defs; print(defs.resolve_job_def('backfill').name)", tmp_path, {})
     assert loaded == "backfill\n"
 
@@ -112,7 +120,44 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_aggregation_function_is_documented() -> None:
-    assert not_documented(list(FUNCTION_NAMES)) == []
+    assert not_documented([*FUNCTION_NAMES, *(call.partition("(")[0] for call in PARAMETERIZED.values())]) == []
+
+
+def test_every_window_is_documented_with_all_that_it_takes() -> None:
+    from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow, TimeWindowSeries
+
+    windows = (TimeWindow, TimeWindowSeries, LifetimeWindow)
+    assert not_documented([field.name for window in windows for field in fields(window)]) == []
+
+
+def test_every_argument_of_a_declaration_is_documented() -> None:
+    said = {*inspect.signature(batch_feature_view).parameters, *inspect.signature(stream_feature_view).parameters}
+    for_people = {"other", "arguments", "name", "description", "owner", "tags", "context_parameter_name"}
+    assert not_documented(sorted(said - for_people)) == []
+
+
+def test_every_method_of_a_view_and_of_a_service_is_documented() -> None:
+    simple = {"get_feature_columns", "get_timestamp_field"}
+    methods = {
+        name
+        for handle in (FeatureViewHandle, FeatureServiceHandle)
+        for name, _ in inspect.getmembers(handle, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    assert "trigger_materialization_job" in methods
+    assert not_documented(sorted(methods - simple)) == []
+
+
+def test_every_setting_from_the_environment_is_documented() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "featurekit_dagster").rglob("*.py")]
+    names = {name for text in texts for name in re.findall(r"FEATUREKIT_[A-Z_]+", text)}
+    assert "FEATUREKIT_MEMORY" in names
+    assert not_documented(sorted(names)) == []
+
+
+def test_every_benchmark_is_listed() -> None:
+    scripts = {file for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text(encoding="utf-8")}
+    assert not_documented(sorted(f"benchmarks/{file.name}" for file in scripts)) == []
 
 
 def test_every_status_of_a_feature_is_documented() -> None:
@@ -121,12 +166,11 @@ def test_every_status_of_a_feature_is_documented() -> None:
 
 def test_every_kind_trigger_and_state_of_a_job_is_documented() -> None:
     from featurekit_dagster.orchestration import materializations, translator
-    from featurekit_dagster.stores import ledger_records
 
     triggers = [getattr(materializations, name) for name in ("SCHEDULE", "BACKFILL", "MANUAL", "ADOPTED")]
-    states = [ledger_records.RUNNING, ledger_records.SUCCESS, ledger_records.FAILURE]
-    assert not_documented([translator.BATCH, translator.KIND, translator.VIEW, translator.TRIGGER]) == []
-    assert not_documented([*triggers, *states]) == []
+    tags = [translator.KIND, translator.VIEW, translator.TRIGGER, translator.JOB_BATCH]
+    assert not_documented([translator.BATCH, *tags]) == []
+    assert not_documented([*triggers, *(state.value for state in JobState)]) == []
 
 
 def test_every_job_and_check_is_documented() -> None:
@@ -137,6 +181,14 @@ def test_every_job_and_check_is_documented() -> None:
     assert checks
     of_no_view = [name for name in jobs if not name.startswith("materialize_")]
     assert not_documented(["materialize_VIEW", *of_no_view, *checks]) == []
+
+
+def test_every_sensor_is_documented() -> None:
+    from definitions import defs
+
+    sensors = [sensor.name for sensor in defs.sensors or ()]
+    assert sensors
+    assert not_documented(sensors) == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
