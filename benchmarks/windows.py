@@ -184,7 +184,9 @@ def prefixes(tiles: str, columns: str, expressions: Mapping[str, str], days: Seq
 def families(size: Size) -> dict[str, tuple[str, tuple[str, ...], dict[str, Form]]]:
     """Per family: its file of tiles, its functions, and the peers that are worth their time at this size."""
     few = size.spine <= 100_000
-    events = {"range join of events": range_join(EVENTS, EVENT_LISTS, DAYS)} if few else {}
+    lists = {"range join of events": range_join(EVENTS, EVENT_LISTS, DAYS)} if few else joined("lists", TILE_LISTS)
+    # DuckDB's estimates of 400,000 rows need more memory than it gets.
+    estimates = {"range join of events": range_join(EVENTS, EVENT_ESTIMATES, DAYS)} if few else {}
     return {
         "all": ("all", ALL, joined("all", TILE_ALL)),
         "sums": ("all", SUMS, {**joined("all", TILE_SUMS), **prefixes("all", "ns", PREFIX_SUMS)}),
@@ -192,10 +194,9 @@ def families(size: Size) -> dict[str, tuple[str, tuple[str, ...], dict[str, Form
                       {**joined("variances", TILE_VARIANCES), **prefixes("variances", "nsq", PREFIX_VARIANCES)}),
         "extremes": ("all", ("min", "max"), joined("all", TILE_EXTREMES)),
         "last": ("all", ("last",), joined("all", TILE_LAST)),
-        "lists": ("lists", ("last_n", "first_n"), {**joined("lists", TILE_LISTS), **events}),
+        "lists": ("lists", ("last_n", "first_n"), lists),
         "distinct": ("distinct", ("last_distinct", "first_distinct"), {"range join of events": distinct_lists(DAYS)}),
-        "approx": ("approx", ("approx_count_distinct", "approx_percentile"),
-                   {"range join of events": range_join(EVENTS, EVENT_ESTIMATES, DAYS)}),
+        "approx": ("approx", ("approx_count_distinct", "approx_percentile"), estimates),
     }  # fmt: skip
 
 

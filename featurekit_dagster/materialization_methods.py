@@ -70,7 +70,7 @@ class MaterializationMethods:
         interval = check_interval(view, start_time, end_time, workspace.now())
         self._check_stores(online=online, offline=offline)
         ledger = workspace.stores.ledger
-        if overwrite and online and self._wrote_rows_online(interval.start, interval.end):
+        if overwrite and online and not view.is_aggregate and self._wrote_rows_online(interval.start, interval.end):
             warnings.warn(
                 f"{view.name}: overwriting {interval} online puts newer or equal rows in place and removes no other "
                 "row, so a changed timestamp can leave an old row behind; it is safe offline",
@@ -108,13 +108,13 @@ class MaterializationMethods:
             job = self._job(job_id)
             if job.state == JobState.SUCCESS:
                 return self._shown(job)
+            if job.next_attempt_at is not None and self._run_without_daemon(job, said):
+                said = True
+                continue
             if job.state != JobState.RUNNING:
                 raise JobFailedException(job_id=job_id, state=job.state, reason=job.reason)
             if timeout is not None and time.monotonic() - started > timeout.total_seconds():
                 raise JobTimeoutException(job_id=job_id, state=job.state, waited=format_duration(timeout))
-            if job.next_attempt_at is not None and self._run_without_daemon(job, said):
-                said = True
-                continue
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -13,8 +14,8 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import connect
-from featurekit_dagster.engine.tiles import build_tiles, event_tiles
-from featurekit_dagster.engine.transform import transform, with_utc_timestamps
+from featurekit_dagster.engine.tiles import build_tiles, event_tile_pieces, event_tiles
+from featurekit_dagster.engine.transform import transform
 from featurekit_dagster.intervals import Interval, duration_us
 
 Mocks = Mapping[str, Any] | None
@@ -79,6 +80,24 @@ def compute_events(
             return event_tiles_of(con, rows.relation, view, view.partials if partials is None else partials)
 
 
+@contextmanager
+def event_pieces(
+    view: FeatureView, interval: Interval, mocks: Mocks, partials: Sequence[PartialColumn]
+) -> Iterator[pa.RecordBatchReader]:
+    """Give what `compute_events` returns for the body of a `with`, made piece by piece as it is read.
+
+    Raises:
+        SourceError: A source cannot be read.
+        TransformError: The transformation failed, or its output is not what was declared; also while it is read.
+    """
+    with connect() as con:
+        rows = transform(con, view, interval, mocks)
+        with rows.safe_errors():
+            yield event_tile_pieces(
+                con, rows.relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials
+            )
+
+
 def tiles_of_events(view: FeatureView, events: pa.Table, partials: Sequence[PartialColumn]) -> pa.Table:
     """Return events that are at hand, each as a tile of its own: `view.tile_keys`, `_anchor_time`, partial columns.
 
@@ -97,8 +116,7 @@ def event_tiles_of(
     con: duckdb.DuckDBPyConnection, relation: str, view: FeatureView, partials: Sequence[PartialColumn]
 ) -> pa.Table:
     """Return what `tiles_of_events` returns, of the events that a relation of `con` yields in their order."""
-    tiles = event_tiles(con, relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
-    return with_utc_timestamps(tiles)
+    return event_tiles(con, relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
 
 
 def compute_stored(view: FeatureView, interval: Interval, mocks: Mocks = None) -> pa.Table:

@@ -6,7 +6,7 @@ Neighbours: `rollup` combines tiles into windows; `domain.aggregation` says whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import duckdb
 import numpy as np
@@ -27,6 +27,8 @@ _OVERFLOW = "featurekit-tile-overflow"
 _INT64_BITS = 63
 # Room for so many rows when their number is packed below their time; wider tiles take a HUGEINT.
 _ROW_BITS = 31
+# Rows of one piece of a stream of events, one of DuckDB's row groups.
+_PIECE_ROWS = 122_880
 # DuckDB's arg_min and arg_max return no more values than this.
 _MOST_VALUES = 999_999
 
@@ -213,12 +215,44 @@ def event_tiles(
         timestamp: Event time, TIMESTAMP (read as UTC) or TIMESTAMPTZ. Events without one are left out.
         partials: What to build.
     """
+    return event_tile_pieces(con, relation, keys=keys, timestamp=timestamp, partials=partials).read_all()
+
+
+def event_tile_pieces(
+    con: duckdb.DuckDBPyConnection,
+    relation: str,
+    *,
+    keys: Sequence[str],
+    timestamp: str,
+    partials: Iterable[PartialColumn],
+) -> pa.RecordBatchReader:
+    """Return what `event_tiles` returns, made piece by piece as it is read; `con` has to stay open until then.
+
+    Reading it raises `duckdb.Error` where the relation cannot be computed.
+    """
     wanted = tuple(partials)
     states = {_own_state(partial): _own_value(partial) for partial in wanted}
-    table = con.sql(_event_query(relation, keys, timestamp, states)).to_arrow_table()
-    columns = [*table.columns[: len(keys)], table.column(len(keys)).cast(TIMESTAMP)]
+    found = con.sql(_event_query(relation, keys, timestamp, states)).to_arrow_reader(_PIECE_ROWS)
+    schema = _single_tiles(found.schema.empty_table(), len(keys), wanted).schema
+
+    def pieces() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in found:
+                yield from _single_tiles(pa.Table.from_batches([batch]), len(keys), wanted).to_batches()
+        except OSError as error:  # what DuckDB says while it is read comes as Arrow's word
+            raise duckdb.Error(str(error)) from None
+
+    return pa.RecordBatchReader.from_batches(schema, pieces())
+
+
+def _single_tiles(table: pa.Table, keys: int, partials: Sequence[PartialColumn]) -> pa.Table:
+    """Return single events as tiles: the first `keys` columns, `_anchor_time` and the partial columns."""
+    keyed = [
+        column.cast(TIMESTAMP) if pa.types.is_timestamp(column.type) else column for column in table.columns[:keys]
+    ]
+    columns = [*keyed, table.column(keys).cast(TIMESTAMP)]
     sketches: dict[str, tuple[pa.ListArray, pa.ListArray]] = {}
-    for partial in wanted:
+    for partial in partials:
         name = _own_state(partial)
         found = table.column(name)
         if partial.kind in LIST_FUNCTIONS:
@@ -228,7 +262,7 @@ def event_tiles(
                 sketches[name] = _sketch(partial, _singles(found))
             found = sketches[name][partial.kind in ("hll_registers", "digest_weights")]
         columns.append(found.cast(arrow_type(partial.dtype)))
-    return pa.table(columns, names=[*table.column_names[: len(keys) + 1], *(partial.name for partial in wanted)])
+    return pa.table(columns, names=[*table.column_names[: keys + 1], *(partial.name for partial in partials)])
 
 
 def row_query(relation: str, *, keys: Sequence[str], timestamp: str, partials: Iterable[PartialColumn]) -> str:

@@ -155,7 +155,9 @@ class JobFailedException(FeatureKitError):
     def __init__(self, *, job_id: str, state: str, reason: str | None = None) -> None:
         self.job_id, self.state, self.reason = job_id, state, reason
         because = f": {reason}" if reason else ""
-        super().__init__(f"job {job_id} is {state}{because}; retry_materialization_job starts it again")
+        waits = "it is on its way again; wait for it once it is RUNNING"
+        remedy = waits if state == "MANUAL_RETRY" else "retry_materialization_job starts it again"
+        super().__init__(f"job {job_id} is {state}{because}; {remedy}")
 
 
 class JobTimeoutException(FeatureKitError):

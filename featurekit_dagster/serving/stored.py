@@ -22,9 +22,11 @@ from featurekit_dagster.engine.local import (
     compute_events,
     compute_stored,
     compute_tiles,
+    event_pieces,
     event_tiles_of,
     stored_schema,
 )
+from featurekit_dagster.engine.tiles import event_tile_pieces
 from featurekit_dagster.errors import NotMaterialized, ReadError
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
 from featurekit_dagster.planning.grid import Timing
@@ -147,16 +149,15 @@ class StoredRows:
             return Tiles(_nothing(_tile_schema(view, partials)), tile_us)
         if not self.from_source:
             return Tiles(self._stored_tiles(partials, interval), tile_us)
-        if view.is_tiled and any(p.kind.startswith(("hll", "digest")) for p in partials):
+        if self._wants_tiles(partials):
             return Tiles(compute_tiles(view, interval, self.mocks, partials), tile_us)
-        is_ordered = any(p.kind == "last" or p.kind in LIST_FUNCTIONS for p in partials)
-        return Tiles(compute_events(view, interval, self.mocks, partials), 1 if is_ordered else tile_us)
+        return Tiles(compute_events(view, interval, self.mocks, partials), self._event_tile_us(partials))
 
     @contextmanager
     def tiles_asked(
         self, start_us: int, end_us: int, features: Sequence[AggregateFeature], probes: pa.Table
     ) -> Iterator[Tiles]:
-        """Give what `tiles` returns for the body of a `with`; stored tiles as they are read, and only of asked keys.
+        """Give what `tiles` returns for the body of a `with`; stored tiles, and events, as they are read.
 
         Args:
             start_us: As for `tiles`.
@@ -164,24 +165,45 @@ class StoredRows:
             features: As for `tiles`.
             probes: Has the view's join keys.
         """
-        view, interval = self.view, _interval(start_us, end_us)
-        if interval is None or self.from_source or not view.is_tiled:
+        view, interval, partials = self.view, _interval(start_us, end_us), partial_columns(features)
+        if interval is None or (self.from_source and self._wants_tiles(partials)):
             yield self.tiles(start_us, end_us, features)
             return
-        wanted = _tile_schema(view, partial_columns(features))
+        if self.from_source:
+            with event_pieces(view, interval, self.mocks, partials) as pieces:
+                yield Tiles(pieces, self._event_tile_us(partials))
+            return
+        wanted = _tile_schema(view, partials)
+        names = wanted.names if view.is_tiled else self._event_columns(partials)
         with connect() as con:
-            relation = self.stores.offline_relation(con, view, stored_schema(view), interval, wanted.names)
+            relation = self.stores.offline_relation(con, view, stored_schema(view), interval, names)
             if relation is None:
                 yield self.tiles(start_us, end_us, features)
-                return
-            query = con.sql(asked_only(con, relation, probes, keys=view.key_names))
-            yield Tiles(query.to_arrow_reader(_BATCH_ROWS).cast(wanted), Timing.of(view).tile_us or 1)
+            elif view.is_tiled:
+                query = con.sql(asked_only(con, relation, probes, keys=view.key_names))
+                yield Tiles(query.to_arrow_reader(_BATCH_ROWS).cast(wanted), Timing.of(view).tile_us or 1)
+            else:
+                key_names, time = view.tile_keys, view.timestamp_field
+                yield Tiles(event_tile_pieces(con, relation, keys=key_names, timestamp=time, partials=partials), 1)
+
+    def _wants_tiles(self, partials: Sequence[PartialColumn]) -> bool:
+        """Tell whether a source has to give tiles: a sketch of a tile is not the sketch of its events."""
+        return self.view.is_tiled and any(p.kind.startswith(("hll", "digest")) for p in partials)
+
+    def _event_tile_us(self, partials: Sequence[PartialColumn]) -> int:
+        """Return the tile size that single events are rolled up by: 1 where their order counts."""
+        is_ordered = any(p.kind == "last" or p.kind in LIST_FUNCTIONS for p in partials)
+        return 1 if is_ordered else Timing.of(self.view).tile_us or 1
+
+    def _event_columns(self, partials: Sequence[PartialColumn]) -> list[str]:
+        """Return the stored columns of events that some partial columns are made of."""
+        inputs = (partial.column for partial in partials)
+        return list(dict.fromkeys([*self.view.tile_keys, self.view.timestamp_field, *inputs]))
 
     def _stored_tiles(self, partials: Sequence[PartialColumn], interval: Interval) -> pa.Table:
         """Return the stored tiles, or the stored events as tiles, with some partial columns."""
         view, wanted = self.view, _tile_schema(self.view, partials)
-        inputs = [view.timestamp_field, *(partial.column for partial in partials)]
-        names = wanted.names if view.is_tiled else list(dict.fromkeys([*view.tile_keys, *inputs]))
+        names = wanted.names if view.is_tiled else self._event_columns(partials)
         with connect() as con:
             relation = self.stores.offline_relation(con, view, stored_schema(view), interval, names)
             if relation is None:
