@@ -24,6 +24,7 @@ from featurekit_dagster.stores.ledger_lifecycle import (
     failed,
     insert_job,
     is_live,
+    is_of_this_process,
     lose,
 )
 from featurekit_dagster.stores.ledger_records import (
@@ -169,8 +170,8 @@ class JobBook(LedgerDatabase):
     def fail(self, job_id: str, *, reason: str, permanent: bool = False) -> None:
         """Record that a job's attempt ended with an error; another follows if the job has one left.
 
-        A job that is given up leaves its range free; what was covered stays covered. Without an attempt under way
-        nothing changes, so that the first reason stays.
+        A job that is given up leaves its range free; what was covered stays covered. Without an attempt under way in
+        this process nothing changes, so that the first reason stays and nobody fails what somebody else has taken over.
 
         Args:
             job_id: The job.
@@ -184,7 +185,8 @@ class JobBook(LedgerDatabase):
         now_us = to_us(self._clock())
         with self._write() as connection:
             row = self._row(connection, job_id)
-            if is_live(row) or row.state in (JobState.SUCCESS.value, JobState.MANUALLY_CANCELLED.value):
+            is_own = is_live(row) and is_of_this_process(row)
+            if is_own or row.state in (JobState.SUCCESS.value, JobState.MANUALLY_CANCELLED.value):
                 carry_out(connection, [failed(row, reason, now_us, permanent=permanent)], now_us)
 
     def cancel(self, job_id: str) -> JobRecord:

@@ -92,13 +92,18 @@ def is_live(job: Row[Any]) -> bool:
     return job.state in ACTIVE_STATES and job.process != NOBODY
 
 
+def is_of_this_process(job: Row[Any]) -> bool:
+    """Tell whether the attempt of a job that is under way, if there is one, is under way in the process that asks."""
+    return bool(job.process == str(current_process()))
+
+
 def check_attempt(job: Row[Any], event: JobEvent) -> None:
     """Refuse that this process ends an attempt that is not its own: its lease ran out and somebody else went on.
 
     Raises:
         JobStateError: No attempt of the job is under way in this process.
     """
-    if job.state in ACTIVE_STATES and job.process != str(current_process()):
+    if job.state in ACTIVE_STATES and not is_of_this_process(job):
         because = "its attempt was taken over" if is_live(job) else job.reason
         raise JobStateError(job_id=job.id, state=job.state, event=event.value, reason=because)
 

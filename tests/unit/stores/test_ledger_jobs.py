@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from featurekit_dagster.errors import JobStateError, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import ONCE, JobEvent, JobState, next_state
+from featurekit_dagster.stores import ledger_lifecycle
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.conftest import SOAK
@@ -233,6 +234,20 @@ def test_an_attempt_that_was_given_up_for_lost_cannot_succeed_later(ledger: Ledg
         ledger.succeed(job.id, stats={})
     assert ledger.coverage("w", "v", "offline") == IntervalSet()
     assert [due.id for due in ledger.due("w")] == [job.id]
+
+
+def test_nobody_fails_an_attempt_that_another_process_has_under_way(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = queue(ledger, days(0, 1))
+    ledger.begin(job.id)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(ledger_lifecycle, "current_process", lambda: "another process")
+        ledger.fail(job.id, reason="the stale one's trouble")
+        with pytest.raises(JobStateError, match="its attempt was taken over"):
+            ledger.succeed(job.id, stats={})
+    assert ledger.job(job.id).reason is None
+    ledger.succeed(job.id, stats={})
 
 
 def test_a_ledger_of_version_1_keeps_its_rows_and_takes_new_jobs(tmp_path: Path, clock: Clock) -> None:
