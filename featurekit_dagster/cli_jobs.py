@@ -51,19 +51,19 @@ def jobs(
     if not found:
         typer.echo("There are no such jobs.")
         return
+    is_due = any(each.next_attempt_at for each in found)
     rows = [
         (
-            each.id[:12],
+            each.id[:8],
             each.view,
             short_interval(each.interval),
-            ", ".join(each.stores),
             each.state,
             len(each.attempts),
-            "" if each.next_attempt_at is None else short_time(each.next_attempt_at),
+            *([short_time(each.next_attempt_at) if each.next_attempt_at else None] if is_due else ()),
         )
         for each in found
     ]
-    titles = ("Job", "Feature view", "Window", "Stores", "State", "Attempts", "Next attempt")
+    titles = ("Job", "Feature view", "Window", "State", "Attempts", *(["Next attempt"] if is_due else ()))
     print_table(open_console(), titles, rows)
 
 
