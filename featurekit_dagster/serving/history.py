@@ -56,7 +56,9 @@ def _windows(stored: StoredRows, start_us: int, end_us: int, entities: pa.Table 
     first, last = ceil_us(start_us + shown_after, tile_us), floor_us(end_us - 1 + shown_after, tile_us)
     since = int(needed_span(view.aggregates, first)[0])
     stored.require(since, last)
-    tiles = stored.tiles(since, last, view.aggregates)
+    # a tile that ends at the first time is shown, also where every window begins there; it is in no window then
+    start = FIRST_US if view.materialization_start is None else to_us(view.materialization_start)
+    tiles = stored.tiles(min(since, max(first - tile_us, start)), last, view.aggregates)
     tiles = Tiles(only(tiles.table, view, entities), tiles.tile_us)
     probes = tile_ends(tiles.table.select([*view.key_names, ANCHOR_TIME]), tile_us)
     ends = microseconds(probes[EDGE])[0]

@@ -136,15 +136,24 @@ def history(
         return rows
     assert view.tile is not None
     ends: list[tuple[dict[str, Any], datetime]] = []
+    first = first_stored(view)
     for event in events:
         row = ({n: event[n] for n in names}, oracle.floor(event[view.timestamp_field], view.tile) + view.tile)
-        if start <= row[1] < end and row not in ends:
+        if start <= row[1] < end and row not in ends and (first is None or row[1] > first):
             ends.append(row)
     grid, delay = grid_of(view)
     for key, at in ends:
         effective = oracle.floor(at - MILLISECOND, grid) + grid + delay
         rows.append((key, oracle.aggregate_as_of(events, key, at, view), at, effective))
     return rows
+
+
+def first_stored(view: AggregateView) -> datetime | None:
+    """Where the data of a view with nothing but lifetimes begin; others are never asked for what lies before theirs."""
+    if view.feature_start_time is None or any(a.size or a.series_start for a in view.aggregates):
+        return None
+    starts = [utc(time) for time in (view.feature_start_time, view.lifetime_start_time) if time is not None]
+    return oracle.floor(min(starts), view.batch_schedule)
 
 
 def tiles(
