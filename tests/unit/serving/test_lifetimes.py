@@ -95,6 +95,14 @@ def test_a_history_of_lifetimes_is_as_of_each_tile(tmp_path: Path) -> None:
         assert found[-2:] == [(SINCE + HOUR, 2.0), (day(6.5) + HOUR, 6.0)]
 
 
+def test_a_history_shows_a_tile_that_ends_where_it_and_the_lifetime_begin(tmp_path: Path) -> None:
+    view = batch(tmp_path, ROWS, LIFETIME, lifetime_start_time=SINCE, feature_start_time=day(2))
+    handle, _ = both_ways(tmp_path, view)
+    for from_source in (False, True):
+        answer = handle.get_historical_features(start_time=SINCE, end_time=day(4), from_source=from_source)
+        assert sorted(values(answer, "ts", "ever")) == [(SINCE, None), (SINCE + HOUR, 2.0)]
+
+
 def test_a_run_over_shifted_tiles_keeps_the_start_of_a_lifetime(tmp_path: Path) -> None:
     handle, _ = both_ways(tmp_path, batch(tmp_path, ROWS, LIFETIME, lifetime_start_time=SINCE))
     with pytest.warns(UserWarning, match="not a multiple"):
