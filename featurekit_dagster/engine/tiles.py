@@ -265,16 +265,6 @@ def _single_tiles(table: pa.Table, keys: int, partials: Sequence[PartialColumn])
     return pa.table(columns, names=[*table.column_names[: keys + 1], *(partial.name for partial in partials)])
 
 
-def row_query(relation: str, *, keys: Sequence[str], timestamp: str, partials: Iterable[PartialColumn]) -> str:
-    """Return the SQL of what `event_tiles` answers, where all partial columns are plain values: no lists, no sketches.
-
-    For one answer straight from the source it spares the GROUP BY: `roll_up` combines the rows to the same features as
-    the tiles. Rows of one tile are taken in the order they come in, so a `last` needs them in order of time, or
-    `tile_us=1` (windows and edges are whole tiles all the same). The arguments are those of `event_tiles`.
-    """
-    return _event_query(relation, keys, timestamp, {partial.name: _own_value(partial) for partial in partials})
-
-
 def _event_query(relation: str, keys: Sequence[str], timestamp: str, states: Mapping[str, str]) -> str:
     names = "".join(f"{quoted(key)}, " for key in keys)
     columns = "".join(f", {expression} AS {quoted(name)}" for name, expression in states.items())

@@ -15,7 +15,7 @@ from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.engine import tiles as tiles_module
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
-from featurekit_dagster.engine.tiles import build_tiles, event_tiles, row_query
+from featurekit_dagster.engine.tiles import build_tiles, event_tiles
 from featurekit_dagster.errors import TileOverflow
 
 HOUR_US = 3_600_000_000
@@ -268,7 +268,7 @@ def test_rows_as_tiles_of_their_own_roll_up_to_the_same_features() -> None:
     with connect() as con:
         con.register("events", table)
         tiled = build_tiles(con, "events", keys=["k"], timestamp="ts", tile_us=HOUR_US, partials=partials)
-        untiled = con.sql(row_query("events", keys=["k"], timestamp="ts", partials=partials)).to_arrow_table()
+        untiled = event_tiles(con, "events", keys=["k"], timestamp="ts", partials=partials)
     wanted = roll_up(tiled, probes, keys=("k",), tile_us=HOUR_US, features=features)
     for tile_us in (HOUR_US, 1):
         found = roll_up(untiled, probes, keys=("k",), tile_us=tile_us, features=features)
