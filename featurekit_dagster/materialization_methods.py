@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -221,12 +222,14 @@ class MaterializationMethods:
         Raises:
             NotFoundError: There is no such job, or it is another view's.
         """
-        known = self._workspace.jobs(self.declaration.name)
-        found = next((job for job in known if job.id == job_id), None)
-        if found is None:
-            newest = [job.id for job in known[:5]]
-            raise NotFoundError(kind=f"job of {self.declaration.name}", name=job_id, known=newest)
-        return found
+        workspace, view = self._workspace, self.declaration.name
+        if workspace.stores.has_ledger:
+            with suppress(NotFoundError):
+                found = workspace.stores.ledger.job(job_id)
+                if (found.workspace, found.view) == (workspace.name, view):
+                    return found
+        newest = [job.id for job in workspace.jobs(view)[:5]]
+        raise NotFoundError(kind=f"job of {view}", name=job_id, known=newest)
 
     def _shown(self, job: JobRecord) -> MaterializationJobData:
         return job_data(job, self._workspace.dagster_url)

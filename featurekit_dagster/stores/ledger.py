@@ -5,10 +5,10 @@ Every change is one short transaction under a lock that all writers share. Plann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from pathlib import Path
+from functools import cached_property
 
 from sqlalchemy import select
 
@@ -16,7 +16,6 @@ from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.tasks import LedgerSnapshot
 from featurekit_dagster.stores.ledger_claims import Place, cover, covered_in, uncover
-from featurekit_dagster.stores.ledger_database import new_hex_id
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord, read_coverage, read_jobs
@@ -26,29 +25,12 @@ from featurekit_dagster.stores.ledger_tables import coverage, insert_new, jobs, 
 class Ledger(JobBook):
     """The ledger at one place; any number of threads and processes may use it at once.
 
-    Args:
-        url: Path of a SQLite file or its `sqlite:///` URL, created when missing (its directory is not), or the
-            `postgresql://` URL of a database.
-        clock: Returns "now", aware.
-        new_id: Returns a new unique name.
-        host: Name of this host; by default found out.
-
-    Raises:
-        LedgerOnOtherHost: Another host made the SQLite ledger.
-        LedgerVersionMismatch: The ledger has another schema version.
-        Unsupported: The URL is of another database, or a driver is not installed.
+    It is opened as `LedgerDatabase` is.
     """
 
-    def __init__(
-        self,
-        url: str | Path,
-        *,
-        clock: Callable[[], datetime],
-        new_id: Callable[[], str] = new_hex_id,
-        host: str | None = None,
-    ) -> None:
-        super().__init__(url, clock=clock, new_id=new_id, host=host)
-        self._leases = LeaseBook(self._write, clock)
+    @cached_property
+    def _leases(self) -> LeaseBook:
+        return LeaseBook(self._write, self._clock)
 
     def coverage(self, workspace: str, view: str, store: str, generation: int = 1) -> IntervalSet:
         """Return what of a view is materialized in `online` or `offline`."""
