@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.run import run_due
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.flow.payments import RANGE_END, RANGE_START, break_days, day, key, payments_workspace, statuses
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self, now: datetime) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture

@@ -35,18 +35,9 @@ from featurekit_dagster.errors import (
 )
 from featurekit_dagster.intervals import Interval, IntervalSet
 from tests.flow.payments import break_days, day, payments_workspace, write_payments
+from tests.support.clock import Clock
 
 NO_DAEMON = pytest.mark.filterwarnings("ignore:.*no Dagster daemon gives a sign of life")
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self, now: datetime) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from featurekit_dagster.planning.job_state import ONCE
 from featurekit_dagster.stores import ledger_lifecycle
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import JobRecord
+from tests.support.clock import Clock
 from tests.support.postgres import ledger_place
 
 T0 = datetime(2024, 3, 1, tzinfo=UTC)
@@ -38,19 +39,9 @@ CREATE TABLE leases (name VARCHAR PRIMARY KEY, epoch INTEGER NOT NULL, holder VA
 """
 
 
-class Clock:
-    """A clock that tests move."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2024, 6, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(datetime(2024, 6, 1, tzinfo=UTC))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

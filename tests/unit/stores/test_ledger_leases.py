@@ -18,24 +18,15 @@ from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
 from tests.support import ledger_client
+from tests.support.clock import Clock
 from tests.support.postgres import ledger_place
 
 MINUTE = timedelta(minutes=1)
 
 
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2024, 6, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(datetime(2024, 6, 1, tzinfo=UTC))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -57,7 +48,7 @@ def test_the_epoch_grows_with_every_acquisition_of_a_name(ledger: Ledger) -> Non
 def test_the_epochs_of_a_ledger_made_anew_are_above_those_of_the_lost_one(tmp_path: Path) -> None:
     epochs = []
     for name in ("lost.db", "new.db"):
-        made = Ledger(tmp_path / name, clock=Clock())
+        made = Ledger(tmp_path / name, clock=Clock(datetime(2024, 6, 1, tzinfo=UTC)))
         epochs.append(made.acquire("a", "job", MINUTE).epoch)
         made.close()
         time.sleep(1.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobEvent, JobState, next_state
 from featurekit_dagster.stores.ledger import Ledger
 from tests.conftest import SOAK
-from tests.unit.stores.test_ledger_jobs import MINUTE, Clock, days, queue
+from tests.support.clock import Clock
+from tests.unit.stores.test_ledger_jobs import MINUTE, days, queue
 
 
 @dataclass
@@ -35,7 +37,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
-        self.clock = Clock()
+        self.clock = Clock(datetime(2024, 6, 1, tzinfo=UTC))
         names = count()
         place = Path(self._folder.name) / "ledger.db"
         self.ledger = Ledger(place, clock=self.clock, new_id=lambda: f"{next(names):06}")
