@@ -58,6 +58,12 @@ from featurekit_dagster.errors.stores import (
     Unsupported,
     UnusableLakePath,
 )
+from featurekit_dagster.errors.streams import (
+    StreamError,
+    StreamExtraMissing,
+    StreamPositionLost,
+    StreamUnavailable,
+)
 
 __all__ = [
     "AggregationOverflow",
@@ -96,6 +102,10 @@ __all__ = [
     "SpineError",
     "StoreError",
     "StoredSchemaMismatch",
+    "StreamError",
+    "StreamExtraMissing",
+    "StreamPositionLost",
+    "StreamUnavailable",
     "TableMissing",
     "TectonValidationError",
     "TileOverflow",

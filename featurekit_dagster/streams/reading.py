@@ -1,0 +1,82 @@
+"""What a reader of a stream does, whatever the stream is.
+
+A reader keeps no position of its own: whoever reads stores where each source partition stands beside the state that
+was made of it, and hands it back through `seek`. The readers are in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+ONLY_PARTITION = "0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamBatch:
+    """What one poll brought of one source partition.
+
+    Args:
+        partition: The source partition; `0` for a source that has one.
+        payloads: One JSON document each, in the order of the stream; none where only the position moved.
+        position: Where the next poll of this partition begins; text that only its reader understands, kept as the
+            checkpoint once all of `payloads` is dealt with.
+    """
+
+    partition: str
+    payloads: Sequence[bytes]
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How many events of a source partition are still to be polled."""
+
+    partition: str
+    events: int
+
+
+class StreamReader(Protocol):
+    """Follows a stream from positions that the caller keeps. Not for several threads at once."""
+
+    def partitions(self) -> tuple[str, ...]:
+        """Return all source partitions that there are now, assigned or not, in order of their names.
+
+        Raises:
+            StreamUnavailable: The stream cannot be reached.
+        """
+
+    def seek(self, positions: Mapping[str, str | None]) -> None:
+        """Follow these partitions, and no others, from these positions on.
+
+        Args:
+            positions: The assigned partitions, each with the position of its last checkpoint; None begins at the
+                source's `initial_stream_position`.
+
+        Raises:
+            StreamPositionLost: The stream no longer keeps what comes after a position.
+            StreamUnavailable: The stream cannot be reached.
+        """
+
+    def poll(self, most: int, timeout: timedelta) -> list[StreamBatch]:
+        """Return what comes next of the assigned partitions.
+
+        Args:
+            most: Upper bound of the number of payloads of all batches together, at least one.
+            timeout: How long to wait for the first payload.
+
+        Returns:
+            At most one batch per partition; none if nothing came in time.
+
+        Raises:
+            StreamPositionLost: The stream dropped events that were still to be polled.
+            StreamUnavailable: The stream cannot be reached and will not be again by itself.
+        """
+
+    def lag(self) -> tuple[PartitionLag, ...]:
+        """Return for each assigned partition how many events are still to be polled."""
+
+    def close(self) -> None:
+        """Let go of connections and files."""
