@@ -21,6 +21,7 @@ from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
+from featurekit_dagster.planning.job_state import ONCE, RetryPolicy
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_records import JobRecord
@@ -65,6 +66,7 @@ def run_tasks(
     *,
     trigger: str,
     run_id: str | None = None,
+    policy: RetryPolicy = ONCE,
     on_step: OnStep = _ignore,
 ) -> Iterator[JobReport]:
     """Run the jobs of one contiguous range, one after another, and yield a report as each commits.
@@ -76,7 +78,8 @@ def run_tasks(
         tasks: What to do, in order.
         stores: Where rows and record are kept.
         trigger: Who asked: `schedule`, `backfill`, `manual`, `dagster_ui`.
-        run_id: The Dagster run that carries the jobs.
+        run_id: The Dagster run that carries the jobs; those that it claims form a batch of that name.
+        policy: How often a job that is claimed here is tried; a job that waited has its own.
         on_step: Called with the name of each finished step.
 
     Raises:
@@ -88,7 +91,8 @@ def run_tasks(
     with stores.ledger.lease(name, holder=run_id or "in process") as lease:
         for task in tasks:
             try:
-                yield _run_job(view, task, stores, lease, trigger=trigger, run_id=run_id, on_step=on_step)
+                job = _begin(task, stores, trigger, run_id, policy)
+                yield _run_job(view, task, stores, job, lease, on_step=on_step)
             except (JobStopped, JobNotWaiting):
                 continue  # the ledger knows it; the other jobs of the run are unharmed
             except Exception as error:  # noqa: BLE001 - kept, and raised once the later jobs were tried
@@ -101,13 +105,11 @@ def _run_job(
     view: FeatureView,
     task: Task,
     stores: WorkspaceStores,
+    job: JobRecord,
     lease: Lease,
     *,
-    trigger: str,
-    run_id: str | None,
     on_step: OnStep,
 ) -> JobReport:
-    job = _begin(task, stores, trigger, run_id)
     on_step(CLAIMED, task)
     with stop_watch(stores.ledger, job.id) as watch:
         try:
@@ -151,7 +153,7 @@ def _write_stores(
     return rows, offline, online
 
 
-def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None) -> JobRecord:
+def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None, policy: RetryPolicy) -> JobRecord:
     """Let a waiting job's attempt begin, or claim the range of a task that has no job yet."""
     if task.job_id is not None:
         return stores.ledger.begin(task.job_id, run_id=run_id)
@@ -164,6 +166,8 @@ def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None
         overwrite=task.overwrite,
         trigger=trigger,
         run_id=run_id,
+        policy=policy,
+        batch=run_id,
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
-from featurekit_dagster.planning.job_state import MANAGED, JobEvent, JobState, RetryPolicy
+from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobEvent, JobState, RetryPolicy
 from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, lose_dead, refusal_of
 from featurekit_dagster.stores.ledger_database import LedgerDatabase
 from featurekit_dagster.stores.ledger_lifecycle import (
@@ -53,10 +53,12 @@ class JobBook(LedgerDatabase):
         overwrite: bool = False,
         trigger: str,
         run_id: str | None = None,
+        policy: RetryPolicy = ONCE,
+        batch: str | None = None,
         generation: int = 1,
         kind: str = "BATCH",
     ) -> JobRecord:
-        """Take a range for writing at once and return its new job, whose only attempt is under way in this process.
+        """Take a range for writing at once and return its new job, whose first attempt is under way in this process.
 
         Args:
             workspace: Name of the workspace.
@@ -67,6 +69,8 @@ class JobBook(LedgerDatabase):
             overwrite: Whether covered parts may be written again; queued and running jobs are never overlapped.
             trigger: What asked for it: `schedule`, `backfill`, `manual`, `dagster_ui`, ...
             run_id: The Dagster run that will do it.
+            policy: How often the job is tried.
+            batch: Name under which further attempts are started; without one nobody starts them.
             generation: Generation of the view's stored layout.
             kind: What kind of job it is.
 
@@ -79,6 +83,7 @@ class JobBook(LedgerDatabase):
         """
         place = Place(workspace, view, generation)
         facts = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
+        facts |= {"max_attempts": policy.max_attempts, "batch": batch}
         now_us = to_us(self._clock())
         with self._write() as connection:
             refusal, found = self._insert(connection, place, [interval], facts, now_us)
