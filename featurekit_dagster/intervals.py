@@ -6,6 +6,7 @@ All alignment is to the Unix epoch, so a grid is described by its width alone.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -176,9 +177,9 @@ class IntervalSet:
 
     def subtract(self, other: Iterable[Interval]) -> IntervalSet:
         """Return the instants of this set that are not in `other`."""
-        holes = IntervalSet(other).intervals
+        holes = (other if isinstance(other, IntervalSet) else IntervalSet(other)).intervals
         left: list[Interval] = []
-        first = 0
+        first = _first_after(holes, self.intervals[0].start) if self.intervals else 0
         for interval in self.intervals:
             start = interval.start
             while first < len(holes) and holes[first].end <= start:
@@ -195,15 +196,33 @@ class IntervalSet:
 
     def intersect(self, other: Iterable[Interval]) -> IntervalSet:
         """Return the instants in both sets."""
-        return self.subtract(self.subtract(other))
+        others = (other if isinstance(other, IntervalSet) else IntervalSet(other)).intervals
+        shared: list[Interval] = []
+        for interval in self.intervals:
+            position = _first_after(others, interval.start)
+            while position < len(others) and others[position].start < interval.end:
+                start, end = max(interval.start, others[position].start), min(interval.end, others[position].end)
+                shared.append(Interval(start, end))
+                position += 1
+        return IntervalSet(shared)
 
     def covers(self, interval: Interval) -> bool:
         """Tell whether every instant of `interval` is in the set."""
-        return any(own.start <= interval.start and interval.end <= own.end for own in self.intervals)
+        first = _first_after(self.intervals, interval.start)
+        if first == len(self.intervals):
+            return False
+        own = self.intervals[first]
+        return own.start <= interval.start and interval.end <= own.end
 
     def overlaps(self, interval: Interval) -> bool:
         """Tell whether any instant of `interval` is in the set."""
-        return any(own.overlaps(interval) for own in self.intervals)
+        first = _first_after(self.intervals, interval.start)
+        return first < len(self.intervals) and self.intervals[first].start < interval.end
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.intervals)) or "nothing"
+
+
+def _first_after(intervals: tuple[Interval, ...], time: datetime) -> int:
+    """Return the position of the first of disjoint ascending intervals that ends after `time`."""
+    return bisect_right(intervals, time, key=lambda interval: interval.end)
