@@ -32,8 +32,8 @@ def fingerprint(view: FeatureView) -> str:
         view.stored_time_column,
         str(view.aggregation_interval),
         str(view.batch_schedule),
-        _stored_values(view),
-        "" if view.function is None else code_text(view.function),
+        list(stored_values(view)),
+        transformation_text(view),
     )
     if view.secondary_key is not None:
         # what most views have not is added only where it is, so that their fingerprint stays
@@ -41,16 +41,21 @@ def fingerprint(view: FeatureView) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:_LENGTH]
 
 
-def _stored_values(view: FeatureView) -> list[tuple[str, str]]:
+def stored_values(view: FeatureView) -> tuple[tuple[str, str], ...]:
     """Return names and types of the stored columns beside keys and time, with the precision of sketches."""
     if view.is_aggregate and not view.is_tiled:
-        return list(dict.fromkeys((f.column.name, str(f.column.dtype)) for f in view.aggregates))
+        return tuple(dict.fromkeys((f.column.name, str(f.column.dtype)) for f in view.aggregates))
     # lists say their length in their names
     partials = [
         (p.name, f"{p.dtype} of {p.size}" if p.kind.startswith(("hll", "digest")) else str(p.dtype))
         for p in view.partials
     ]
-    return partials or [(f.name, str(f.dtype)) for f in view.attributes]
+    return tuple(partials or ((f.name, str(f.dtype)) for f in view.attributes))
+
+
+def transformation_text(view: FeatureView) -> str:
+    """Return a view's transformation as text that is equal for equal transformations."""
+    return "" if view.function is None else code_text(view.function)
 
 
 def code_text(function: Callable[..., Any]) -> str:
