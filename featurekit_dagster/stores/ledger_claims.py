@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobEvent, JobState
-from featurekit_dagster.stores.ledger_lifecycle import PROCESS_ENDED, carry_out, failed, is_live, lose
+from featurekit_dagster.stores.ledger_lifecycle import NOBODY, PROCESS_ENDED, carry_out, failed, is_live, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, interval_of
 from featurekit_dagster.stores.ledger_tables import coverage, jobs
@@ -95,6 +95,24 @@ def refusal_of(
     return None
 
 
+def first_refusal(
+    connection: Connection,
+    place: Place,
+    intervals: Sequence[Interval],
+    stores: Sequence[str],
+    *,
+    overwrite: bool,
+    now_us: int,
+) -> OverlappingMaterialization | None:
+    """Return why one of several ranges may not be claimed; None when all may, at the cost of their contiguous spans."""
+    for span in IntervalSet(intervals):
+        refusal = refusal_of(connection, place, span, stores, overwrite=overwrite, now_us=now_us)
+        if refusal is not None:
+            first = next(interval for interval in intervals if refusal.overlap.overlaps(interval))
+            return refusal_of(connection, place, first, stores, overwrite=overwrite, now_us=now_us) or refusal
+    return None
+
+
 def cover(connection: Connection, place: Place, stores: Sequence[str], interval: Interval) -> None:
     """Add a range to the coverage of stores, merged in each into one row with the rows that it touches."""
     here = asdict(place)
@@ -124,8 +142,9 @@ def lose_dead(connection: Connection, workspace: str, now_us: int) -> tuple[str,
 
 def any_dead(connection: Connection, workspace: str) -> bool:
     """Tell whether an attempt of a workspace is under way in a process that has certainly ended."""
-    active = select(jobs).where(jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES))
-    return any(is_dead(row) for row in connection.execute(active))
+    under_way = (jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES), jobs.c.process != NOBODY)
+    processes = connection.execute(select(jobs.c.process).where(*under_way).distinct()).scalars()
+    return any(ProcessIdentity.parse(process).is_dead for process in processes)
 
 
 def is_dead(job: Row[Any]) -> bool:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, or_, select, update
 
 from featurekit_dagster.errors import OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobEvent, JobState, RetryPolicy
-from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, lose_dead, refusal_of
+from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, first_refusal, lose_dead, refusal_of
 from featurekit_dagster.stores.ledger_database import LedgerDatabase
 from featurekit_dagster.stores.ledger_lifecycle import (
     Move,
@@ -22,7 +22,7 @@ from featurekit_dagster.stores.ledger_lifecycle import (
     carry_out,
     check_attempt,
     failed,
-    insert_job,
+    insert_jobs,
     is_live,
     is_of_this_process,
     lose,
@@ -37,6 +37,8 @@ from featurekit_dagster.stores.ledger_records import (
     written_stores,
 )
 from featurekit_dagster.stores.ledger_tables import attempts, jobs
+
+_OF_BATCH = select(jobs).where(jobs.c.batch == bindparam("name")).order_by(jobs.c.sequence)
 
 
 class JobBook(LedgerDatabase):
@@ -88,7 +90,7 @@ class JobBook(LedgerDatabase):
         with self._write() as connection:
             refusal, found = self._insert(connection, place, [interval], facts, now_us)
             if refusal is None:
-                job = self._row(connection, found[0]["id"])
+                job = self._row(connection, found[0])
                 attempt = begin_attempt(connection, job, self._new_id(), run_id, now_us)
                 return job_of(self._row(connection, job.id)._mapping, (attempt_of(attempt),))
         raise refusal
@@ -128,10 +130,10 @@ class JobBook(LedgerDatabase):
         facts = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
         facts |= {"max_attempts": policy.max_attempts, "batch": self._new_id()}
         with self._write() as connection:
-            refusal, found = self._insert(connection, place, intervals, facts, to_us(self._clock()))
+            refusal, _ = self._insert(connection, place, intervals, facts, to_us(self._clock()))
             if refusal is None:
-                return [job_of(self._row(connection, row["id"])._mapping, ()) for row in found]
-            connection.rollback()
+                made = connection.execute(_OF_BATCH, {"name": facts["batch"]}).mappings()
+                return [job_of(row, ()) for row in made]
         raise refusal
 
     def begin(self, job_id: str, *, run_id: str | None = None) -> JobRecord:
@@ -280,20 +282,20 @@ class JobBook(LedgerDatabase):
         intervals: Sequence[Interval],
         facts: Mapping[str, Any],
         now_us: int,
-    ) -> tuple[OverlappingMaterialization | None, list[dict[str, Any]]]:
-        """Insert one waiting job per range, up to the first that is refused."""
+    ) -> tuple[OverlappingMaterialization | None, list[str]]:
+        """Insert one waiting job per range and return their ids; none where one of them is refused."""
         stores = written_stores(online=facts["online"], offline=facts["offline"])
         if not stores:
             raise ValueError(f"{place.view}: a job writes online, offline or both; neither was asked for")
-        made: list[dict[str, Any]] = []
-        for interval in intervals:
-            overwrite = facts["overwrite"]
-            refusal = refusal_of(connection, place, interval, stores, overwrite=overwrite, now_us=now_us)
-            if refusal is not None:
-                return refusal, made
-            span = {"start_us": interval.start_us, "end_us": interval.end_us}
-            made.append(insert_job(connection, {"id": self._new_id(), **asdict(place), **facts, **span}, now_us))
-        return None, made
+        overwrite = facts["overwrite"]
+        refusal = first_refusal(connection, place, intervals, stores, overwrite=overwrite, now_us=now_us)
+        if refusal is not None:
+            return refusal, []
+        ids = [self._new_id() for _ in intervals]
+        shared = {**asdict(place), **facts}
+        spans = ({"start_us": interval.start_us, "end_us": interval.end_us} for interval in intervals)
+        insert_jobs(connection, [{"id": name, **shared, **span} for name, span in zip(ids, spans, strict=True)], now_us)
+        return None, ids
 
     def _end(self, job_id: str, event: JobEvent, reason: str) -> JobRecord:
         """Ask a job to end; without an attempt under way it has ended with that."""

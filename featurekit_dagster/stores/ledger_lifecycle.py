@@ -141,9 +141,9 @@ def carry_out(connection: Connection, moves: Sequence[Move], now_us: int) -> Non
         connection.execute(_MOVE_ATTEMPT, ended)
 
 
-def insert_job(connection: Connection, facts: Mapping[str, Any], now_us: int) -> dict[str, Any]:
-    """Insert a job that waits for its first attempt; return its row."""
-    job = {
+def insert_jobs(connection: Connection, rows: Sequence[Mapping[str, Any]], now_us: int) -> None:
+    """Insert jobs that wait for their first attempt."""
+    waiting = {
         "state": JobState.RUNNING.value,
         "created_us": now_us,
         "updated_us": now_us,
@@ -154,10 +154,9 @@ def insert_job(connection: Connection, facts: Mapping[str, Any], now_us: int) ->
         "max_attempts": 1,
         "attempts_used": 0,
         "batch": None,
-        **facts,
     }
-    connection.execute(insert(jobs), job)
-    return job
+    if rows:
+        connection.execute(insert(jobs), [{**waiting, **row} for row in rows])
 
 
 def begin_attempt(
