@@ -5,20 +5,20 @@ Every change is one short transaction under a lock that all writers share. Plann
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import cached_property
 
 from sqlalchemy import select
 
-from featurekit_dagster.intervals import Interval, IntervalSet, from_us, to_us
-from featurekit_dagster.planning.job_state import JobState
+from featurekit_dagster.intervals import IntervalSet, from_us, to_us
 from featurekit_dagster.planning.tasks import LedgerSnapshot
 from featurekit_dagster.stores.ledger_claims import Place, cover, covered_in, uncover
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord, read_coverage, read_jobs
+from featurekit_dagster.stores.ledger_records import JobRecord, read_coverage, read_jobs
+from featurekit_dagster.stores.ledger_spans import read_spans
 from featurekit_dagster.stores.ledger_tables import coverage, insert_new, jobs, views
 
 
@@ -98,25 +98,12 @@ class Ledger(JobBook):
         self.abandon_dead(workspace)
         with self._engine.connect() as connection:
             covered = read_coverage(connection, coverage.c.workspace == workspace)
-            ended = (JobState.FAILURE.value, JobState.MANUALLY_CANCELLED.value)
-            wanted_states = jobs.c.state.in_((*ACTIVE_STATES, *ended))
-            found = read_jobs(connection, jobs.c.workspace == workspace, wanted_states)
-        running: dict[str, list[Interval]] = {}
-        failed: dict[str, list[Interval]] = {}
-        left_alone: dict[str, list[Interval]] = {}
-        asked_later: dict[str, IntervalSet] = {}
-        for job in found:  # newest first
-            missing = _missing(job, covered)
-            if job.state in ACTIVE_STATES:
-                running.setdefault(job.view, []).append(job.interval)
-            elif job.state == JobState.FAILURE.value:
-                failed.setdefault(job.view, []).extend(missing)
-            if job.state == JobState.MANUALLY_CANCELLED.value or (job.state in ended and job.max_attempts > 1):
-                left_alone.setdefault(job.view, []).extend(missing.subtract(asked_later.get(job.view, IntervalSet())))
-            else:
-                asked_later[job.view] = asked_later.get(job.view, IntervalSet()).union([job.interval])
+            spans = read_spans(connection, covered, jobs.c.workspace == workspace)
         return LedgerSnapshot(
-            covered=covered, running=_merged(running), failed=_merged(failed), left_alone=_merged(left_alone)
+            covered=covered,
+            running={view: IntervalSet(found.running) for view, found in spans.items() if found.running},
+            failed={view: IntervalSet(found.failed) for view, found in spans.items() if found.failed},
+            left_alone={view: IntervalSet(found.left_alone) for view, found in spans.items() if found.left_alone},
         )
 
     def register(self, workspace: str, view: str) -> datetime:
@@ -145,15 +132,3 @@ class Ledger(JobBook):
     ) -> AbstractContextManager[Lease]:
         """Hold a lease for the body of a `with`; see `LeaseBook.held`."""
         return self._leases.held(name, holder, ttl, wait)
-
-
-def _missing(job: JobRecord, covered: Mapping[tuple[str, str], IntervalSet]) -> IntervalSet:
-    """Return what of a job's range is not covered in a store that it was to write."""
-    found = IntervalSet()
-    for store in job.stores:
-        found = found.union(IntervalSet([job.interval]).subtract(covered.get((job.view, store), IntervalSet())))
-    return found
-
-
-def _merged(spans: Mapping[str, Sequence[Interval]]) -> dict[str, IntervalSet]:
-    return {view: IntervalSet(intervals) for view, intervals in spans.items() if intervals}
