@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from featurekit_dagster.domain.feature_view import AggregationLeadingEdge, BatchTriggerType, StreamProcessingMode
+from featurekit_dagster.domain.feature_view import (
+    AggregationLeadingEdge,
+    BatchTriggerType,
+    FeatureView,
+    StreamProcessingMode,
+)
 from featurekit_dagster.domain.schedule_rules import wants_aggregates
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamRange, StreamSource
@@ -51,11 +57,6 @@ def resolve_processing(draft: Draft) -> None:
     if draft.get("is_stream"):
         _resolve_mode(draft)
         _resolve_stream_trigger(draft)
-        if draft.get("online"):
-            draft.faults.append(
-                "online=True on a stream feature view: streams are not written online by this version; leave it out "
-                "and read offline"
-            )
     elif draft.given["batch_trigger"] is BatchTriggerType.NO_BATCH_MATERIALIZATION:
         draft.faults.append(
             "batch_trigger is NO_BATCH_MATERIALIZATION, but a batch feature view has nothing else; give "
@@ -105,3 +106,34 @@ def _resolve_stream_trigger(draft: Draft) -> None:
             "read; leave it out"
         )
     draft.resolved["batch_trigger"] = BatchTriggerType.NO_BATCH_MATERIALIZATION
+
+
+def check_watermark(draft: Draft) -> None:
+    """Refuse a watermark over another column than the one in which the view has its times.
+
+    Source: Streaming Materialization, Online Data with Stream Processing (the watermark column must correspond).
+    """
+    source: StreamSource | None = draft.get("stream_source")
+    if source is None or not source.stream_config.watermark_delay_threshold:
+        return
+    column, timestamp = source.stream_config.timestamp_field, draft.get("timestamp_field")
+    if column is not None and timestamp and column != timestamp:
+        draft.faults.append(
+            f"the watermark of stream source {source.name!r} is over its timestamp_field {column!r}, but the view has "
+            f"its times in {timestamp!r}; give both one name"
+        )
+
+
+def stream_warnings(view: FeatureView) -> Iterator[str]:
+    """Yield what is allowed of a stream view that is written online, but seldom meant.
+
+    Source: Streaming Materialization, Online Data with Stream Processing (nearly mandatory watermark).
+    """
+    source = view.stream_source
+    if source is None or not view.online or source.stream_config.watermark_delay_threshold:
+        return
+    remedy = f"give {type(source.stream_config).__name__} a watermark_delay_threshold"
+    if source.stream_config.deduplication_columns:
+        yield f"{source.name} is deduplicated without a watermark, so every event is remembered for good; {remedy}"
+    if view.is_tiled:
+        yield f"aggregates of intervals without a watermark: events count however late they come; {remedy}"

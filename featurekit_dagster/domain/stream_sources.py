@@ -18,6 +18,7 @@ from featurekit_dagster.domain.windows import size_fault
 from featurekit_dagster.domain.wording import described, text_fault
 
 STREAM_POSITIONS = ("latest", "trim_horizon")
+_PROCESSOR_MODES = ("python", "pandas")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +27,28 @@ class PushConfig:
 
     Args:
         timestamp_field: The column that tells when an event happened.
+        watermark_delay_threshold: How far behind the newest event an event may be and still count; zero and None are
+            no limit.
+        deduplication_columns: Columns by which an event that came twice is known, within the watermark.
+        post_processor: Function from sent records to rows of the source's schema: of one record, a dict, or of a pandas
+            frame.
+        post_processor_mode: `python` or `pandas`; what `post_processor` takes and returns.
+        input_schema: Typed columns of sent records where `post_processor` changes them; else those of the source.
         log_offline: Deprecated, and without effect.
     """
 
     timestamp_field: str | None = None
+    watermark_delay_threshold: timedelta | None = None
+    deduplication_columns: Sequence[str] = ()
+    post_processor: Callable[..., Any] | None = None
+    post_processor_mode: str | None = None
+    input_schema: Sequence[Field] | None = None
     log_offline: bool = False
 
     def __post_init__(self) -> None:
-        faults = _timestamp_faults(self.timestamp_field)
+        faults = [*_timestamp_faults(self.timestamp_field), *_delay_faults(self.watermark_delay_threshold)]
+        faults += [*_deduplication_faults(self.deduplication_columns), *_processor_faults(self.post_processor)]
+        faults += _push_processor_faults(self)
         if not isinstance(self.log_offline, bool):
             faults.append(f"log_offline is {described(self.log_offline)}; it has no effect, so leave it out")
         raise_faults("PushConfig", faults)
@@ -49,7 +64,8 @@ class _ReadStream:
             no limit.
         deduplication_columns: Columns by which an event that came twice is known, within the watermark.
         initial_stream_position: Where the first read begins: `latest`, or `trim_horizon` for the oldest event kept.
-        post_processor: Function from the stream's records to rows.
+        post_processor: Function from the stream's records to rows: it takes a pandas frame with their text in the
+            column `value`, and returns a pandas, polars or Arrow table.
         options: Further settings of the client, text to text; never logged.
     """
 
@@ -67,12 +83,10 @@ class _ReadStream:
             self.deduplication_columns,
         )
         found = [*faults, *_timestamp_faults(self.timestamp_field), *_delay_faults(delay)]
-        if not isinstance(columns, list | tuple) or not all(isinstance(name, str) and name for name in columns):
-            found.append("deduplication_columns is no list of names; give column names")
+        found += _deduplication_faults(columns)
         if not isinstance(position, str) or position not in STREAM_POSITIONS:
             found.append(f"initial_stream_position is {described(position)}; give {' or '.join(STREAM_POSITIONS)}")
-        if self.post_processor is not None and not callable(self.post_processor):
-            found.append(f"post_processor is {described(self.post_processor)}; give a function")
+        found += _processor_faults(self.post_processor)
         if not isinstance(self.options, Mapping):
             found.append(f"options is {described(self.options)}; give a mapping of text to text")
         raise_faults(kind, found)
@@ -240,15 +254,44 @@ def _delay_faults(delay: object) -> list[str]:
     return [fault] if fault else []
 
 
+def _deduplication_faults(columns: object) -> list[str]:
+    if isinstance(columns, list | tuple) and all(isinstance(name, str) and name for name in columns):
+        return []
+    return ["deduplication_columns is no list of names; give column names"]
+
+
+def _processor_faults(function: object) -> list[str]:
+    if function is None or callable(function):
+        return []
+    return [f"post_processor is {described(function)}; give a function"]
+
+
+def _push_processor_faults(config: PushConfig) -> list[str]:
+    """Return the faults of what belongs to the post_processor of a push source."""
+    mode, faults = config.post_processor_mode, []
+    if mode is not None and (not isinstance(mode, str) or mode not in _PROCESSOR_MODES):
+        faults.append(f"post_processor_mode is {described(mode)}; give {' or '.join(_PROCESSOR_MODES)}")
+    for name in ("post_processor_mode", "input_schema"):
+        if config.post_processor is None and getattr(config, name) is not None:
+            faults.append(f"{name} is given without post_processor; leave it out")
+    return [*faults, *_field_faults("input_schema", config.input_schema)]
+
+
 def _schema_faults(schema: object, *, is_push: bool) -> list[str]:
     if schema is None:
         return []
     if not is_push:
         return ["schema is given, but only the events of a push source are checked against one; leave it out"]
+    return _field_faults("schema", schema)
+
+
+def _field_faults(name: str, schema: object) -> list[str]:
+    if schema is None:
+        return []
     if not isinstance(schema, list | tuple):
-        return [f"schema is {described(schema)}; give a list"]
+        return [f"{name} is {described(schema)}; give a list"]
     return [
-        f"{described(column)} is in schema; give Field(name, type)"
+        f"{described(column)} is in {name}; give Field(name, type)"
         for column in schema
         if not (isinstance(column, Field) and isinstance(column.name, str) and isinstance(column.dtype, DataType))
     ]

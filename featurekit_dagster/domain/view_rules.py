@@ -20,7 +20,12 @@ from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.feature_view import PASS_THROUGH, BatchTriggerType, DeltaConfig
 from featurekit_dagster.domain.schedule_rules import check_aggregates, check_schedule
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, filtering_fault
-from featurekit_dagster.domain.stream_rules import batch_side_advice, resolve_processing, resolve_source
+from featurekit_dagster.domain.stream_rules import (
+    batch_side_advice,
+    check_watermark,
+    resolve_processing,
+    resolve_source,
+)
 from featurekit_dagster.domain.wording import described
 from featurekit_dagster.errors import DeclarationError
 
@@ -72,6 +77,7 @@ def resolve(function: Callable[..., Any] | None, given: Mapping[str, Any]) -> di
     resolve_processing(draft)
     _resolve_entities(draft)
     resolve_columns(draft)
+    check_watermark(draft)
     check_schedule(draft)
     check_aggregates(draft)
     _resolve_serving_index(draft)

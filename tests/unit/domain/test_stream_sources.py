@@ -26,6 +26,21 @@ KAFKA_ARGUMENTS: dict[str, Any] = {"kafka_bootstrap_servers": "broker:9092", "to
     [
         (PushConfig, {"timestamp_field": 5}, "timestamp_field is an int; give text"),
         (PushConfig, {"log_offline": "yes"}, "log_offline is 'yes'; it has no effect, so leave it out"),
+        (PushConfig, {"watermark_delay_threshold": -HOUR}, "watermark_delay_threshold -1 day, 23:00:00 is negative; "),
+        (PushConfig, {"deduplication_columns": "id"}, "deduplication_columns is no list of names; give column names"),
+        (PushConfig, {"post_processor": "f"}, "post_processor is 'f'; give a function"),
+        (PushConfig, {"post_processor_mode": "python"}, "post_processor_mode is given without post_processor; leave "),
+        (PushConfig, {"input_schema": []}, "input_schema is given without post_processor; leave it out"),
+        (
+            PushConfig,
+            {"post_processor": len, "post_processor_mode": "spark"},
+            "post_processor_mode is 'spark'; give python or pandas",
+        ),
+        (
+            PushConfig,
+            {"post_processor": len, "input_schema": ["id"]},
+            "'id' is in input_schema; give Field(",
+        ),
         (KafkaConfig, KAFKA_ARGUMENTS | {"topics": ""}, "topics is empty; give a topic"),
         (KafkaConfig, KAFKA_ARGUMENTS | {"kafka_bootstrap_servers": 1}, "kafka_bootstrap_servers is an int; give "),
         (

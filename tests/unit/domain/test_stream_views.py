@@ -21,6 +21,7 @@ from featurekit_dagster.domain.feature_view import (
 )
 from featurekit_dagster.domain.schema import Field, Float64, String
 from featurekit_dagster.domain.sources import FileConfig, FilteredSource, pandas_batch_config
+from featurekit_dagster.domain.stream_rules import stream_warnings
 from featurekit_dagster.domain.stream_sources import (
     KafkaConfig,
     PushConfig,
@@ -235,12 +236,40 @@ def test_a_batch_side_that_cannot_be_filtered_is_refused() -> None:
     assert fault.startswith("source 'p' is read filtered, but has no timestamp_field; ")
 
 
-@pytest.mark.parametrize("changes", [{}, AGGREGATES | {"stream_processing_mode": CONTINUOUS}])
-def test_streams_are_not_written_online_yet(changes: dict[str, Any]) -> None:
-    assert faults(declared, online=True, **changes) == (
-        "online=True on a stream feature view: streams are not written online by this version; leave it out and read "
-        "offline",
+@pytest.mark.parametrize(
+    "changes", [{}, AGGREGATES | {"stream_processing_mode": CONTINUOUS}, AGGREGATES | {"aggregation_interval": HOUR}]
+)
+def test_a_stream_view_may_be_online(changes: dict[str, Any]) -> None:
+    assert declared(online=True, **changes).online
+
+
+def watermarked(**settings: Any) -> StreamSource:
+    config = KafkaConfig(kafka_bootstrap_servers="broker:9092", topics="payments", **settings)
+    return StreamSource(name="payments", stream_config=config, batch_config=FILES)
+
+
+def test_a_watermark_is_over_the_timestamps_of_the_view() -> None:
+    other = {"timestamp_field": "arrived_at", "watermark_delay_threshold": HOUR}
+    assert faults(declared, source=watermarked(**other)) == (
+        "the watermark of stream source 'payments' is over its timestamp_field 'arrived_at', but the view has its "
+        "times in 'timestamp'; give both one name",
     )
+    assert declared(source=watermarked(timestamp_field="timestamp", watermark_delay_threshold=HOUR)).is_stream
+    assert declared(source=watermarked(timestamp_field="arrived_at")).is_stream
+
+
+def test_what_grows_without_a_watermark_is_warned_of() -> None:
+    tiled = {**AGGREGATES, "aggregation_interval": HOUR, "online": True}
+    unbounded = watermarked(deduplication_columns=["id"])
+    forgotten, late = stream_warnings(declared(source=unbounded, **tiled))
+    remedy = "give KafkaConfig a watermark_delay_threshold"
+    assert forgotten == (
+        f"payments is deduplicated without a watermark, so every event is remembered for good; {remedy}"
+    )
+    assert late == f"aggregates of intervals without a watermark: events count however late they come; {remedy}"
+    bounded = watermarked(deduplication_columns=["id"], watermark_delay_threshold=HOUR)
+    for view in (declared(source=bounded, **tiled), declared(source=unbounded), declared(online=True)):
+        assert list(stream_warnings(view)) == []
 
 
 def test_a_continuous_view_has_no_aggregation_interval() -> None:
