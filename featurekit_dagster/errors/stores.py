@@ -144,6 +144,8 @@ class LeaseHeld(StoreError):
 class LeaseLost(StoreError):
     """A lease was taken over, so the holder of its former epoch may write no more."""
 
+    retryable = True
+
     def __init__(self, *, name: str, epoch: int, current: int) -> None:
         self.name, self.epoch, self.current = name, epoch, current
         super().__init__(

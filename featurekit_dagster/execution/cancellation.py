@@ -1,4 +1,4 @@
-"""A running job that is told to end: the ledger's flag is watched, and what DuckDB computes for it is interrupted.
+"""A running job that is told to end or taken over: the ledger is watched, and what DuckDB computes is interrupted.
 
 What runs in Python cannot be interrupted and is asked at the next step; a commit that has begun is finished.
 """
@@ -12,25 +12,27 @@ from contextlib import contextmanager
 from sqlalchemy.exc import OperationalError
 
 from featurekit_dagster.engine.duck import Interruptible, interruptible
-from featurekit_dagster.errors import JobStopped
+from featurekit_dagster.errors import JobStateError, JobStopped, LeaseLost
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger import Ledger
+from featurekit_dagster.stores.ledger_leases import Lease
 
 POLL_SECONDS = 1.0
-_TOLD = (JobState.MANUAL_CANCELLATION_REQUESTED.value, JobState.DRAINING.value)
+_TOLD = (JobState.MANUAL_CANCELLATION_REQUESTED, JobState.DRAINING)
 
 
 class StopWatch:
-    """Whether one job was told to end.
+    """Whether one job was told to end, and whether it is still this process that does it.
 
     Args:
         ledger: Where the flag is.
         job_id: The job.
+        lease: The lease under which it is done.
         work: What computes for it.
     """
 
-    def __init__(self, ledger: Ledger, job_id: str, work: Interruptible) -> None:
-        self._ledger, self._job_id, self._work = ledger, job_id, work
+    def __init__(self, ledger: Ledger, job_id: str, lease: Lease, work: Interruptible) -> None:
+        self._ledger, self._job_id, self._lease, self._work = ledger, job_id, lease, work
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"watch of job {job_id}", daemon=True)
         self.is_told = False
@@ -40,8 +42,10 @@ class StopWatch:
 
         Raises:
             JobStopped: The job was told to end.
+            LeaseLost: The lease was taken over.
+            JobStateError: Somebody else has ended the attempt.
         """
-        self.is_told = self.is_told or self._ledger.job(self._job_id).state in _TOLD
+        self.is_told = self._ledger.look(self._job_id, lease=self._lease) in _TOLD
         if self.is_told:
             raise JobStopped(job_id=self._job_id)
 
@@ -58,7 +62,7 @@ class StopWatch:
         while not self._over.wait(POLL_SECONDS):
             try:
                 self.check()
-            except JobStopped:
+            except (JobStopped, JobStateError, LeaseLost):
                 self._work.interrupt()
                 return
             except OperationalError:
@@ -66,10 +70,10 @@ class StopWatch:
 
 
 @contextmanager
-def stop_watch(ledger: Ledger, job_id: str) -> Iterator[StopWatch]:
+def stop_watch(ledger: Ledger, job_id: str, lease: Lease) -> Iterator[StopWatch]:
     """Watch a job's flag during the body of a `with`, and interrupt its DuckDB connections when it is set."""
     with interruptible() as work:
-        watch = StopWatch(ledger, job_id, work)
+        watch = StopWatch(ledger, job_id, lease, work)
         watch.start()
         try:
             yield watch

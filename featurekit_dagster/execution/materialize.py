@@ -6,6 +6,7 @@ Each step can be repeated, and the record comes last, so a crash anywhere means 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,7 +17,14 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.local import compute_stored, stored_schema
 from featurekit_dagster.engine.nested_tiles import nest_tiles
-from featurekit_dagster.errors import JobNotWaiting, JobStopped, MaterializationFailed, safe_reason
+from featurekit_dagster.errors import (
+    JobNotWaiting,
+    JobStateError,
+    JobStopped,
+    LeaseLost,
+    MaterializationFailed,
+    safe_reason,
+)
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
@@ -71,7 +79,8 @@ def run_tasks(
 ) -> Iterator[JobReport]:
     """Run the jobs of one contiguous range, one after another, and yield a report as each commits.
 
-    A job that fails leaves the finished ones finished, and the later ones are still tried.
+    A job that fails leaves the finished ones finished, and the later ones are still tried. A run whose lease was taken
+    over ends at once and leaves them to its successor.
 
     Args:
         view: The feature view.
@@ -91,10 +100,13 @@ def run_tasks(
     with stores.ledger.lease(name, holder=run_id or "in process") as lease:
         for task in tasks:
             try:
-                job = _begin(task, stores, trigger, run_id, policy)
+                job = _begin(task, stores, lease, trigger, run_id, policy)
                 yield _run_job(view, task, stores, job, lease, on_step=on_step)
             except (JobStopped, JobNotWaiting):
                 continue  # the ledger knows it; the other jobs of the run are unharmed
+            except LeaseLost as lost:
+                failures.append((task.interval, lost))
+                break  # whoever has the lease now does what is left
             except Exception as error:  # noqa: BLE001 - kept, and raised once the later jobs were tried
                 failures.append((task.interval, error))
     if failures:
@@ -111,23 +123,35 @@ def _run_job(
     on_step: OnStep,
 ) -> JobReport:
     on_step(CLAIMED, task)
-    with stop_watch(stores.ledger, job.id) as watch:
+    with stop_watch(stores.ledger, job.id, lease) as watch:
         try:
             rows, offline, online = _write_stores(view, task, stores, job, lease, watch, on_step)
+            stores.ledger.succeed(job.id, stats=_stats(rows, offline, online), lease=lease)
         except Exception as error:
             # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
+            with suppress(JobStateError):  # somebody else has ended the attempt or has taken the job over
+                _end_attempt(stores, job, watch, error)
             if watch.is_told:
-                stores.ledger.stop(job.id, reason="it was told to end")
                 raise JobStopped(job_id=job.id) from error
-            stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not getattr(error, "retryable", True))
             raise
+    return _report(view, stores.ledger.job(job.id), rows, offline, online)
+
+
+def _end_attempt(stores: WorkspaceStores, job: JobRecord, watch: StopWatch, error: Exception) -> None:
+    """Tell the ledger that an attempt has ended, because it was told to or by an error."""
+    if watch.is_told:
+        stores.ledger.stop(job.id, reason="it was told to end")
+    else:
+        stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not getattr(error, "retryable", True))
+
+
+def _stats(rows: pa.Table, offline: OfflineWrite | None, online: OnlineWrite | None) -> dict[str, int]:
     stats = {"rows": rows.num_rows}
     if offline is not None:
         stats |= {"rows_offline": offline.rows_written, "rows_replaced": offline.rows_replaced}
     if online is not None:
         stats |= {"rows_online": online.rows_written}
-    stores.ledger.succeed(job.id, stats=stats)
-    return _report(view, stores.ledger.job(job.id), rows, offline, online)
+    return stats
 
 
 def _write_stores(
@@ -153,10 +177,12 @@ def _write_stores(
     return rows, offline, online
 
 
-def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None, policy: RetryPolicy) -> JobRecord:
+def _begin(
+    task: Task, stores: WorkspaceStores, lease: Lease, trigger: str, run_id: str | None, policy: RetryPolicy
+) -> JobRecord:
     """Let a waiting job's attempt begin, or claim the range of a task that has no job yet."""
     if task.job_id is not None:
-        return stores.ledger.begin(task.job_id, run_id=run_id)
+        return stores.ledger.begin(task.job_id, run_id=run_id, lease=lease)
     return stores.ledger.claim(
         workspace=stores.workspace,
         view=task.view,
@@ -168,6 +194,7 @@ def _begin(task: Task, stores: WorkspaceStores, trigger: str, run_id: str | None
         run_id=run_id,
         policy=policy,
         batch=run_id,
+        lease=lease,
     )
 
 

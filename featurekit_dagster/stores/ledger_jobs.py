@@ -11,11 +11,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, or_, select, update
 
-from featurekit_dagster.errors import OverlappingMaterialization
+from featurekit_dagster.errors import JobStateError, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobEvent, JobState, RetryPolicy
 from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, first_refusal, lose_dead, refusal_of
 from featurekit_dagster.stores.ledger_database import LedgerDatabase
+from featurekit_dagster.stores.ledger_leases import Lease, check_held
 from featurekit_dagster.stores.ledger_lifecycle import (
     Move,
     begin_attempt,
@@ -23,6 +24,7 @@ from featurekit_dagster.stores.ledger_lifecycle import (
     check_attempt,
     failed,
     insert_jobs,
+    is_in_run,
     is_live,
     is_of_this_process,
     lose,
@@ -36,7 +38,7 @@ from featurekit_dagster.stores.ledger_records import (
     read_jobs,
     written_stores,
 )
-from featurekit_dagster.stores.ledger_tables import attempts, jobs
+from featurekit_dagster.stores.ledger_tables import jobs
 
 _OF_BATCH = select(jobs).where(jobs.c.batch == bindparam("name")).order_by(jobs.c.sequence)
 
@@ -59,6 +61,7 @@ class JobBook(LedgerDatabase):
         batch: str | None = None,
         generation: int = 1,
         kind: str = "BATCH",
+        lease: Lease | None = None,
     ) -> JobRecord:
         """Take a range for writing at once and return its new job, whose first attempt is under way in this process.
 
@@ -75,10 +78,12 @@ class JobBook(LedgerDatabase):
             batch: Name under which further attempts are started; without one nobody starts them.
             generation: Generation of the view's stored layout.
             kind: What kind of job it is.
+            lease: The lease under which it is done, which must still be held.
 
         Raises:
             OverlappingMaterialization: In a store to be written, the range overlaps a queued or running job, or,
                 without `overwrite`, what is covered.
+            LeaseLost: The lease was taken over.
 
         Source: Manually Trigger Materialization, Overwriting previously materialized data; that running jobs are never
         overlapped, and that each store counts for itself, is ours.
@@ -88,6 +93,7 @@ class JobBook(LedgerDatabase):
         facts |= {"max_attempts": policy.max_attempts, "batch": batch}
         now_us = to_us(self._clock())
         with self._write() as connection:
+            check_held(connection, lease)
             refusal, found = self._insert(connection, place, [interval], facts, now_us)
             if refusal is None:
                 job = self._row(connection, found[0])
@@ -136,14 +142,21 @@ class JobBook(LedgerDatabase):
                 return [job_of(row, ()) for row in made]
         raise refusal
 
-    def begin(self, job_id: str, *, run_id: str | None = None) -> JobRecord:
+    def begin(self, job_id: str, *, run_id: str | None = None, lease: Lease | None = None) -> JobRecord:
         """Let a waiting job's next attempt begin in this process.
+
+        Args:
+            job_id: The job.
+            run_id: The Dagster run that does it.
+            lease: The lease under which it is done, which must still be held.
 
         Raises:
             JobNotWaiting: It has ended, was cancelled, or an attempt is under way.
+            LeaseLost: The lease was taken over.
             NotFoundError: There is no such job.
         """
         with self._write() as connection:
+            check_held(connection, lease)
             begin_attempt(connection, self._row(connection, job_id), self._new_id(), run_id, to_us(self._clock()))
             return read_jobs(connection, jobs.c.id == job_id)[0]
 
@@ -154,17 +167,44 @@ class JobBook(LedgerDatabase):
             found = read_jobs(connection, jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES), due)
         return sorted(found, key=lambda job: (job.view, job.interval))
 
-    def succeed(self, job_id: str, *, stats: Mapping[str, int]) -> None:
+    def look(self, job_id: str, *, lease: Lease | None = None) -> JobState:
+        """Return the state of a job whose attempt is under way in this process.
+
+        Args:
+            job_id: The job.
+            lease: The lease under which it is done, which must still be held.
+
+        Raises:
+            LeaseLost: The lease was taken over.
+            JobStateError: Somebody else has ended the attempt.
+            NotFoundError: There is no such job.
+        """
+        with self._engine.connect() as connection:
+            check_held(connection, lease)
+            row = self._row(connection, job_id)
+        check_attempt(row, JobEvent.SUCCEED)
+        if JobState(row.state).is_final:
+            raise JobStateError(job_id=job_id, state=row.state, event=JobEvent.SUCCEED.value, reason=row.reason)
+        return JobState(row.state)
+
+    def succeed(self, job_id: str, *, stats: Mapping[str, int], lease: Lease | None = None) -> None:
         """Record that a job has written its stores: SUCCESS and its coverage, in one transaction.
 
         A job that succeeded already is left as it is.
 
+        Args:
+            job_id: The job.
+            stats: Counts of what was done.
+            lease: The lease under which it was done, which must still be held.
+
         Raises:
+            LeaseLost: The lease was taken over.
             JobStateError: The job was ended otherwise in the meantime, or somebody else tries it; its range is not
                 covered by this.
             NotFoundError: There is no such job.
         """
         with self._write() as connection:
+            check_held(connection, lease)
             row = self._row(connection, job_id)
             if row.state == JobState.SUCCESS.value:
                 return
@@ -263,7 +303,7 @@ class JobBook(LedgerDatabase):
         """End the attempts under way of the given jobs, and of a run's jobs, as lost; return the jobs' ids."""
         given: ColumnElement[bool] = jobs.c.id.in_(job_ids)
         if run_id is not None:
-            given = or_(given, jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.run_id == run_id)))
+            given = or_(given, is_in_run(run_id))
         with self._write() as connection:
             return lose(connection, given, reason, to_us(self._clock()))
 

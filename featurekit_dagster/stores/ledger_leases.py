@@ -19,9 +19,9 @@ from sqlalchemy.exc import OperationalError
 
 from featurekit_dagster.errors import LeaseHeld, LeaseLost
 from featurekit_dagster.intervals import format_time, from_us, to_us
-from featurekit_dagster.stores.ledger_lifecycle import PROCESS_ENDED, lose
+from featurekit_dagster.stores.ledger_lifecycle import PROCESS_ENDED, is_in_run, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
-from featurekit_dagster.stores.ledger_tables import attempts, insert_new, jobs, leases
+from featurekit_dagster.stores.ledger_tables import insert_new, jobs, leases
 
 LEASE_TIME = timedelta(minutes=2)
 _RENEWALS_PER_LEASE = 3
@@ -43,6 +43,19 @@ class Lease:
     epoch: int
     holder: str
     ttl: timedelta
+
+
+def check_held(connection: Connection, lease: Lease | None) -> None:
+    """Refuse to go on under a lease that was released or taken over; nothing is asked without one.
+
+    Raises:
+        LeaseLost: Its name has another epoch, or no holder.
+    """
+    if lease is None:
+        return
+    row = connection.execute(select(leases).where(leases.c.name == lease.name)).one_or_none()
+    if row is None or row.holder is None or row.epoch != lease.epoch:
+        raise LeaseLost(name=lease.name, epoch=lease.epoch, current=0 if row is None else int(row.epoch))
 
 
 class LeaseBook:
@@ -145,7 +158,6 @@ class LeaseBook:
         if ProcessIdentity.parse(row.process).is_dead:
             lose(connection, jobs.c.process == row.process, PROCESS_ENDED, now_us)
         elif row.expires_us <= now_us:
-            of_run = jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.run_id == row.holder))
-            lose(connection, or_(jobs.c.id == row.holder, of_run), "its lease ran out", now_us)
+            lose(connection, or_(jobs.c.id == row.holder, is_in_run(row.holder)), "its lease ran out", now_us)
         else:
             raise LeaseHeld(name=row.name, holder=row.holder, until=format_time(from_us(row.expires_us)))

@@ -92,6 +92,12 @@ def is_live(job: Row[Any]) -> bool:
     return job.state in ACTIVE_STATES and job.process != NOBODY
 
 
+def is_in_run(run_id: str | None) -> ColumnElement[bool]:
+    """Return the condition that a job's attempt under way, not an earlier one, is carried by a Dagster run."""
+    under_way = attempts.c.state.in_((PENDING, ATTEMPT_RUNNING, CANCELLING))
+    return jobs.c.id.in_(select(attempts.c.job_id).where(attempts.c.run_id == run_id, under_way))
+
+
 def is_of_this_process(job: Row[Any]) -> bool:
     """Tell whether the attempt of a job that is under way, if there is one, is under way in the process that asks."""
     return bool(job.process == str(current_process()))
