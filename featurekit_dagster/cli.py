@@ -96,7 +96,13 @@ def materialize(
     The jobs run in this process, as Dagster runs that its UI shows like any other; with --no-wait they are queued for
     the daemon, and `featurekit wait` waits for one of them.
     """
-    from featurekit_dagster.cli_materialize import asked_runs, carry_out, missing_runs, queue_runs
+    from featurekit_dagster.cli_materialize import (
+        asked_runs,
+        carry_out,
+        missing_runs,
+        queue_runs,
+        with_failed_as_missing,
+    )
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
     from featurekit_dagster.cli_reports import outcome_record, print_outcomes, print_queued
 
@@ -104,6 +110,8 @@ def materialize(
         raise typer.BadParameter("give --start and --end together; --overwrite needs both")
     bound = _workspace(workspace)
     now, chosen, snapshot = bound.now(), _views(bound, views), bound.snapshot()
+    if wait:
+        snapshot = with_failed_as_missing(snapshot, bound.jobs())
     if start is not None and end is not None:
         work = asked_runs(bound, chosen, snapshot, start, end, overwrite=overwrite)
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,19 @@ class ViewWork:
     def partitions(self) -> int:
         """Number of batch intervals."""
         return sum(run.interval.duration // self.view.batch_schedule for run in self.runs)
+
+
+def with_failed_as_missing(snapshot: LedgerSnapshot, jobs: Iterable[JobRecord]) -> LedgerSnapshot:
+    """Return a snapshot in which a job that failed and waits to be tried again does not stand in the way.
+
+    Who asks for its range here and now does not want to wait; the run carries out the job's next attempt.
+    """
+    waiting: dict[str, list[Interval]] = {}
+    for job in jobs:
+        if job.attempts and job.next_attempt_at is not None:
+            waiting.setdefault(job.view, []).append(job.interval)
+    running = {view: claimed.subtract(waiting.get(view, ())) for view, claimed in snapshot.running.items()}
+    return replace(snapshot, running=running)
 
 
 def missing_runs(views: Sequence[FeatureView], snapshot: LedgerSnapshot, now: datetime) -> list[ViewWork]:

@@ -192,6 +192,7 @@ def job_record(job: JobRecord) -> dict[str, Any]:
         "run_id": last.run_id if last else None,
         "created_at": job.created_at,
         "updated_at": job.updated_at,
+        "next_attempt_at": job.next_attempt_at,
         "reason": job.reason,
         "stats": dict(job.stats),
     }
@@ -300,6 +301,23 @@ def print_outcomes(console: Console, outcomes: Sequence[ViewOutcome]) -> None:
     print_table(console, titles, rows, total)
     failures = [note for outcome in outcomes for note in _failure_notes(outcome)]
     print_notes(console, failures, title="Failed", style="red")
+    advice = _advice([job for outcome in outcomes for job in outcome.failed])
+    if advice:
+        console.print()
+        print_line(console, advice)
+
+
+def _advice(failed: Sequence[JobRecord]) -> str:
+    """Return what becomes of failed jobs, and what to do."""
+    if not failed:
+        return ""
+    times = [job.next_attempt_at for job in failed if job.next_attempt_at is not None]
+    if times:
+        many = count_of(len(times), "failed job")
+        return f"The daemon tries {many} again, first at {format_time(min(times))}; featurekit jobs shows them."
+    if all(job.max_attempts == 1 for job in failed):
+        return "No Dagster daemon is there to try again; run the same command once the cause is repaired."
+    return "Trying again does not help before the cause is repaired; then run the same command."
 
 
 def print_queued(console: Console, jobs: Sequence[JobRecord], *, json: bool) -> None:

@@ -44,6 +44,11 @@ CONFIG = {
     ),
     "online": dg.Field(bool, default_value=True, description="Write the online store, where the view has one."),
     "offline": dg.Field(bool, default_value=True, description="Write the offline store, where the view has one."),
+    "managed_retries": dg.Field(
+        bool,
+        default_value=True,
+        description="Try a job that fails again: 5 minutes later, then twice as long each time, 10 times in all.",
+    ),
 }
 
 

@@ -121,7 +121,7 @@ def due_jobs_sensor(
         requests = []
         for run in due:
             view = workspace.repo.view(run.view)
-            if not end_cancelled(ledger, run, view, context.instance):
+            if not (is_adopted_run_going(ledger, run) or end_cancelled(ledger, run, view, context.instance)):
                 requests.append(run_request(view, run, context.instance, jobs[run.view].name))
         yield from [request for request in requests if request is not None]
         if not any(requests):
@@ -130,10 +130,18 @@ def due_jobs_sensor(
     return look
 
 
+def is_adopted_run_going(ledger: Ledger, due: DueRun) -> bool:
+    """Tell whether the run that claimed the jobs, whose name their batch has, still carries out others of them."""
+    active = ledger.jobs(due.jobs[0].workspace, due.view, states=ACTIVE_STATES, batch=due.batch)
+    return any(job.next_attempt_at is None and job.attempts[-1].run_id == due.batch for job in active)
+
+
 def end_cancelled(ledger: Ledger, due: DueRun, view: FeatureView, instance: dg.DagsterInstance) -> bool:
     """Cancel waiting jobs whose run a person has cancelled in Dagster before it began them; tell whether one was."""
     cancelled = dg.RunsFilter(tags={JOB_BATCH: due.batch}, statuses=[dg.DagsterRunStatus.CANCELED])
-    if not any(_overlaps(view, run, due.interval) for run in instance.get_runs(cancelled)):
+    adopted = dg.RunsFilter(run_ids=[due.batch], statuses=[dg.DagsterRunStatus.CANCELED])
+    is_cancelled = any(_overlaps(view, run, due.interval) for run in instance.get_runs(cancelled))
+    if not is_cancelled and not instance.get_runs_count(adopted):
         return False
     for job in due.jobs:
         ledger.cancel(job.id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from featurekit_dagster.execution.materialize import JobReport, run_tasks
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.lineage import column_lineage
 from featurekit_dagster.orchestration.partitions import key_of
+from featurekit_dagster.planning.job_state import MANAGED, ONCE
 from featurekit_dagster.planning.planner import missing_runs, split_tasks, stores_of
 from featurekit_dagster.planning.tasks import LedgerSnapshot, Task
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SCHEDULE, BACKFILL, MANUAL, ADOPTED = "schedule", "backfill", "manual", "dagster_ui"
@@ -45,6 +46,7 @@ class MaterializationRequest:
         offline: Whether the offline store is written, where the view has one.
         batch: The waiting jobs of the ledger that the run carries out; whatever else is said about stores and
             overwriting then stands with them. None for a run that claims its jobs itself.
+        managed_retries: Whether a job that the run claims and that fails is tried again without being asked.
     """
 
     interval: Interval
@@ -54,12 +56,25 @@ class MaterializationRequest:
     online: bool = True
     offline: bool = True
     batch: str | None = None
+    managed_retries: bool = True
 
 
-def tasks_of(view: FeatureView, request: MaterializationRequest, snapshot: LedgerSnapshot) -> tuple[Task, ...]:
+def tasks_of(
+    view: FeatureView,
+    request: MaterializationRequest,
+    snapshot: LedgerSnapshot,
+    jobs: Sequence[JobRecord] = (),
+) -> tuple[Task, ...]:
     """Return the tasks of a run, in order of time.
 
     Of an adopted run, parts that are covered in every chosen store are overwritten and all others are normal tasks.
+    A job in the range that failed and waits to be tried again is tried again by this run.
+
+    Args:
+        view: The feature view.
+        request: What the run was asked to do.
+        snapshot: What is covered and claimed.
+        jobs: The view's jobs that have not ended.
 
     Raises:
         PlanError: The view writes none of the chosen stores.
@@ -67,32 +82,41 @@ def tasks_of(view: FeatureView, request: MaterializationRequest, snapshot: Ledge
     online, offline = view.online and request.online, view.offline and request.offline
     if not (online or offline):
         raise PlanError(f"{view.name}: it does not write the chosen stores; it writes {', '.join(stores_of(view))}")
+    again = [job for job in _waiting(jobs, request) if job.attempts and job.online <= online and job.offline <= offline]
+    tasks = [_task_of(job) for job in again]
+    rest = IntervalSet([request.interval]).subtract(job.interval for job in again)
     if request.overwrite is not None:
-        return split_tasks(view, request.interval, online=online, offline=offline, overwrite=request.overwrite)
+        for interval in rest:
+            tasks += split_tasks(view, interval, online=online, offline=offline, overwrite=request.overwrite)
+        return tuple(sorted(tasks, key=lambda task: task.interval))
     chosen = replace(view, online=online, offline=offline)
     missing = tuple(missing_runs(chosen, request.interval, snapshot))
-    tasks = [task for run in missing for task in run.tasks]
+    tasks += [task for run in missing for task in run.tasks]
     if request.trigger == ADOPTED:
-        covered = IntervalSet([request.interval]).subtract(run.interval for run in missing)
-        for interval in covered:
+        for interval in rest.subtract(run.interval for run in missing):
             tasks += split_tasks(view, interval, online=online, offline=offline, overwrite=True)
     return tuple(sorted(tasks, key=lambda task: task.interval))
 
 
-def waiting_tasks(view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores) -> tuple[Task, ...]:
-    """Return the tasks of the jobs of a run's batch that wait for an attempt, inside its range, in order of time."""
-    jobs = stores.ledger.jobs(stores.workspace, view.name, batch=request.batch)
-    waiting = [j for j in jobs if j.next_attempt_at is not None and IntervalSet([request.interval]).covers(j.interval)]
-    return tuple(
-        Task(
-            view=view.name,
-            interval=job.interval,
-            online=job.online,
-            offline=job.offline,
-            overwrite=job.overwrite or bool(job.attempts),
-            job_id=job.id,
-        )
-        for job in sorted(waiting, key=lambda job: job.interval)
+def waiting_tasks(request: MaterializationRequest, jobs: Iterable[JobRecord]) -> tuple[Task, ...]:
+    """Return the tasks of those jobs of a batch that wait for an attempt, inside the run's range, in order of time."""
+    return tuple(_task_of(job) for job in sorted(_waiting(jobs, request), key=lambda job: job.interval))
+
+
+def _waiting(jobs: Iterable[JobRecord], request: MaterializationRequest) -> Iterator[JobRecord]:
+    wanted = IntervalSet([request.interval])
+    return (job for job in jobs if job.next_attempt_at is not None and wanted.covers(job.interval))
+
+
+def _task_of(job: JobRecord) -> Task:
+    """Return the task of a job's next attempt; what an earlier one has written is replaced."""
+    return Task(
+        view=job.view,
+        interval=job.interval,
+        online=job.online,
+        offline=job.offline,
+        overwrite=job.overwrite or bool(job.attempts),
+        job_id=job.id,
     )
 
 
@@ -157,7 +181,8 @@ def _reports(
     while True:
         tasks = _planned(view, request, stores, log)
         try:
-            yield from run_tasks(view, tasks, stores, trigger=request.trigger, run_id=request.run_id)
+            policy = MANAGED if request.managed_retries else ONCE
+            yield from run_tasks(view, tasks, stores, trigger=request.trigger, run_id=request.run_id, policy=policy)
         except LeaseHeld as held:
             if not waits:
                 log.info(f"waiting: {held}")
@@ -172,9 +197,10 @@ def _planned(
 ) -> Iterator[Task]:
     """Yield the tasks; computed when the first is wanted, which is when this run alone writes the view."""
     if request.batch is None:
-        tasks = tasks_of(view, request, stores.ledger.snapshot(stores.workspace))
+        jobs = stores.ledger.jobs(stores.workspace, view.name, states=ACTIVE_STATES)
+        tasks = tasks_of(view, request, stores.ledger.snapshot(stores.workspace), jobs)
     else:
-        tasks = waiting_tasks(view, request, stores)
+        tasks = waiting_tasks(request, stores.ledger.jobs(stores.workspace, view.name, batch=request.batch))
     replaced = IntervalSet(task.interval for task in tasks if task.overwrite)
     if not tasks:
         why = "is covered already" if request.batch is None else "has no job that waits"

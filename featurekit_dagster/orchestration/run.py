@@ -70,6 +70,8 @@ def materialize_in_process(
     """Carry out one planned run as one ranged Dagster run in this process, and return when it has ended.
 
     A plan without overwrite fills what is missing of its range when it starts; one with overwrite replaces all of it.
+    A job that fails is tried again by the daemon; where none gives a sign of life this was its only attempt, so that
+    asking again does it again.
 
     Args:
         workspace: Declarations bound to stores and a clock.
@@ -87,6 +89,7 @@ def materialize_in_process(
         "overwrite": overwrite or None,
         "online": any(task.online for task in run.tasks),
         "offline": any(task.offline for task in run.tasks),
+        "managed_retries": has_daemon(instance),
     }
     tags = {**run_tags(view, MANUAL if overwrite else BACKFILL), RANGE_START: keys.start, RANGE_END: keys.end}
     return _execute(workspace, view, run.interval, tags, config, instance, on_progress)

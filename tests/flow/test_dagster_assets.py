@@ -259,15 +259,21 @@ def test_run_waits_while_another_one_writes_the_view(workspace: Workspace, insta
     assert "waiting: " in "\n".join(entry.user_message for entry in instance.all_logs(result.run_id))
 
 
-def test_interrupted_run_leaves_its_range_free(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("retries", [True, False])
+def test_interrupted_run_leaves_its_range_to_whoever_comes_next(
+    workspace: Workspace, instance: dg.DagsterInstance, *, retries: bool
+) -> None:
     def interrupted(payments: pd.DataFrame) -> pd.DataFrame:
         raise KeyboardInterrupt
 
     view = replace(workspace.repo.view("last_payment"), function=interrupted)
-    request = MaterializationRequest(interval=Interval(day(0), day(2)), trigger="manual", run_id="run")
+    request = MaterializationRequest(
+        interval=Interval(day(0), day(2)), trigger="manual", run_id="run", managed_retries=retries
+    )
     log = logging.getLogger("interrupted")
     with pytest.raises(KeyboardInterrupt):
         list(materializations(view, dg.AssetKey("last_payment"), request, workspace.stores, log))
     (job,) = workspace.stores.ledger.jobs(workspace.name, "last_payment")
-    assert (job.state, job.reason) == ("FAILURE", "its run was ended before it was done")
+    assert (job.state, job.reason) == ("RUNNING" if retries else "FAILURE", "its run was ended before it was done")
+    assert job.next_attempt_at == (day(10) if retries else None), "a lost attempt is repeated at once"
     assert run_asset(workspace, "last_payment", 0, 2, instance).success

@@ -62,6 +62,7 @@ def test_a_failed_job_ends_with_exit_code_1_and_its_interval_while_the_others_ar
     assert "last_purchase          10     5       1    16" in text
     assert "  last_purchase [2024-01-05, 2024-01-07): 1 job: " in text
     assert "never shown" not in text
+    assert text.endswith("No Dagster daemon is there to try again; run the same command once the cause is repaired.\n")
     holes = IntervalSet([EVERYTHING]).subtract(covered(shop, "last_purchase", "online"))
     assert holes == IntervalSet([Interval(FIRST_DAY + 4 * DAY, FIRST_DAY + 6 * DAY)])
 
@@ -70,6 +71,18 @@ def test_a_failed_job_ends_with_exit_code_1_and_its_interval_while_the_others_ar
     (outcome,) = json.loads(output("materialize", *again))
     assert (outcome["success"], outcome["rows"], len(outcome["jobs"])) == (True, 4, 1)
     assert covered(shop, "last_purchase", "online") == IntervalSet([EVERYTHING])
+
+
+def test_what_failed_before_and_waits_is_done_at_once_by_who_asks_for_it(shop: Workspace) -> None:
+    ledger, asked = shop.stores.ledger, ("--start", "2024-01-03", "--end", "2024-01-05")
+    (job,) = json.loads(output("materialize", "spend", *asked, "--no-wait", "--json"))
+    refused("materialize", "spend", *asked, exit_code=1)
+    ledger.begin(job["id"])
+    ledger.fail(job["id"], reason="the source was away")
+    (outcome,) = json.loads(output("materialize", "spend", "--json"))
+    tried = [each for each in outcome["jobs"] if each["id"] == job["id"]]
+    assert [(each["state"], each["attempts"]) for each in tried] == [("SUCCESS", 2)]
+    assert covered(shop, "spend", "online") == IntervalSet([EVERYTHING])
 
 
 def test_covered_intervals_are_replaced_only_with_overwrite_and_filled_round(shop: Workspace) -> None:
