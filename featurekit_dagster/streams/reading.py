@@ -12,6 +12,8 @@ from datetime import timedelta
 from typing import Protocol
 
 ONLY_PARTITION = "0"
+OLDEST = "oldest"
+"""A position that every reader takes: the oldest event that the partition keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +34,17 @@ class StreamBatch:
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """How many events of a source partition are still to be polled."""
+    """How far the reading of a source partition is behind its end.
+
+    Args:
+        partition: The source partition.
+        events: How many events are still to be polled; None where the stream does not tell (Kinesis).
+        behind: How long ago the last event polled came in; None where the stream does not tell (all but Kinesis).
+    """
 
     partition: str
-    events: int
+    events: int | None
+    behind: timedelta | None = None
 
 
 class StreamReader(Protocol):
@@ -53,7 +62,9 @@ class StreamReader(Protocol):
 
         Args:
             positions: The assigned partitions, each with the position of its last checkpoint; None begins at the
-                source's `initial_stream_position`.
+                source's `initial_stream_position`, or, beside others that have a position, at the oldest event kept:
+                such a partition is newer than the first read. `OLDEST` says so outright. Where a partition without
+                a position begins is told by the next `poll`, in a batch without payloads.
 
         Raises:
             StreamPositionLost: The stream no longer keeps what comes after a position.
@@ -76,7 +87,7 @@ class StreamReader(Protocol):
         """
 
     def lag(self) -> tuple[PartitionLag, ...]:
-        """Return for each assigned partition how many events are still to be polled."""
+        """Return for each assigned partition how much is still to be polled."""
 
     def close(self) -> None:
         """Let go of connections and files."""

@@ -1,0 +1,310 @@
+"""The log of a push source: every event that was answered for, on disk before the answer, until it is drained.
+
+One SQLite file per source in WAL mode, for any number of threads and processes of one host. What is waiting when a
+commit begins goes into it together, so writers at the same time share one sync. SQLite was as quick here as LMDB, has
+no map to resize, and a new file needs no size.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import msgpack
+
+from featurekit_dagster.errors import StreamPositionLost
+from featurekit_dagster.intervals import to_us
+from featurekit_dagster.streams.reading import OLDEST, ONLY_PARTITION, PartitionLag, StreamBatch
+
+_ROW_RECORDS = 1_000
+_BUSY_SECONDS = 60.0
+_FIRST_NAP_SECONDS, _LONGEST_NAP_SECONDS = 0.001, 0.005
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS batches (
+  last INTEGER PRIMARY KEY,
+  count INTEGER NOT NULL,
+  appended_us INTEGER NOT NULL,
+  records BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS trimmed (id INTEGER PRIMARY KEY CHECK (id = 0), up_to INTEGER NOT NULL);
+INSERT OR IGNORE INTO trimmed VALUES (0, 0);
+"""
+_NEWEST = "SELECT max((SELECT coalesce(max(last), 0) FROM batches), (SELECT up_to FROM trimmed))"
+_READ = "SELECT last, count, records FROM batches WHERE last > ? ORDER BY last"
+
+
+def push_log_path(home: Path, workspace: str, source: str) -> Path:
+    """Return where the log of a push source is, below the home directory of its workspace."""
+    return home / "push" / quote(workspace, safe="") / f"{quote(source, safe='')}.db"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Records of one call of `append`, and what became of them."""
+
+    records: Sequence[bytes]
+    last: int | None = None
+    error: BaseException | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a commit had them."""
+        return self.last is not None or self.error is not None
+
+
+@dataclass(frozen=True, slots=True)
+class LogSlice:
+    """Consecutive records of a log, and the sequence number of the last one."""
+
+    records: Sequence[bytes]
+    last: int
+
+
+class PushLog:
+    """Events of a push source in the order in which they were logged, numbered from 1.
+
+    Args:
+        path: The file; it and its directory are created when missing, readable by nobody else.
+        source: Name of the source, for messages; by default that of the file.
+        clock: Returns "now", aware; kept with what is appended.
+    """
+
+    def __init__(
+        self, path: Path, source: str | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._path, self.source, self._clock = path, source or path.stem, clock
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._queue: list[_Waiting] = []
+        self._queue_lock, self._write_lock, self._read_lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._lock_file: int | None = None
+
+    def append(self, records: Sequence[bytes]) -> int:
+        """Log records, next to each other, and return the sequence number of the last one.
+
+        They are on disk when this returns. If it raises, none of them or all of them are logged.
+        """
+        mine = _Waiting(records)
+        self._own_process()
+        with self._queue_lock:
+            self._queue.append(mine)
+        with self._write_lock:
+            if not mine.is_settled:
+                with self._queue_lock:
+                    together, self._queue = self._queue, []
+                self._settle(together)
+        if mine.error is not None:
+            raise mine.error
+        assert mine.last is not None
+        return mine.last
+
+    def read(self, after: int, most: int) -> LogSlice:
+        """Return at most `most` records behind sequence number `after`; none at the end of the log.
+
+        Raises:
+            StreamPositionLost: Records behind `after` were trimmed.
+        """
+        records: list[bytes] = []
+        last = after
+        with self._reading() as connection:
+            connection.execute("BEGIN")  # what was trimmed and what is left are of one moment
+            (up_to,) = connection.execute("SELECT up_to FROM trimmed").fetchone()
+            if after < up_to:
+                raise StreamPositionLost(
+                    source=self.source, partition=ONLY_PARTITION, position=str(after), oldest=str(up_to)
+                )
+            for row_last, count, packed in connection.execute(_READ, (after,)):
+                row = msgpack.unpackb(packed)[max(0, last - (row_last - count)) :][: most - len(records)]
+                records += row
+                last += len(row)
+                if len(records) >= most:
+                    break
+        return LogSlice(records, last)
+
+    def newest(self) -> int:
+        """Return the sequence number of the newest record, trimmed or not; 0 before the first."""
+        with self._reading() as connection:
+            return int(connection.execute(_NEWEST).fetchone()[0])
+
+    def oldest(self) -> int:
+        """Return the sequence number up to which records were trimmed; 0 if none were."""
+        with self._reading() as connection:
+            return int(connection.execute("SELECT up_to FROM trimmed").fetchone()[0])
+
+    def newest_before(self, when: datetime) -> int:
+        """Return the sequence number of the newest record that was logged before an instant; 0 if none was."""
+        with self._reading() as connection:
+            known = connection.execute("SELECT max(last) FROM batches WHERE appended_us < ?", (to_us(when),))
+            return int(known.fetchone()[0] or 0)
+
+    def trim(self, up_to: int) -> None:
+        """Drop whole commits of records up to a sequence number, which nobody is to read any more."""
+        with self._writing() as connection:
+            (last,) = connection.execute("SELECT max(last) FROM batches WHERE last <= ?", (up_to,)).fetchone()
+            if last is not None:
+                connection.execute("DELETE FROM batches WHERE last <= ?", (last,))
+                connection.execute("UPDATE trimmed SET up_to = ?", (last,))
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        self._own_process()
+        with self._write_lock, self._read_lock:
+            for connection in (self._writer, self._reader):
+                if connection is not None:
+                    connection.close()
+            if self._lock_file is not None:
+                os.close(self._lock_file)
+            self._writer = self._reader = self._lock_file = None
+
+    def _own_process(self) -> None:
+        """Begin afresh in a forked process: SQLite forbids it to use, or close, what its parent opened."""
+        if os.getpid() != self._pid:
+            _inherited.append((self._writer, self._reader))
+            self._begin()
+
+    def _settle(self, together: Sequence[_Waiting]) -> None:
+        """Commit what is waiting, and tell each of them how it went."""
+        try:
+            with self._committing() as connection:
+                before = last = int(connection.execute(_NEWEST).fetchone()[0])
+                numbers = []
+                for waiting in together:
+                    last += len(waiting.records)
+                    numbers.append(last)
+                everything = [record for waiting in together for record in waiting.records]
+                now_us = to_us(self._clock())
+                rows = (everything[i : i + _ROW_RECORDS] for i in range(0, len(everything), _ROW_RECORDS))
+                for row in rows:
+                    before += len(row)
+                    values = (before, len(row), now_us, msgpack.packb(row))
+                    connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", values)
+        except BaseException as error:
+            for waiting in together:
+                waiting.error = error
+            return
+        for waiting, number in zip(together, numbers, strict=True):
+            waiting.last = number
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._own_process()
+        with self._write_lock, self._committing() as connection:
+            yield connection
+
+    @contextmanager
+    def _committing(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection in a transaction that is committed at the end; the write lock is held."""
+        if self._writer is None:
+            self._writer = self._open()
+        connection = self._writer
+        if self._lock_file is None:
+            self._lock_file = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # SQLite makes a second process sleep and look again; this lock wakes it at once, in turn.
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        finally:
+            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        self._own_process()
+        with self._read_lock:
+            if self._reader is None:
+                self._reader = self._open()
+            try:
+                yield self._reader
+            finally:
+                if self._reader.in_transaction:
+                    self._reader.execute("ROLLBACK")
+
+    def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # NORMAL would lose what was answered for in a power cut
+        connection.executescript(_SCHEMA)
+        return connection
+
+
+_inherited: list[object] = []
+
+
+class PushLogReader:
+    """Follows the log of a push source, which has one partition; a first read begins at the oldest record.
+
+    Args:
+        path: The log's file.
+        source: Name of the source, for messages; by default that of the file.
+    """
+
+    def __init__(self, path: Path, source: str | None = None) -> None:
+        self._log = PushLog(path, source)
+        self._next: int | None = None
+        self._is_new = False
+
+    def partitions(self) -> tuple[str, ...]:
+        """Return the one source partition."""
+        return (ONLY_PARTITION,)
+
+    def seek(self, positions: Mapping[str, str | None]) -> None:
+        """Follow the log from a position on; see `StreamReader.seek`."""
+        self._next, self._is_new = None, False
+        if ONLY_PARTITION not in positions:
+            return
+        position = positions[ONLY_PARTITION]
+        self._is_new = position in (None, OLDEST)
+        self._next = self._log.oldest() if position is None or self._is_new else int(position)
+        newest = self._log.newest()
+        if self._next > newest:  # the log was removed and begun again
+            raise StreamPositionLost(
+                source=self._log.source, partition=ONLY_PARTITION, position=str(position), oldest=str(newest)
+            )
+        self._log.read(self._next, 1)
+
+    def poll(self, most: int, timeout: timedelta) -> list[StreamBatch]:
+        """Return what was logged next; see `StreamReader.poll`."""
+        deadline, nap = time.monotonic() + timeout.total_seconds(), _FIRST_NAP_SECONDS
+        while self._next is not None:
+            found = self._log.read(self._next, most)
+            if found.records or self._is_new:
+                self._next, self._is_new = found.last, False
+                return [StreamBatch(partition=ONLY_PARTITION, payloads=found.records, position=str(found.last))]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return []
+            time.sleep(min(nap, left))
+            nap = min(2 * nap, _LONGEST_NAP_SECONDS)
+        time.sleep(timeout.total_seconds())
+        return []
+
+    def lag(self) -> tuple[PartitionLag, ...]:
+        """Return how many records of the log are still to be polled."""
+        if self._next is None:
+            return ()
+        return (PartitionLag(ONLY_PARTITION, self._log.newest() - self._next),)
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()
