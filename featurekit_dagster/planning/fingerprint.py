@@ -1,21 +1,16 @@
 """One short text that changes when what a feature view stores may change, and only then.
 
-It covers the transformation without its comments, docstring and decorators, and the layout of the stored rows.
+It covers the transformation with everything of the project that it calls, and the layout of the stored rows.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator
-from typing import Any
 
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.planning.called_code import called_code_text
 
 _LENGTH = 16
-_NOT_CODE = {"ctx", "type_comment", "type_ignores", "decorator_list", "returns", "annotation"}
 
 
 def fingerprint(view: FeatureView) -> str:
@@ -54,46 +49,8 @@ def stored_values(view: FeatureView) -> tuple[tuple[str, str], ...]:
 
 
 def transformation_text(view: FeatureView) -> str:
-    """Return a view's transformation as text that is equal for equal transformations."""
-    return "" if view.function is None else code_text(view.function)
+    """Return the code of a view's transformation and of what it calls in the user's project; empty without one.
 
-
-def code_text(function: Callable[..., Any]) -> str:
-    """Return a function's code as text without comments, docstrings, annotations, decorators and layout.
-
-    Where the source is not to be had (a function typed into a prompt), its compiled instructions stand in.
+    `called_code_text` says what belongs to it.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        code = function.__code__
-        return repr((code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]))
-    definitions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    found = next(definitions, None)
-    if found is None:
-        return "".join(_written(tree))
-    return "".join(_written([found.args, _without_docstring(found, found.body)]))  # its name is the view's matter
-
-
-def _written(node: Any) -> Iterator[str]:
-    """Yield a syntax tree as text; empty fields are left out, so that those of later Pythons change nothing."""
-    if isinstance(node, ast.AST):
-        yield f"{type(node).__name__}("
-        for name, value in ast.iter_fields(node):
-            if name in _NOT_CODE or value is None or value == []:
-                continue
-            yield f"{name}="
-            yield from _written(_without_docstring(node, value) if name == "body" else value)
-        yield ")"
-    elif isinstance(node, list):
-        for item in node:
-            yield from _written(item)
-            yield ","
-    else:
-        yield repr(node)
-
-
-def _without_docstring(node: ast.AST, body: Any) -> Any:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return body if ast.get_docstring(node, clean=False) is None else body[1:]
-    return body
+    return "" if view.function is None else called_code_text(view.function)

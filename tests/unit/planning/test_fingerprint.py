@@ -30,7 +30,8 @@ from featurekit_dagster import (
     last_distinct,
     stream_feature_view,
 )
-from featurekit_dagster.planning.fingerprint import code_text, fingerprint
+from featurekit_dagster.planning.called_code import called_code_text
+from featurekit_dagster.planning.fingerprint import fingerprint
 
 DAY = timedelta(days=1)
 SOURCE = BatchSource(name="s", batch_config=FileConfig(uri="f.parquet", file_format="parquet", timestamp_field="ts"))
@@ -110,8 +111,8 @@ def test_what_is_only_said_about_it_changes_nothing(change: dict[str, object]) -
 def test_function_without_source_is_told_by_its_instructions() -> None:
     made: dict[str, Callable[..., str]] = {}
     exec("def f(source): return 'a' + source\ndef g(source): return 'b' + source", made)
-    assert code_text(made["f"]) != code_text(made["g"])
-    assert code_text(made["f"]) == code_text(made["f"])
+    assert called_code_text(made["f"]) != called_code_text(made["g"])
+    assert called_code_text(made["f"]) == called_code_text(made["f"])
 
 
 @pytest.mark.parametrize(
