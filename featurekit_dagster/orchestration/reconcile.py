@@ -5,7 +5,7 @@ Only this direction is needed: single partitions cannot be taken back in Dagster
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import dagster as dg
@@ -79,7 +79,29 @@ def reconcile(
     covered = list(keys_of(view, covered_everywhere(view, stores)))
     if not covered or asset.partitions_def is None:
         return 0
-    statuses = instance.get_status_by_partition(asset.key, covered, asset.partitions_def) or {}
-    shown = {"MATERIALIZED", "IN_PROGRESS"}
-    hidden = (k for k in covered if (status := statuses.get(k)) is None or status.value not in shown)
-    return restate(instance, asset.key, islice(hidden, most), "covered in the ledger, but not shown as materialized")
+    hidden = islice(_hidden(asset, covered, instance), most)
+    return restate(instance, asset.key, list(hidden), "covered in the ledger, but not shown as materialized")
+
+
+def _hidden(asset: dg.AssetsDefinition, covered: Sequence[str], instance: dg.DagsterInstance) -> Iterator[str]:
+    """Yield which partitions are neither shown as materialized nor in a run.
+
+    The status of all of them is never asked for: that takes Dagster seconds where they are many.
+    """
+    failed = failed_partitions(asset, instance)
+    yield from (key for key in covered if key in failed)
+    known = instance.get_materialized_partitions(asset.key)
+    missing = iter([key for key in covered if key not in known and key not in failed])
+    while asset.partitions_def is not None and (some := list(islice(missing, MOST_AT_ONCE))):
+        statuses = instance.get_status_by_partition(asset.key, some, asset.partitions_def) or {}
+        yield from (key for key in some if statuses.get(key) is None)
+
+
+def failed_partitions(asset: dg.AssetsDefinition, instance: dg.DagsterInstance) -> set[str]:
+    """Return the partitions of an asset that Dagster shows as failed: those whose last run ended without them."""
+    failed = dg.AutomationCondition.execution_failed()
+    judged = dg.AssetSpec(asset.key, partitions_def=asset.partitions_def, automation_condition=failed)
+    chosen = dg.AssetSelection.assets(asset.key)
+    evaluated = dg.evaluate_automation_conditions(dg.Definitions(assets=[judged]), instance, chosen)
+    found = evaluated.get_requested_partitions(asset.key)
+    return {key for key in found if key is not None}
