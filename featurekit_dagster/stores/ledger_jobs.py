@@ -18,6 +18,7 @@ from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, firs
 from featurekit_dagster.stores.ledger_database import LedgerDatabase
 from featurekit_dagster.stores.ledger_leases import Lease, check_held
 from featurekit_dagster.stores.ledger_lifecycle import (
+    NOBODY,
     Move,
     begin_attempt,
     carry_out,
@@ -159,6 +160,12 @@ class JobBook(LedgerDatabase):
             check_held(connection, lease)
             begin_attempt(connection, self._row(connection, job_id), self._new_id(), run_id, to_us(self._clock()))
             return read_jobs(connection, jobs.c.id == job_id)[0]
+
+    def under_way(self, workspace: str) -> list[JobRecord]:
+        """Return the jobs of a workspace that have an attempt under way, newest first."""
+        with self._engine.connect() as connection:
+            live = (jobs.c.state.in_(ACTIVE_STATES), jobs.c.process != NOBODY)
+            return read_jobs(connection, jobs.c.workspace == workspace, *live)
 
     def due(self, workspace: str) -> list[JobRecord]:
         """Return the jobs of a workspace whose next attempt is due, in order of view and time."""
