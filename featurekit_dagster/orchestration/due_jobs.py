@@ -5,6 +5,7 @@ One sensor per workspace does it in a deployment; without a daemon `run_due` doe
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,7 +19,7 @@ from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, 
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, run_tags
 from featurekit_dagster.stores.ledger import Ledger
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
+from featurekit_dagster.stores.ledger_records import JobRecord
 
 SECONDS_BETWEEN_LOOKS = 15
 
@@ -58,10 +59,12 @@ def due_runs(due: Iterable[JobRecord]) -> list[DueRun]:
     found = []
     batched = sorted((job for job in due if job.batch), key=lambda job: (job.view, job.batch or "", job.interval))
     for (view, batch), jobs in groupby(batched, key=lambda job: (job.view, job.batch or "")):
-        row = list(jobs)
+        row = deque(jobs)
         for interval in IntervalSet(job.interval for job in row):
-            inside = tuple(job for job in row if interval.overlaps(job.interval))
-            found.append(DueRun(view=view, batch=batch, interval=interval, jobs=inside))
+            inside = []
+            while row and row[0].interval.start < interval.end:
+                inside.append(row.popleft())
+            found.append(DueRun(view=view, batch=batch, interval=interval, jobs=tuple(inside)))
     return found
 
 
@@ -154,8 +157,8 @@ def end_orphans(ledger: Ledger, workspace: str, instance: dg.DagsterInstance) ->
     This is how jobs are found of runs that ended while no daemon was there to notice, or on another host.
     """
     lost = list(ledger.abandon_dead(workspace))
-    for job in ledger.jobs(workspace, states=ACTIVE_STATES):
-        run_id = job.attempts[-1].run_id if job.attempts and job.next_attempt_at is None else None
+    for job in ledger.under_way(workspace):
+        run_id = job.attempts[-1].run_id if job.attempts else None
         run = None if run_id is None else instance.get_run_by_id(run_id)
         if run is not None and run.is_finished:
             if run.status is dg.DagsterRunStatus.CANCELED:
