@@ -19,7 +19,7 @@ from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, 
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, run_tags
 from featurekit_dagster.stores.ledger import Ledger
-from featurekit_dagster.stores.ledger_records import JobRecord
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
 
 SECONDS_BETWEEN_LOOKS = 15
 
