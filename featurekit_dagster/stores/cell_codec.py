@@ -66,6 +66,17 @@ def encode_cells(dtype: DataType, cells: pa.Array) -> np.ndarray[Any, Any]:
     return found
 
 
+def encode_raw(dtype: DataType, lists: Sequence[Sequence[Any]]) -> np.ndarray[Any, Any]:
+    """Return lists of raw values, as `decoder` makes them, as bytes objects again."""
+    return encode_cells(dtype, pa.array(lists, _raw_type(dtype)))
+
+
+def _raw_type(dtype: DataType) -> pa.DataType:
+    if dtype.name == "Array":
+        return pa.list_(_raw_type(dtype.children[0]))
+    return pa.large_string() if dtype == String else pa.large_binary() if dtype == Bytes else _PLAIN[dtype]
+
+
 def decoder(dtype: DataType) -> Decode:
     """Return what makes a raw cell of its bytes; those of a NULL cell become anything."""
     if dtype == String:

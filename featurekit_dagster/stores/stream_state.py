@@ -1,0 +1,109 @@
+"""What an online store keeps of a stream beside the records: how far it was read, and what is still on its way.
+
+All of it changes in the transaction that writes the records, so a process that ends anywhere goes on where the last
+commit stands and nothing counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Columns = list[np.ndarray[Any, Any]]
+Nulls = list[np.ndarray[Any, np.dtype[np.bool_]] | None]
+Combine = Callable[[Columns, Nulls, np.ndarray[Any, np.dtype[np.int64]]], tuple[Columns, Nulls]]
+"""Makes one tile of those of each group: value columns, their NULLs, and the ascending number of each row's group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamCheckpoint:
+    """How far one source partition was read; the numbers count from its first event on.
+
+    Args:
+        position: Where the next poll begins; None before the first.
+        newest_us: Time of its newest event in microseconds since 1970; None before the first.
+        committed_us: When it was last written, by the clock of the loop.
+        events: Events that were read.
+        late: Those that were dropped because they were behind the watermark.
+        duplicates: Those that were dropped because they had come before.
+        superseded: Rows that a batch job had written already.
+        refused: Those that became dead letters.
+    """
+
+    position: str | None = None
+    newest_us: int | None = None
+    committed_us: int = 0
+    events: int = 0
+    late: int = 0
+    duplicates: int = 0
+    superseded: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamProgress:
+    """What a view has seen of its stream, over all source partitions.
+
+    Args:
+        start_us: From when on the stream covers everything; None before the first commit.
+        newest_us: Time of the newest event; None before the first.
+    """
+
+    start_us: int | None = None
+    newest_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An event that could not become a row.
+
+    Args:
+        partition: Source partition that it came from.
+        reason: Why, without any value of it.
+        payload: The event as it came, or the row that it became, as JSON.
+        number: Its place among the dead letters of the partition; given by the store.
+    """
+
+    partition: str
+    reason: str
+    payload: bytes = field(repr=False)
+    number: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamCommit:
+    """What changes beside the records of one stream write.
+
+    Args:
+        partitions: New checkpoint of every source partition that was polled.
+        epochs: Lease epoch of each of these partitions; a lower one than stored is shut out.
+        start_us: From when on the stream covers everything; kept only if nothing is known yet.
+        seen: Marks of the events that were counted, with their times, so that they count once.
+        forget_us: Marks of events up to this time are forgotten; None keeps all.
+        letters: New dead letters.
+    """
+
+    partitions: Mapping[str, StreamCheckpoint]
+    epochs: Mapping[str, int]
+    start_us: int
+    seen: Sequence[tuple[bytes, int]] = ()
+    forget_us: int | None = None
+    letters: Sequence[DeadLetter] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamWrite:
+    """What one stream write did.
+
+    Args:
+        rows_written: Tiles or rows that are now stored.
+        superseded: Given rows that a batch job had written already; they change nothing.
+        overflowing: Given rows whose tile would hold an integer sum of more than 64 bits; they change nothing.
+    """
+
+    rows_written: int
+    superseded: int
+    overflowing: tuple[int, ...] = ()
