@@ -27,11 +27,14 @@ from featurekit_dagster.errors.compute import (
 )
 from featurekit_dagster.errors.declarations import (
     BeforeFeatureStart,
+    ChangedDeclaration,
+    ChangeNotKeepable,
     DeclarationError,
     IntervalNotComplete,
     MisalignedInterval,
     OverlappingMaterialization,
     PlanError,
+    RetiredGeneration,
 )
 from featurekit_dagster.errors.reads import (
     JoinKeyMismatch,
@@ -68,6 +71,8 @@ from featurekit_dagster.errors.streams import (
 __all__ = [
     "AggregationOverflow",
     "BeforeFeatureStart",
+    "ChangeNotKeepable",
+    "ChangedDeclaration",
     "CommitConflict",
     "ConcurrentOnlineWrite",
     "DeclarationError",
@@ -97,6 +102,7 @@ __all__ = [
     "OverlappingMaterialization",
     "PlanError",
     "ReadError",
+    "RetiredGeneration",
     "RowsOutsideInterval",
     "SourceError",
     "SpineError",

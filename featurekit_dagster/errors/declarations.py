@@ -86,3 +86,54 @@ class IntervalNotComplete(PlanError):
         super().__init__(
             f"{view}: end {given} is after the last complete interval, which ends {last}; end there or wait"
         )
+
+
+class ChangedDeclaration(PlanError):
+    """A view is declared otherwise than what is stored of it was made, and nobody has decided what to do.
+
+    Args:
+        view: The feature view.
+        changes: What has changed, one text per part.
+        keepable: Whether what is stored can stand as it is.
+    """
+
+    def __init__(self, *, view: str, changes: Sequence[str], keepable: bool) -> None:
+        self.view, self.changes, self.keepable = view, tuple(changes), keepable
+        keep = f", or, if no stored value would differ, `featurekit apply {view} --keep`" if keepable else ""
+        super().__init__(
+            f"{view}: it was changed since it was materialized ({'; '.join(changes)}); decide what becomes of what is "
+            f"stored: `featurekit apply {view} --rebuild`{keep}"
+        )
+
+
+class ChangeNotKeepable(PlanError):
+    """What is stored of a view cannot stand as it is, as the changed declaration needs other rows.
+
+    Args:
+        view: The feature view.
+        changes: What has changed that stored rows cannot follow, one text per part.
+    """
+
+    def __init__(self, *, view: str, changes: Sequence[str]) -> None:
+        self.view, self.changes = view, tuple(changes)
+        super().__init__(
+            f"{view}: stored rows cannot follow what was changed ({'; '.join(changes)}), whatever their values; "
+            f"`featurekit apply {view} --rebuild` builds them anew beside the old ones"
+        )
+
+
+class RetiredGeneration(PlanError):
+    """A job was to be done again whose generation of the view has been replaced.
+
+    Args:
+        job_id: The job.
+        view: The feature view.
+        generation: The generation that the job wrote.
+    """
+
+    def __init__(self, *, job_id: str, view: str, generation: int) -> None:
+        self.job_id, self.view, self.generation = job_id, view, generation
+        super().__init__(
+            f"{view}: job {job_id} wrote generation {generation}, which nothing reads or writes any more; "
+            "trigger a new job for its range"
+        )

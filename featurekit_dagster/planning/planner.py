@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
 from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
 from featurekit_dagster.domain.windows import format_duration
 from featurekit_dagster.errors import BeforeFeatureStart, IntervalNotComplete, MisalignedInterval, PlanError
 from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, ceil_time, floor_time, format_time, is_aligned
+from featurekit_dagster.planning.generations import Change
 from featurekit_dagster.planning.grid import last_complete_end, last_ready_end
-from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RunPlan, Task, ViewPlan
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RemovedView, RunPlan, Task, ViewPlan
 
 _BATCH_REMEDY = "give its source a batch_config, and the view batch_trigger=BatchTriggerType.MANUAL"
 
@@ -30,14 +31,30 @@ def plan_view(view: FeatureView, snapshot: LedgerSnapshot, now: datetime) -> Vie
         snapshot: What is covered and claimed.
         now: Time of planning.
     """
-    wanted = wanted_interval(view, now)
-    warnings = tuple(_warnings(view))
-    if wanted is None:
-        return ViewPlan(view=view.name, runs=(), wanted=None, reason=_why_nothing(view, now), warnings=warnings)
-    runs = tuple(missing_runs(view, wanted, snapshot))
-    partitions = sum((run.interval.duration // view.batch_schedule for run in runs), 0)
-    reason = _reason(view, wanted, runs, snapshot)
-    return ViewPlan(view=view.name, runs=runs, wanted=wanted, reason=reason, warnings=warnings, partitions=partitions)
+    wanted, changes = wanted_interval(view, now), snapshot.changes.get(view.name, ())
+    by_store = {store: _wanted_in(view, wanted, snapshot, store, now) for store in stores_of(view)}
+    runs = () if changes else tuple(_missing_runs(view, by_store, snapshot))
+    if changes:
+        reason = _why_waiting(changes)
+    elif any(by_store.values()):
+        reason = _reason(view, wanted, by_store, runs, snapshot)
+    else:
+        reason = _why_nothing(view, now)
+    return ViewPlan(
+        view=view.name,
+        runs=runs,
+        wanted=wanted,
+        reason=reason,
+        warnings=tuple(_warnings(view)),
+        partitions=sum((run.interval.duration // view.batch_schedule for run in runs), 0),
+        generation=snapshot.generation.get(view.name, 1),
+        changes=changes,
+    )
+
+
+def plan_removed(snapshot: LedgerSnapshot) -> tuple[RemovedView, ...]:
+    """Return the views that are declared no more and of which something is still stored, in order of their names."""
+    return tuple(removed for _, removed in sorted(snapshot.undeclared.items()) if any(removed.covered.values()))
 
 
 def wanted_interval(view: FeatureView, now: datetime) -> Interval | None:
@@ -139,15 +156,69 @@ def missing_intervals(view: FeatureView, wanted: Interval, snapshot: LedgerSnaps
 
 def missing_runs(view: FeatureView, wanted: Interval, snapshot: LedgerSnapshot) -> Iterator[RunPlan]:
     """Yield one run per contiguous range of `wanted` in which the same stores are missing, in order of time."""
-    offline = missing_intervals(view, wanted, snapshot, OFFLINE) if view.offline else IntervalSet()
-    online = missing_intervals(view, wanted, snapshot, ONLINE) if view.online else IntervalSet()
+    return _missing_runs(view, {store: IntervalSet([wanted]) for store in stores_of(view)}, snapshot)
+
+
+def _missing_runs(view: FeatureView, wanted: Mapping[str, IntervalSet], snapshot: LedgerSnapshot) -> Iterator[RunPlan]:
+    """Yield one run per contiguous range in which the same stores are missing, on the view's grid, in order of time.
+
+    An interval of the grid that is covered in part, because the grid was another, is written as a whole.
+    """
+    in_part = {store: _covered_in_part(view, whole, snapshot, store) for store, whole in wanted.items()}
+    missing = {
+        store: IntervalSet(_on_grid(view, (gap for i in whole for gap in missing_intervals(view, i, snapshot, store))))
+        for store, whole in wanted.items()
+    }
+    pieces = [(*piece, False) for piece in _by_stores(missing)] + [(*piece, True) for piece in _by_stores(in_part)]
+    for interval, to_online, to_offline, overwrite in sorted(pieces):
+        tasks = split_tasks(view, interval, online=to_online, offline=to_offline, overwrite=overwrite)
+        yield RunPlan(view=view.name, interval=interval, tasks=tasks)
+
+
+def _by_stores(missing: Mapping[str, IntervalSet]) -> list[tuple[Interval, bool, bool]]:
+    """Return ranges with whether the online and the offline store are missing there."""
+    offline, online = missing.get(OFFLINE, IntervalSet()), missing.get(ONLINE, IntervalSet())
     both = offline.intersect(online)
     pieces = [(i, True, True) for i in both]
     pieces += [(i, False, True) for i in offline.subtract(both)]
-    pieces += [(i, True, False) for i in online.subtract(both)]
-    for interval, to_online, to_offline in sorted(pieces):
-        tasks = split_tasks(view, interval, online=to_online, offline=to_offline)
-        yield RunPlan(view=view.name, interval=interval, tasks=tasks)
+    return pieces + [(i, True, False) for i in online.subtract(both)]
+
+
+def _on_grid(view: FeatureView, gaps: Iterable[Interval]) -> Iterator[Interval]:
+    """Yield what of gaps is whole intervals of the view's grid."""
+    for gap in gaps:
+        start, end = ceil_time(gap.start, view.batch_schedule), floor_time(gap.end, view.batch_schedule)
+        if start < end:
+            yield Interval(start, end)
+
+
+def _covered_in_part(view: FeatureView, wanted: IntervalSet, snapshot: LedgerSnapshot, store: str) -> IntervalSet:
+    """Return the intervals of the view's grid that are covered in part; none that a job has claimed."""
+    width = view.batch_schedule
+    covered = snapshot.coverage(view.name, store)
+    ends = (time for i in covered for time in (i.start, i.end) if not is_aligned(time, width))
+    cells = IntervalSet(Interval(floor_time(time, width), ceil_time(time, width)) for time in ends)
+    running = snapshot.running.get(view.name, IntervalSet())
+    found = (cell for i in cells for cell in i.split_on_grid(width))
+    return IntervalSet(
+        cell for cell in found if wanted.covers(cell) and not covered.covers(cell) and not running.overlaps(cell)
+    )
+
+
+def _wanted_in(
+    view: FeatureView, wanted: Interval | None, snapshot: LedgerSnapshot, store: str, now: datetime
+) -> IntervalSet:
+    """Return what should be materialized in a store; while it is built anew, also all that there was before.
+
+    Of what there was, nothing before the materialization start, nothing that is not complete on today's grid.
+    """
+    whole = IntervalSet([] if wanted is None else [wanted])
+    start, end = view.materialization_start, last_complete_end(view, now)
+    before = snapshot.superseded.get((view.name, store), IntervalSet())
+    if start is None or start >= end:
+        return whole
+    width = view.batch_schedule
+    return whole.union(IntervalSet(i.aligned_outward(width) for i in before).intersect([Interval(start, end)]))
 
 
 def _cut(interval: Interval, step: timedelta | None) -> Iterator[Interval]:
@@ -184,10 +255,25 @@ def _no_batch(view: FeatureView) -> str:
     return "it has no batch jobs (batch_trigger=NO_BATCH_MATERIALIZATION)"
 
 
-def _reason(view: FeatureView, wanted: Interval, runs: tuple[RunPlan, ...], snapshot: LedgerSnapshot) -> str:
-    if not runs:
-        running = snapshot.running.get(view.name, IntervalSet()).intersect([wanted])
-        return f"up to date to {format_time(wanted.end)}" + (f"; running: {running}" if running else "")
+def _why_waiting(changes: Iterable[Change]) -> str:
+    """Return what has changed and what a person can do, in words."""
+    keep = " or --keep" if all(change.keepable for change in changes) else ""
+    return f"changed: {'; '.join(change.text for change in changes)}; waits for `featurekit apply --rebuild{keep}`"
+
+
+def _reason(
+    view: FeatureView,
+    wanted: Interval | None,
+    by_store: Mapping[str, IntervalSet],
+    runs: tuple[RunPlan, ...],
+    snapshot: LedgerSnapshot,
+) -> str:
+    whole = _all(by_store.values())
+    running = snapshot.running.get(view.name, IntervalSet()).intersect(whole)
+    if any(name == view.name for name, _ in snapshot.superseded):
+        return _how_far(view, by_store, snapshot) + (f"; running: {running}" if running else "")
+    if wanted is None or not runs:
+        return f"up to date to {format_time(whole.intervals[-1].end)}" + (f"; running: {running}" if running else "")
     covered = any(snapshot.coverage(view.name, store).overlaps(wanted) for store in stores_of(view))
     if covered:
         return f"gaps in {wanted}"
@@ -199,3 +285,17 @@ def _reason(view: FeatureView, wanted: Interval, runs: tuple[RunPlan, ...], snap
     what = "to reach lifetime_start_time" if is_lifetime else "for the widest window"
     back = format_duration(begin - wanted.start)
     return f"initial backfill of {wanted}, which begins {back} before feature_start_time {what}"
+
+
+def _how_far(view: FeatureView, by_store: Mapping[str, IntervalSet], snapshot: LedgerSnapshot) -> str:
+    """Return how much of a generation that is being built is done."""
+    whole = _all(by_store.values())
+    lacking = _all(wanted.subtract(snapshot.coverage(view.name, store)) for store, wanted in by_store.items())
+    total = sum(i.duration // view.batch_schedule for i in whole)
+    left = sum(i.aligned_outward(view.batch_schedule).duration // view.batch_schedule for i in lacking)
+    generation = snapshot.generation.get(view.name, 1)
+    return f"rebuild as generation {generation} ({total - left:,} of {total:,} intervals done)"
+
+
+def _all(sets: Iterable[IntervalSet]) -> IntervalSet:
+    return IntervalSet(interval for each in sets for interval in each)

@@ -6,13 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.planning.generations import Change
 
 ONLINE, OFFLINE = "online", "offline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedView:
+    """A view that the ledger knows and nobody declares any more.
+
+    Args:
+        view: Its name.
+        generations: Those that are known, ascending.
+        covered: Store to what is materialized there, in any generation.
+    """
+
+    view: str
+    generations: tuple[int, ...]
+    covered: Mapping[str, IntervalSet]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerSnapshot:
-    """What the ledger knows at one moment, for planning.
+    """What the ledger knows at one moment, for planning; of each view one generation, the one that jobs write.
 
     Args:
         covered: `(view, store)` to the intervals that are materialized there.
@@ -20,12 +36,23 @@ class LedgerSnapshot:
         failed: View to the intervals whose last job failed and was not repeated.
         left_alone: View to the intervals that nothing fills until somebody asks: cancelled by hand, or given up after
             all their attempts.
+        generation: Declared view to the generation that all this is about.
+        changes: Declared view to what has changed so that a person has to decide; views without are left out.
+        superseded: `(view, store)` to what is materialized in the generation that reads answer from until the one that
+            is being built covers as much.
+        retired: Declared view to its generations that nothing uses any more.
+        undeclared: Name of a view that nobody declares any more to what is known of it.
     """
 
     covered: Mapping[tuple[str, str], IntervalSet] = field(default_factory=dict)
     running: Mapping[str, IntervalSet] = field(default_factory=dict)
     failed: Mapping[str, IntervalSet] = field(default_factory=dict)
     left_alone: Mapping[str, IntervalSet] = field(default_factory=dict)
+    generation: Mapping[str, int] = field(default_factory=dict)
+    changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    superseded: Mapping[tuple[str, str], IntervalSet] = field(default_factory=dict)
+    retired: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    undeclared: Mapping[str, RemovedView] = field(default_factory=dict)
 
     def coverage(self, view: str, store: str) -> IntervalSet:
         """Return what is materialized of a view in a store."""
@@ -73,6 +100,8 @@ class ViewPlan:
         reason: One sentence for people.
         warnings: What a person should know before running it.
         partitions: Number of grid intervals that the runs cover.
+        generation: The generation that the runs write.
+        changes: What has changed so that nothing is run before a person decides.
     """
 
     view: str
@@ -81,6 +110,18 @@ class ViewPlan:
     reason: str
     warnings: tuple[str, ...] = ()
     partitions: int = 0
+    generation: int = 1
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def needs_decision(self) -> bool:
+        """Whether nothing is run before a person says what becomes of what is stored."""
+        return bool(self.changes)
+
+    @property
+    def is_destructive(self) -> bool:
+        """Whether going on needs a person's word, because what is stored is replaced or declared to stand."""
+        return self.needs_decision
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -5,7 +5,7 @@ Every change is one short transaction under a lock that all writers share. Plann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -13,13 +13,14 @@ from functools import cached_property
 from sqlalchemy import select
 
 from featurekit_dagster.intervals import IntervalSet, from_us, to_us
+from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.tasks import LedgerSnapshot
 from featurekit_dagster.stores.ledger_claims import Place, cover, covered_in, uncover
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
-from featurekit_dagster.stores.ledger_records import JobRecord, read_coverage, read_jobs
-from featurekit_dagster.stores.ledger_spans import read_spans
-from featurekit_dagster.stores.ledger_tables import coverage, insert_new, jobs, views
+from featurekit_dagster.stores.ledger_records import JobRecord, read_jobs
+from featurekit_dagster.stores.ledger_snapshot import take_snapshot
+from featurekit_dagster.stores.ledger_tables import insert_new, jobs, views
 
 
 class Ledger(JobBook):
@@ -89,22 +90,20 @@ class Ledger(JobBook):
                 raise self._unknown(connection, job_id)
             return found[0]
 
-    def snapshot(self, workspace: str) -> LedgerSnapshot:
+    def snapshot(self, workspace: str, shapes: Mapping[str, StoredShape] | None = None) -> LedgerSnapshot:
         """Return what is covered, claimed and failed in a workspace at one moment.
 
         Attempts whose process has ended are ended first, so that nothing waits for them. Of a failed or cancelled job
         counts what is still missing in a store that it was to write; it is left alone unless a later job asked for it.
+
+        Args:
+            workspace: Name of the workspace.
+            shapes: What the declarations of all its views store, by which their generations are chosen. Without them
+                it is the current generation, and nothing is said about changes.
         """
         self.abandon_dead(workspace)
         with self._engine.connect() as connection:
-            covered = read_coverage(connection, coverage.c.workspace == workspace)
-            spans = read_spans(connection, covered, jobs.c.workspace == workspace)
-        return LedgerSnapshot(
-            covered=covered,
-            running={view: IntervalSet(found.running) for view, found in spans.items() if found.running},
-            failed={view: IntervalSet(found.failed) for view, found in spans.items() if found.failed},
-            left_alone={view: IntervalSet(found.left_alone) for view, found in spans.items() if found.left_alone},
-        )
+            return take_snapshot(connection, workspace, shapes)
 
     def register(self, workspace: str, view: str) -> datetime:
         """Return when a view was first asked about here; a view that is known already keeps its time."""

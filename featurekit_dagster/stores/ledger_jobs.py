@@ -15,7 +15,7 @@ from featurekit_dagster.errors import JobStateError, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobEvent, JobState, RetryPolicy
 from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, first_refusal, lose_dead, refusal_of
-from featurekit_dagster.stores.ledger_database import LedgerDatabase
+from featurekit_dagster.stores.ledger_generations import GenerationBook, check_not_retired
 from featurekit_dagster.stores.ledger_leases import Lease, check_held
 from featurekit_dagster.stores.ledger_lifecycle import (
     NOBODY,
@@ -44,7 +44,7 @@ from featurekit_dagster.stores.ledger_tables import jobs
 _OF_BATCH = select(jobs).where(jobs.c.batch == bindparam("name")).order_by(jobs.c.sequence)
 
 
-class JobBook(LedgerDatabase):
+class JobBook(GenerationBook):
     """The jobs of one ledger."""
 
     def claim(
@@ -61,6 +61,7 @@ class JobBook(LedgerDatabase):
         policy: RetryPolicy = ONCE,
         batch: str | None = None,
         generation: int = 1,
+        code_version: str | None = None,
         kind: str = "BATCH",
         lease: Lease | None = None,
     ) -> JobRecord:
@@ -78,6 +79,7 @@ class JobBook(LedgerDatabase):
             policy: How often the job is tried.
             batch: Name under which further attempts are started; without one nobody starts them.
             generation: Generation of the view's stored layout.
+            code_version: Fingerprint of the declaration that is carried out.
             kind: What kind of job it is.
             lease: The lease under which it is done, which must still be held.
 
@@ -91,7 +93,7 @@ class JobBook(LedgerDatabase):
         """
         place = Place(workspace, view, generation)
         facts = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
-        facts |= {"max_attempts": policy.max_attempts, "batch": batch}
+        facts |= {"max_attempts": policy.max_attempts, "batch": batch, "code_version": code_version}
         now_us = to_us(self._clock())
         with self._write() as connection:
             check_held(connection, lease)
@@ -114,6 +116,7 @@ class JobBook(LedgerDatabase):
         trigger: str,
         policy: RetryPolicy = MANAGED,
         generation: int = 1,
+        code_version: str | None = None,
         kind: str = "BATCH",
     ) -> list[JobRecord]:
         """Take ranges for writing later and return their new jobs, one batch whose first attempts are due now.
@@ -128,6 +131,7 @@ class JobBook(LedgerDatabase):
             trigger: What asked for it.
             policy: How often each job is tried.
             generation: Generation of the view's stored layout.
+            code_version: Fingerprint of the declaration that is carried out.
             kind: What kind of jobs they are.
 
         Raises:
@@ -135,7 +139,7 @@ class JobBook(LedgerDatabase):
         """
         place = Place(workspace, view, generation)
         facts = {"online": online, "offline": offline, "overwrite": overwrite, "trigger": trigger, "kind": kind}
-        facts |= {"max_attempts": policy.max_attempts, "batch": self._new_id()}
+        facts |= {"max_attempts": policy.max_attempts, "batch": self._new_id(), "code_version": code_version}
         with self._write() as connection:
             refusal, _ = self._insert(connection, place, intervals, facts, to_us(self._clock()))
             if refusal is None:
@@ -143,12 +147,15 @@ class JobBook(LedgerDatabase):
                 return [job_of(row, ()) for row in made]
         raise refusal
 
-    def begin(self, job_id: str, *, run_id: str | None = None, lease: Lease | None = None) -> JobRecord:
+    def begin(
+        self, job_id: str, *, run_id: str | None = None, code_version: str | None = None, lease: Lease | None = None
+    ) -> JobRecord:
         """Let a waiting job's next attempt begin in this process.
 
         Args:
             job_id: The job.
             run_id: The Dagster run that does it.
+            code_version: Fingerprint of the declaration that is carried out, where the job does not say it yet.
             lease: The lease under which it is done, which must still be held.
 
         Raises:
@@ -158,7 +165,11 @@ class JobBook(LedgerDatabase):
         """
         with self._write() as connection:
             check_held(connection, lease)
-            begin_attempt(connection, self._row(connection, job_id), self._new_id(), run_id, to_us(self._clock()))
+            row = self._row(connection, job_id)
+            begin_attempt(connection, row, self._new_id(), run_id, to_us(self._clock()))
+            if code_version is not None and row.code_version is None:
+                own = update(jobs).where(jobs.c.id == job_id)
+                connection.execute(own.values(code_version=code_version))
             return read_jobs(connection, jobs.c.id == job_id)[0]
 
     def under_way(self, workspace: str) -> list[JobRecord]:
@@ -219,7 +230,9 @@ class JobBook(LedgerDatabase):
             carry_out(connection, [Move(job=row, event=JobEvent.SUCCEED, stats=stats)], to_us(self._clock()))
             stores = written_stores(online=row.online, offline=row.offline)
             interval = interval_of(row.start_us, row.end_us)
-            cover(connection, Place(row.workspace, row.view, row.generation), stores, interval)
+            place = Place(row.workspace, row.view, row.generation)
+            cover(connection, place, stores, interval)
+            self._switch_if_built(connection, place)
 
     def fail(self, job_id: str, *, reason: str, permanent: bool = False) -> None:
         """Record that a job's attempt ended with an error; another follows if the job has one left.
@@ -280,9 +293,12 @@ class JobBook(LedgerDatabase):
     def retry(self, job_id: str) -> JobRecord:
         """Ask for a job that has ended to be done again, with all its attempts; it is due now and overwrites.
 
+        It is done by the code that is deployed when it begins.
+
         Raises:
             JobStateError: The job has not ended.
             OverlappingMaterialization: Another job has the range now.
+            RetiredGeneration: What the job wrote has been replaced by a newer generation.
             NotFoundError: There is no such job.
 
         Source: Job Types, Materialization Job States (MANUAL_RETRY).
@@ -293,17 +309,17 @@ class JobBook(LedgerDatabase):
             move = Move(job=row, event=JobEvent.RETRY, next_attempt_us=now_us)
             if move.state.value != row.state:
                 place = Place(row.workspace, row.view, row.generation)
-                stores, interval = (
-                    written_stores(online=row.online, offline=row.offline),
-                    interval_of(row.start_us, row.end_us),
-                )
+                check_not_retired(connection, place, job_id)
+                stores = written_stores(online=row.online, offline=row.offline)
+                interval = interval_of(row.start_us, row.end_us)
                 refusal = refusal_of(connection, place, interval, stores, overwrite=True, now_us=now_us)
                 if refusal is not None:
                     raise refusal
             carry_out(connection, [move], now_us)
             # a batch of its own, so that what was said to the former one (a cancelled run) is not said to this
             own = update(jobs).where(jobs.c.id == job_id)
-            connection.execute(own.values(batch=self._new_id(), max_attempts=MANAGED.max_attempts))
+            new = {"batch": self._new_id(), "max_attempts": MANAGED.max_attempts, "code_version": None}
+            connection.execute(own.values(**new))
             return read_jobs(connection, jobs.c.id == job_id)[0]
 
     def abandon(self, job_ids: Sequence[str] = (), *, run_id: str | None = None, reason: str) -> tuple[str, ...]:

@@ -160,6 +160,7 @@ def insert_jobs(connection: Connection, rows: Sequence[Mapping[str, Any]], now_u
         "max_attempts": 1,
         "attempts_used": 0,
         "batch": None,
+        "code_version": None,
     }
     if rows:
         connection.execute(insert(jobs), [{**waiting, **row} for row in rows])

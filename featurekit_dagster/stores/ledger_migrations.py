@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import Column, Connection, Integer, String, update
+from sqlalchemy import BigInteger, Column, Connection, Integer, String, Text, update
 
 from featurekit_dagster.stores.ledger_tables import SCHEMA_VERSION, facts
 
@@ -26,7 +26,30 @@ def _add_retries(operations: Operations) -> None:
     operations.execute("UPDATE jobs SET process = '' WHERE state IN ('SUCCESS', 'FAILURE')")
 
 
-STEPS: Mapping[str, tuple[str, Step]] = MappingProxyType({"1": ("2", _add_retries)})
+def _add_generations(operations: Operations) -> None:
+    """Version 3: what each generation stores, and which code a job is for; all that is there is generation 1."""
+    moments = BigInteger().with_variant(Integer(), "sqlite")
+    operations.add_column("jobs", Column("code_version", String))
+    operations.add_column("views", Column("code_version", String))
+    operations.add_column("views", Column("deployed_us", moments))
+    operations.create_table(
+        "generations",
+        Column("workspace", String, primary_key=True),
+        Column("view", String, primary_key=True),
+        Column("generation", Integer, primary_key=True),
+        Column("state", String, nullable=False),
+        Column("shape", Text),
+        Column("created_us", moments, nullable=False),
+        Column("changed_us", moments, nullable=False),
+    )
+    operations.execute(
+        "INSERT INTO generations (workspace, view, generation, state, created_us, changed_us) "
+        "SELECT workspace, view, generation, 'CURRENT', min(created_us), max(updated_us) FROM jobs "
+        "GROUP BY workspace, view, generation"
+    )
+
+
+STEPS: Mapping[str, tuple[str, Step]] = MappingProxyType({"1": ("2", _add_retries), "2": ("3", _add_generations)})
 """From each version to the next one."""
 
 

@@ -67,6 +67,7 @@ class JobRecord:
         max_attempts: How often it may be tried; 1 is no retry.
         attempts_used: How often it was tried since the last manual retry.
         batch: Name of the jobs that one run is to carry; None for a job that was started as it was made.
+        code_version: Fingerprint of the declaration that it is for; None where nobody has said.
 
     Source: Job Types, Materialization Job States.
     """
@@ -91,6 +92,7 @@ class JobRecord:
     max_attempts: int = 1
     attempts_used: int = 1
     batch: str | None = None
+    code_version: str | None = None
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -115,13 +117,12 @@ def read_jobs(connection: Connection, *conditions: ColumnElement[bool], limit: i
     return [job_of(row, tuple(by_job.get(row["id"], ()))) for row in found.mappings()]
 
 
-def read_coverage(connection: Connection, *conditions: ColumnElement[bool]) -> dict[tuple[str, str], IntervalSet]:
-    """Return what is covered, by view and store."""
-    spans: dict[tuple[str, str], list[Interval]] = {}
-    found = connection.execute(select(coverage).where(*conditions))
-    for row in found.mappings():
-        interval = interval_of(row["start_us"], row["end_us"])
-        spans.setdefault((row["view"], row["store"]), []).append(interval)
+def read_coverage(connection: Connection, workspace: str) -> dict[tuple[str, int, str], IntervalSet]:
+    """Return what is covered in a workspace, by view, generation and store."""
+    spans: dict[tuple[str, int, str], list[Interval]] = {}
+    for row in connection.execute(select(coverage).where(coverage.c.workspace == workspace)):
+        place = (row.view, row.generation, row.store)
+        spans.setdefault(place, []).append(interval_of(row.start_us, row.end_us))
     return {place: IntervalSet(intervals) for place, intervals in spans.items()}
 
 
@@ -167,4 +168,5 @@ def job_of(row: Mapping[Any, Any], tried: tuple[AttemptRecord, ...]) -> JobRecor
         max_attempts=row["max_attempts"],
         attempts_used=row["attempts_used"],
         batch=row["batch"],
+        code_version=row["code_version"],
     )

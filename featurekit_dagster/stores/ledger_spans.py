@@ -18,7 +18,7 @@ from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, interval_of,
 from featurekit_dagster.stores.ledger_tables import jobs
 
 _LEFT_STATES = (JobState.FAILURE.value, JobState.MANUALLY_CANCELLED.value)
-_COLUMNS = ("view", "start_us", "end_us", "online", "offline", "state", "max_attempts")
+_COLUMNS = ("view", "start_us", "end_us", "online", "offline", "state", "max_attempts", "generation")
 
 
 @dataclass(slots=True)
@@ -64,13 +64,17 @@ class JobSpans:
 
 
 def read_spans(
-    connection: Connection, covered: Mapping[tuple[str, str], IntervalSet], *conditions: ColumnElement[bool]
+    connection: Connection,
+    covered: Mapping[tuple[str, str], IntervalSet],
+    generations: Mapping[str, int],
+    *conditions: ColumnElement[bool],
 ) -> dict[str, JobSpans]:
     """Return the ranges of all jobs that meet the conditions, by view.
 
     Args:
         connection: An open transaction.
         covered: What is covered, by view and store.
+        generations: View to the generation whose jobs count, where that is not the first.
         conditions: Which jobs.
     """
     wanted = select(*(jobs.c[name] for name in _COLUMNS)).where(
@@ -78,5 +82,6 @@ def read_spans(
     )
     spans: dict[str, JobSpans] = {}
     for job in connection.execute(wanted.order_by(jobs.c.sequence.desc())):
-        spans.setdefault(job.view, JobSpans()).add(job, covered)
+        if job.generation == generations.get(job.view, 1):
+            spans.setdefault(job.view, JobSpans()).add(job, covered)
     return spans

@@ -36,7 +36,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from featurekit_dagster.errors import Unsupported
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 WRITE = {"featurekit_write": True}
 _WRITERS_LOCK = 7_305_804_385_276_325_224  # one for all ledgers of a database; writes are short
 _BUSY_TIMEOUT_MS = 30_000
@@ -58,6 +58,20 @@ views = Table(
     Column("workspace", String, primary_key=True),
     Column("view", String, primary_key=True),
     Column("created_us", _Microseconds, nullable=False),
+    Column("code_version", String),  # of the code location that was loaded last
+    Column("deployed_us", _Microseconds),  # when that was
+)
+
+generations = Table(
+    "generations",
+    metadata,
+    Column("workspace", String, primary_key=True),
+    Column("view", String, primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("shape", Text),  # NULL in one that was begun before shapes were kept
+    Column("created_us", _Microseconds, nullable=False),
+    Column("changed_us", _Microseconds, nullable=False),
 )
 
 jobs = Table(
@@ -85,6 +99,7 @@ jobs = Table(
     Column("max_attempts", Integer, nullable=False, server_default="1"),
     Column("attempts_used", Integer, nullable=False, server_default="1"),  # since the last manual retry
     Column("batch", String, index=True),
+    Column("code_version", String),  # of the declaration that it was queued or begun for, where that is known
     Index("jobs_by_view", "workspace", "view", "state"),
 )
 
