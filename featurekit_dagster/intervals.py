@@ -21,6 +21,8 @@ def as_utc(time: datetime) -> datetime:
     >>> as_utc(datetime(2024, 1, 1)).isoformat()
     '2024-01-01T00:00:00+00:00'
     """
+    if time.tzinfo is UTC:
+        return time
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
@@ -154,12 +156,17 @@ class IntervalSet:
 
     def __init__(self, intervals: Iterable[Interval] = ()) -> None:
         merged: list[Interval] = []
-        for interval in sorted(intervals):
-            if merged and interval.start <= merged[-1].end:
-                if interval.end > merged[-1].end:
-                    merged[-1] = Interval(merged[-1].start, interval.end)
-            else:
-                merged.append(interval)
+        reached: datetime | None = None  # end of the last of them, which grows while others touch it
+        for interval in sorted(intervals, key=_start_of):
+            if reached is not None and interval.start <= reached:
+                reached = max(reached, interval.end)
+                continue
+            if reached is not None and reached != merged[-1].end:
+                merged[-1] = Interval(merged[-1].start, reached)
+            merged.append(interval)
+            reached = interval.end
+        if reached is not None and reached != merged[-1].end:
+            merged[-1] = Interval(merged[-1].start, reached)
         object.__setattr__(self, "intervals", tuple(merged))
 
     def __iter__(self) -> Iterator[Interval]:
@@ -221,6 +228,10 @@ class IntervalSet:
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.intervals)) or "nothing"
+
+
+def _start_of(interval: Interval) -> datetime:
+    return interval.start
 
 
 def _first_after(intervals: tuple[Interval, ...], time: datetime) -> int:
