@@ -1,7 +1,8 @@
-"""The offline store on Delta Lake, and the only module that touches the Delta library.
+"""The offline store on Delta Lake; with `delta_record`, all that touches the Delta library.
 
 One table per view and generation, partitioned by `time_partition` (UTC date of the floored time), files sorted,
-timestamps in UTC microseconds, no deletion vectors. Every commit's metadata carries job, epoch and the whole coverage.
+timestamps in UTC microseconds, no deletion vectors. Every commit carries job, epoch and the whole coverage, see
+`delta_record`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,23 +19,27 @@ from urllib.parse import unquote, urlsplit
 
 import duckdb
 import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from featurekit_dagster.errors import CommitConflict, LeaseLost, StoredSchemaMismatch, TableMissing, UnusableLakePath
-from featurekit_dagster.intervals import Interval, IntervalSet, duration_us, format_time
+from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.delta_record import (
+    OURS,
+    commit_properties,
+    coverage_of,
+    format_intervals,
+    lease_epoch_of,
+    partition_size_of,
+)
+from featurekit_dagster.stores.delta_removal import remove_table
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
 from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, quote, rows_of
 
-_OURS = "featurekit."
-_COVERAGE = f"{_OURS}coverage"
-_PARTITION_SIZE = f"{_OURS}time_partition_size_us"
-_LEASE = f"{_OURS}lease"
 _REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]|%[0-9A-Fa-f]{2}")
-_FIRST_COMMITS_READ = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +53,12 @@ class _Replacement:
     time_column: str
     time_partition_size: timedelta
     epoch: int
-    metadata: Mapping[str, str]
+    facts: Mapping[str, str]
+    coverage: IntervalSet
 
     def commit_properties(self, **more: int) -> CommitProperties:
-        """Return what stands in the commit: our metadata, and the lease epoch by which later commits are judged."""
-        lease = [Transaction(_LEASE, self.epoch)]
-        return CommitProperties(custom_metadata=dict(self.metadata), app_transactions=lease, **more)
+        """Return what stands in the commit beside the rows."""
+        return commit_properties(self.facts, self.coverage, self.time_partition_size, self.epoch, **more)
 
     @property
     def partitions(self) -> str:
@@ -117,7 +122,7 @@ class DeltaOfflineStore:
         """Return the coverage kept with the newest commit of ours; nothing when there is no table."""
         if not self.exists(view, generation):
             return IntervalSet()
-        return parse_intervals(_newest_own_commit(self._open(view, generation)).get(_COVERAGE, ""))
+        return coverage_of(self._open(view, generation))
 
     def schema_faults(self, view: str, schema: pa.Schema, generation: int = 1) -> list[str]:
         """Return how the stored columns differ from `schema`; see `OfflineStore.schema_faults`."""
@@ -148,14 +153,12 @@ class DeltaOfflineStore:
         """
         rows = conformed(view, table, schema, time_column)
         check_times(view, rows, interval, time_column)
-        metadata = {
-            f"{_OURS}job_id": job_id,
-            f"{_OURS}view": view,
-            f"{_OURS}generation": str(generation),
-            f"{_OURS}interval": format_intervals([interval]),
-            f"{_OURS}epoch": str(epoch),
-            _COVERAGE: format_intervals(coverage.union([interval])),
-            _PARTITION_SIZE: str(duration_us(time_partition_size)),
+        facts = {
+            f"{OURS}job_id": job_id,
+            f"{OURS}view": view,
+            f"{OURS}generation": str(generation),
+            f"{OURS}interval": format_intervals([interval]),
+            f"{OURS}epoch": str(epoch),
         }
         replacement = _Replacement(
             view=view,
@@ -165,7 +168,8 @@ class DeltaOfflineStore:
             time_column=time_column,
             time_partition_size=time_partition_size,
             epoch=epoch,
-            metadata=metadata,
+            facts=facts,
+            coverage=coverage.union([interval]),
         )
         return self._commit_with_retries(replacement)
 
@@ -186,7 +190,7 @@ class DeltaOfflineStore:
         names = schema.names if columns is None else list(columns)
         nulls = {name: f"CAST(NULL AS {types[name]}) AS {quote(name)}" for name in names}
         where = f" WHERE {rows_of(interval, time_column)}" if interval else ""
-        pruning = _partitions(interval, _partition_size(_newest_own_commit(table))) if interval else None
+        pruning = _partitions(interval, partition_size_of(table)) if interval else None
         if not self._direct:
             stored = {field.name for field in table.schema().fields}
             cells = ", ".join(quote(name) if name in stored else nulls[name] for name in names)
@@ -196,6 +200,18 @@ class DeltaOfflineStore:
             return f"(SELECT {', '.join(nulls.values())} WHERE false)"
         read = {name: types[name] for name in dict.fromkeys([*names, time_column])}
         return f"(SELECT {', '.join(map(quote, names))} FROM {parquet_scan(files, read)}{where})"
+
+    def row_count(self, view: str, generation: int = 1) -> int | None:
+        """Return the number of stored rows, from the table's log; see `OfflineStore.row_count`."""
+        if not self.exists(view, generation):
+            return None
+        counts = pa.table(self._open(view, generation).get_add_actions(flatten=True)).column("num_records")
+        return None if counts.null_count else sum(counts.to_pylist())
+
+    def drop(self, view: str, generation: int) -> None:
+        """Remove a generation's table; see `OfflineStore.drop`."""
+        location = self.location(view, generation)
+        remove_table(self._root, location, self._options, is_local=_local_path(self._root) is not None)
 
     def _open(self, view: str, generation: int) -> DeltaTable:
         location = self.location(view, generation)
@@ -265,21 +281,6 @@ class DeltaOfflineStore:
         return _measured(0, {}, _file_list(created), len(replacement.rows))
 
 
-def format_intervals(intervals: Iterable[Interval]) -> str:
-    """Return intervals as one line of text: `start/end` in UTC, separated by commas.
-
-    >>> format_intervals([Interval(datetime(2024, 1, 1), datetime(2024, 1, 2))])
-    '2024-01-01T00:00Z/2024-01-02T00:00Z'
-    """
-    return ",".join(f"{format_time(interval.start)}/{format_time(interval.end)}" for interval in intervals)
-
-
-def parse_intervals(text: str) -> IntervalSet:
-    """Return the intervals of a text that `format_intervals` made."""
-    pairs = (pair.split("/") for pair in text.split(",") if pair)
-    return IntervalSet(Interval(datetime.fromisoformat(start), datetime.fromisoformat(end)) for start, end in pairs)
-
-
 def _local_path(root: str | Path) -> str | None:
     """Return the absolute path of a local root, None for a remote one."""
     text = os.fspath(root)
@@ -342,30 +343,17 @@ def _check_lease(replacement: _Replacement, table: DeltaTable) -> None:
 
     The handle that is looked at is the one that writes, so a commit that comes in between makes the write fail.
     """
-    current = table.transaction_version(_LEASE)
+    current = lease_epoch_of(table)
     if current is not None and current > replacement.epoch:
         raise LeaseLost(name=f"batch:{replacement.view}", epoch=replacement.epoch, current=current)
 
 
 def _check_partition_size(replacement: _Replacement, table: DeltaTable) -> None:
     """Refuse another partition size: rows of older commits would not be found under the new partition values."""
-    stored, given = _partition_size(_newest_own_commit(table)), replacement.time_partition_size
+    stored, given = partition_size_of(table), replacement.time_partition_size
     if stored != given:
         fault = f"time_partition_size is {stored} in the table and {given} now; keep it, or rebuild the table"
         raise StoredSchemaMismatch(view=replacement.view, faults=[fault])
-
-
-def _newest_own_commit(table: DeltaTable) -> Mapping[str, Any]:
-    """Return the newest commit's record that carries our metadata; empty when there is none."""
-    for limit in (_FIRST_COMMITS_READ, None):
-        for commit in table.history(limit):
-            if _COVERAGE in commit:
-                return commit
-    return {}
-
-
-def _partition_size(metadata: Mapping[str, Any]) -> timedelta:
-    return timedelta(microseconds=int(metadata.get(_PARTITION_SIZE, duration_us(timedelta(days=1)))))
 
 
 def _file_list(table: DeltaTable) -> dict[str, tuple[int, int]]:
