@@ -307,3 +307,16 @@ def distinct_spans(features: Iterable[AggregateFeature]) -> tuple[Span, ...]:
 def partial_columns(features: Iterable[AggregateFeature]) -> tuple[PartialColumn, ...]:
     """Return the distinct partial columns of all features, in order of first use."""
     return tuple(dict.fromkeys(partial for feature in features for partial in feature.partials))
+
+
+def time_columns(partials: Iterable[PartialColumn]) -> tuple[PartialColumn, ...]:
+    """Return a column for each partial column that depends on the order of events: the times of its values.
+
+    With them, events that come out of order can be added to a tile. They are whole microseconds since 1970, one per
+    value; only a tile that events are still added to has them.
+    """
+    return tuple(
+        PartialColumn(f"_times_{p.name}", "times", p.column, Int64 if p.kind == "last" else Array(Int64), p.size)
+        for p in partials
+        if p.kind == "last" or p.kind in LIST_FUNCTIONS
+    )

@@ -19,6 +19,7 @@ from featurekit_dagster.domain.aggregation import (
     distinct_spans,
     partial_columns,
     secondary_keys_name,
+    time_columns,
 )
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.schema import Array, Field
@@ -234,6 +235,12 @@ class FeatureView:
     def partials(self) -> tuple[PartialColumn, ...]:
         """Partial columns of a stored tile; empty for views without aggregates."""
         return partial_columns(self.aggregates)
+
+    @property
+    def online_partials(self) -> tuple[PartialColumn, ...]:
+        """Columns of a tile in the online store: `partials`, and the times of values where a stream adds to tiles."""
+        partials = self.partials
+        return (*partials, *time_columns(partials)) if self.is_stream and self.is_tiled else partials
 
     @property
     def sources(self) -> tuple[BatchSource, ...]:

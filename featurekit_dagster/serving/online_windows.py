@@ -32,9 +32,9 @@ class WindowedFeatures:
         wanted = [answers[at] for at in positions]
         features = [each for each in wanted if isinstance(each, AggregateFeature)]
         self.rollup = (
-            compile_rollup(features, view.partials, tile_us)
+            compile_rollup(features, view.online_partials, tile_us)
             if secondary is None
-            else compile_secondary_rollup(wanted, view.partials, tile_us, secondary)
+            else compile_secondary_rollup(wanted, view.online_partials, tile_us, secondary)
         )
         self._spans: list[tuple[Span, ...]] = [
             each.spans if isinstance(each, AggregateFeature) else (each,) for each in wanted

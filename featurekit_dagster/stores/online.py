@@ -44,6 +44,7 @@ class OnlineLayout:
         index_length: How many leading `key_fields` a read must give; less than all of them for a wildcard view.
         tile_us: Tile size in microseconds, or None for a latest-value view (one record per key).
         value_fields: Partial columns of a tile, or the features of a row.
+        is_stream: Whether a stream writes beside batch jobs.
     """
 
     workspace: str
@@ -53,6 +54,7 @@ class OnlineLayout:
     index_length: int
     tile_us: int | None
     value_fields: tuple[Field, ...]
+    is_stream: bool = False
 
     @property
     def is_wildcard(self) -> bool:
@@ -201,8 +203,22 @@ class OnlineStore(Protocol):
         """Return what has been written online."""
         ...
 
-    def clear(self, layout: OnlineLayout) -> None:
-        """Forget all records and the coverage marker of the layout's generation."""
+    def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:
+        """Remove a stored generation, or everything of a view; what is not there is left at that.
+
+        What is covered is forgotten first, so a reader never meets a part of the records. What an interrupted call has
+        left is removed by the next one.
+
+        Args:
+            workspace: Name of the workspace.
+            view: Name of the view, which need not be declared any more.
+            generation: The generation; None for everything.
+            epoch: Lease epoch of the caller; of a single generation it is kept, so that whoever was overtaken writes
+                nothing more into it.
+
+        Raises:
+            LeaseLost: Somebody has begun to write the generation under a higher epoch.
+        """
         ...
 
     def close(self) -> None:

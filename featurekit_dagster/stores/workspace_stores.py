@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Array, Field
-from featurekit_dagster.intervals import Interval, IntervalSet, duration_us
+from featurekit_dagster.intervals import Interval, IntervalSet
 
 if TYPE_CHECKING:
     import duckdb
@@ -127,20 +127,20 @@ class WorkspaceStores:
         by_name = {key.name: key for key in view.join_keys}
         index = view.online_serving_index
         others = [name for name in view.key_names if name not in index]
-        tile: timedelta | None = view.aggregation_interval
         return OnlineLayout(
             workspace=self.workspace,
             view=view.name,
             key_fields=tuple(by_name[name] for name in (*index, *others)),
             index_length=len(index),
-            tile_us=None if tile is None else duration_us(tile),
+            tile_us=view.tile_us,
             value_fields=_online_fields(view),
+            is_stream=view.is_stream,
         )
 
 
 def _online_fields(view: FeatureView) -> tuple[Field, ...]:
     """Return the columns of an online record: partial columns or features; lists beside those of a secondary key."""
-    fields = tuple(Field(p.name, p.dtype) for p in view.partials) or view.attributes
+    fields = tuple(Field(p.name, p.dtype) for p in view.online_partials) or view.attributes
     if view.secondary_key is None:
         return fields
     return tuple(Field(field.name, Array(field.dtype)) for field in (view.secondary_key, *fields))
