@@ -126,6 +126,8 @@ def view_asset(
             found: Iterator[dg.AssetMaterialization | CheckOutcome] = check_view(view, stores, workspace.now())
         else:
             run = AssetRun(view, key, workspace, stores, context.instance, context.log)
+            if TRIGGER not in context.run.tags:  # so that the view's runs are found whatever started them
+                context.instance.add_run_tags(context.run_id, run_tags(view, ADOPTED))
             found = run.events(_requested(view, context))
         for event in found:
             if isinstance(event, dg.AssetMaterialization):
