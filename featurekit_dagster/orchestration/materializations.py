@@ -271,7 +271,8 @@ def _end_unfinished(
     left = [
         job.id
         for job in ledger.jobs(stores.workspace, view.name, states=ACTIVE_STATES)
-        if job.next_attempt_at is None and any(attempt.run_id == request.run_id for attempt in job.attempts)
+        # the last attempt alone: an earlier one of this run says that somebody else has gone on with the job
+        if job.next_attempt_at is None and job.attempts and job.attempts[-1].run_id == request.run_id
     ]
     if not left:
         return
