@@ -6,9 +6,10 @@ started by the workspace's sensor.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import dagster as dg
 
@@ -80,9 +81,13 @@ def _parts(view: FeatureView, run: RunPlan, wanted: IntervalSet) -> Iterator[Run
 
 def _reached(depth: int, intervals: Sequence[Interval]) -> IntervalSet:
     """Return the instants that lie in at least `depth` of the intervals."""
-    edges = sorted({time for interval in intervals for time in (interval.start, interval.end)})
-    pieces = [Interval(start, end) for start, end in pairwise(edges)]
-    return IntervalSet(piece for piece in pieces if sum(i.overlaps(piece) for i in intervals) >= depth)
+    steps = Counter(interval.start for interval in intervals)
+    steps.subtract(interval.end for interval in intervals)
+    edges = sorted(steps)
+    depths = accumulate(steps[time] for time in edges)
+    return IntervalSet(
+        Interval(start, end) for (start, end), reached in zip(pairwise(edges), depths, strict=False) if reached >= depth
+    )
 
 
 def view_schedule(
