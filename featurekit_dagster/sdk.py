@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -128,9 +128,11 @@ class Workspace:
         """Return what the ledger knows now; nothing where none exists yet."""
         return self.stores.ledger.snapshot(self.name) if self._has_ledger() else LedgerSnapshot()
 
-    def jobs(self, view_name: str | None = None) -> list[JobRecord]:
+    def jobs(
+        self, view_name: str | None = None, states: Sequence[str] | None = None, limit: int | None = None
+    ) -> list[JobRecord]:
         """Return the jobs of all views, or of one, newest first; none where there is no ledger yet."""
-        return self.stores.ledger.jobs(self.name, view_name) if self._has_ledger() else []
+        return self.stores.ledger.jobs(self.name, view_name, states, limit) if self._has_ledger() else []
 
     def _has_ledger(self) -> bool:
         return self.stores.has_ledger
