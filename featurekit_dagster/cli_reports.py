@@ -24,6 +24,7 @@ from featurekit_dagster.cli_output import (
 )
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval, IntervalSet, format_time
+from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RunPlan, ViewPlan
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
 
+    from featurekit_dagster.sdk import Workspace
     from featurekit_dagster.serving.vector import FeatureVector
     from featurekit_dagster.stores.ledger_records import JobRecord
 
@@ -154,6 +156,13 @@ class ViewStatus:
         """Return the end of the newest interval that is materialized in a store."""
         covered = self.covered.get(store)
         return covered.intervals[-1].end if covered else None
+
+
+def status_jobs(workspace: Workspace, view: FeatureView) -> list[JobRecord]:
+    """Return the jobs that a view's status tells about, newest first: the newest, and all that did not succeed."""
+    newest = workspace.jobs(view.name, limit=1)
+    others = workspace.jobs(view.name, states=[state.value for state in JobState if state is not JobState.SUCCESS])
+    return newest + [job for job in others if job.id != newest[0].id]
 
 
 def _is_open(job: JobRecord, covered: dict[str, IntervalSet]) -> bool:
