@@ -143,11 +143,11 @@ def status(
     Jobs that still run are listed too.
     """
     from featurekit_dagster.cli_output import open_console, print_json
-    from featurekit_dagster.cli_reports import ViewStatus, print_status, status_record
+    from featurekit_dagster.cli_reports import ViewStatus, print_status, status_jobs, status_record
 
     bound = _workspace(workspace)
     now, snapshot = bound.now(), bound.snapshot()
-    statuses = [ViewStatus.of(view, snapshot, bound.jobs(view.name), now) for view in _views(bound, views)]
+    statuses = [ViewStatus.of(view, snapshot, status_jobs(bound, view), now) for view in _views(bound, views)]
     if json:
         print_json(status_record(each, limit) for each in statuses)
     else:
