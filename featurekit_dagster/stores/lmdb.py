@@ -17,12 +17,12 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.lmdb_environment import (
     MAP_BYTES,
     LmdbEnvironment,
-    ReadTransaction,
     environment_at,
     release,
 )
+from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_generation
 from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView
-from featurekit_dagster.stores.lmdb_writer import clear_generation, write_records
+from featurekit_dagster.stores.lmdb_writer import write_records
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineWrite
 from featurekit_dagster.stores.record_runs import RecordRuns
 
@@ -114,13 +114,17 @@ class LmdbOnlineStore:
         with self.snapshot(layout) as snapshot:
             return snapshot.coverage
 
-    def clear(self, layout: OnlineLayout) -> None:
-        """Forget all records and the coverage marker of the layout's generation."""
-        view = self._view(layout)
-        with ReadTransaction(view.environment) as transaction:
-            if transaction is None:
-                return
-        clear_generation(view.generation())
+    def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:
+        """Remove a generation, or everything of a view (see `OnlineStore.drop`)."""
+        path = self._root / _folder(workspace) / _folder(view)
+        environment = environment_at(path, self._map_bytes)
+        try:
+            if generation is None:
+                drop_everything(environment)
+            else:
+                drop_generation(environment, f"batch:{workspace}/{view}", generation, epoch)
+        finally:
+            release(environment)
 
     def close(self) -> None:
         """Release files and memory; the store opens them again when it is next used."""

@@ -7,6 +7,7 @@ is kept from happening here, so that `lmdb.py` can think about records only.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class LmdbEnvironment:
         self.users = 0
         self._map_bytes = map_bytes
         self._environment: lmdb.Environment | None = None
+        self._file_number = 0
         self._open_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._readers: list[int] = []
@@ -69,6 +71,7 @@ class LmdbEnvironment:
                     mode=0o600,
                 )
                 environment.reader_check()
+                self._file_number = self._file_on_disk()
                 self._environment = environment
             return self._environment
 
@@ -80,6 +83,31 @@ class LmdbEnvironment:
                 self._environment.close()
                 self._environment = None
                 self._resizing = False
+
+    def remove_files(self) -> None:
+        """Remove the directory and what is in it; the next write makes it anew, in other processes too."""
+        with self._write_lock, self._open_lock:
+            if self._environment is not None:
+                self._drain_readers()
+                self._environment.close()
+                self._environment = None
+                self._resizing = False
+            shutil.rmtree(self.path, ignore_errors=not self.path.exists())
+
+    def _file_on_disk(self) -> int:
+        """Return the number of the file that lies in the directory now; 0 for none."""
+        try:
+            return os.stat(self.path / "data.mdb").st_ino
+        except FileNotFoundError:
+            return 0
+
+    def _close_removed(self) -> None:
+        """Close a handle whose file another process has removed, so that nothing is written where nobody looks."""
+        if self._environment is not None and self._file_on_disk() != self._file_number:
+            self._drain_readers()
+            self._environment.close()
+            self._environment = None
+            self._resizing = False
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 
@@ -122,6 +150,7 @@ class LmdbEnvironment:
             OnlineStoreBusy: The map is full and a reader of this process does not end, so that it cannot grow.
         """
         with self._write_lock:
+            self._close_removed()
             while True:
                 environment = self._handle(create=True)
                 assert environment is not None

@@ -34,7 +34,6 @@ _T = TypeVar("_T")
 _FULL_KEY_BYTES = struct.Struct("<Q")
 _TRANSACTION_SECONDS = 0.035
 _FIRST_RECORDS, _FEWEST_RECORDS, _MOST_RECORDS = 2_000, 64, 50_000
-_CLEARED_PER_TRANSACTION = 5_000
 # Chunks of an interval that are looked up one by one; of more, a cursor visits only those that exist.
 _CHUNKS_BY_GET = 4
 _ONE = np.uint64(1)
@@ -343,22 +342,3 @@ def _stored_chunks(
                 break
             found.append((stored, value))
     return found
-
-
-def clear_generation(generation: Generation) -> None:
-    """Delete a generation's coverage marker, then its records, then its layout."""
-    prefix, environment = generation.keys.generation_prefix, generation.environment
-    environment.transact(lambda transaction: transaction.delete(generation.marker_key))
-
-    def delete_some(transaction: lmdb.Transaction[bytes]) -> bool:
-        cursor = transaction.cursor()
-        for _ in range(_CLEARED_PER_TRANSACTION):
-            if not cursor.set_range(prefix) or not cursor.key().startswith(prefix):
-                return False
-            cursor.delete()
-        return True
-
-    while environment.transact(delete_some):
-        pass
-    environment.transact(lambda transaction: transaction.delete(generation.layout_key))
-    environment.sync()

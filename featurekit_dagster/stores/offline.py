@@ -128,3 +128,21 @@ class OfflineStore(Protocol):
     def exists(self, view: str, generation: int = 1) -> bool:
         """Tell whether the view was ever written."""
         ...
+
+    def row_count(self, view: str, generation: int = 1) -> int | None:
+        """Return the number of stored rows without reading them; None where it is not known, or nothing is stored."""
+        ...
+
+    def drop(self, view: str, generation: int) -> None:
+        """Remove a generation's table; one that is not there is left at that.
+
+        What an interrupted call has left is removed by the next one.
+
+        Args:
+            view: Name of the view, which need not be declared any more.
+            generation: The generation.
+
+        Raises:
+            ValueError: The name is none of a view.
+        """
+        ...

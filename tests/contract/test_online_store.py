@@ -62,7 +62,8 @@ class TestCoverage:
 
     def test_a_read_makes_no_files(self, store: OnlineStore, tmp_path: Path) -> None:
         store.coverage(TILES)
-        store.clear(TILES)
+        store.drop(TILES.workspace, TILES.view, None, epoch=1)
+        store.drop(TILES.workspace, TILES.view, 1, epoch=1)
         assert not list(tmp_path.iterdir())
 
     def test_the_marker_says_what_the_last_write_covered(self, store: OnlineStore) -> None:
@@ -107,7 +108,7 @@ class TestCoverage:
         for number, layout in enumerate(layouts):
             write(store, layout, tile_records(layout, {(("a",), 0): (number, 0.0)}))
         assert [store.read(layout, [("a",)]) for layout in layouts] == [[[(0, n, 0.0)]] for n in range(len(layouts))]
-        store.clear(layouts[0])
+        store.drop(layouts[0].workspace, layouts[0].view, layouts[0].generation, epoch=1)
         assert store.read(layouts[0], [("a",)]) == [[]]
         assert store.coverage(layouts[0]) == IntervalSet()
         assert store.read(layouts[1], [("a",)]) == [[(0, 1, 0.0)]]
@@ -285,7 +286,7 @@ class TestRefusals:
             write(store, other, table)
         with pytest.raises(OnlineLayoutMismatch):
             store.coverage(other)
-        store.clear(other)
+        store.drop(other.workspace, other.view, other.generation, epoch=1)
         write(store, other, table)
         assert store.read(other, [("a",)]) == [[(0, 1, 1.0, "x")]]
 

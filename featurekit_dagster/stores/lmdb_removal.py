@@ -1,0 +1,78 @@
+"""Taking a generation, or everything of a view, out of the embedded online store, in short transactions."""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from featurekit_dagster.errors import LeaseLost
+from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, ReadTransaction
+
+if TYPE_CHECKING:
+    import lmdb
+
+_FACTS = b"\x00\x00"
+_FENCE = b"fence"
+_TRANSACTION_SECONDS = 0.03
+_LOOKS_AT_CLOCK = 64
+
+
+def drop_generation(environment: LmdbEnvironment, name: str, generation: int, epoch: int) -> None:
+    """Remove what is known of a generation and then its records; who writes under a lower epoch is shut out.
+
+    A reader finds nothing covered from the first transaction on. A repetition removes what was left.
+
+    Raises:
+        LeaseLost: Somebody has begun to write the generation under a higher epoch.
+    """
+    prefix = struct.pack(">H", generation)
+    fence = _FACTS + prefix + _FENCE
+
+    def shut_out(transaction: lmdb.Transaction[bytes]) -> None:
+        stored = transaction.get(fence)
+        current = 0 if stored is None else int.from_bytes(stored, "little")
+        if current > epoch:
+            raise LeaseLost(name=name, epoch=epoch, current=current)
+        _delete(transaction, _FACTS + prefix)
+        transaction.put(fence, epoch.to_bytes(8, "little"))
+
+    if not _has_any(environment):
+        return
+    environment.transact(shut_out)
+    delete_below(environment, prefix)
+    environment.sync()
+
+
+def drop_everything(environment: LmdbEnvironment) -> None:
+    """Remove all generations, and the files.
+
+    Other processes that have them open find nothing covered any more; if the view is written again, they see that when
+    they open it again.
+    """
+    if _has_any(environment):
+        delete_below(environment, _FACTS)
+        delete_below(environment, b"")
+    environment.remove_files()
+
+
+def delete_below(environment: LmdbEnvironment, prefix: bytes) -> None:
+    """Delete every stored key with a prefix, in transactions of at most 50 ms."""
+    while not environment.transact(lambda transaction: _delete(transaction, prefix, _TRANSACTION_SECONDS)):
+        pass
+
+
+def _delete(transaction: lmdb.Transaction[bytes], prefix: bytes, seconds: float | None = None) -> bool:
+    """Delete keys with a prefix until none is left or the time is over; return whether none is left."""
+    cursor, started, count = transaction.cursor(), time.perf_counter(), 0
+    while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+        cursor.delete()
+        count += 1
+        if seconds is not None and not count % _LOOKS_AT_CLOCK and time.perf_counter() - started > seconds:
+            return False
+    return True
+
+
+def _has_any(environment: LmdbEnvironment) -> bool:
+    with ReadTransaction(environment) as transaction:
+        return transaction is not None
