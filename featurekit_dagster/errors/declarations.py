@@ -88,6 +88,26 @@ class IntervalNotComplete(PlanError):
         )
 
 
+class TooManyPartitions(PlanError):
+    """A view would have more partitions in Dagster than that can take.
+
+    Args:
+        view: The feature view.
+        schedule: Its `batch_schedule`.
+        partitions: How many it has by now.
+        many: Above how many Dagster gets slow.
+        most: How many a new view may have.
+    """
+
+    def __init__(self, *, view: str, schedule: str, partitions: int, many: int, most: int) -> None:
+        self.view, self.schedule, self.partitions, self.many, self.most = view, schedule, partitions, many, most
+        super().__init__(
+            f"{view}: batch_schedule {schedule} makes {partitions:,} partitions; Dagster gets slow above {many:,} and "
+            f"takes at most {most:,}; give a longer batch_schedule (aggregation_interval may stay short), or a later "
+            "feature_start_time"
+        )
+
+
 class ChangedDeclaration(PlanError):
     """A view is declared otherwise than what is stored of it was made, and nobody has decided what to do.
 
