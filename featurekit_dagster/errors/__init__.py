@@ -35,6 +35,7 @@ from featurekit_dagster.errors.declarations import (
     OverlappingMaterialization,
     PlanError,
     RetiredGeneration,
+    TooManyPartitions,
 )
 from featurekit_dagster.errors.reads import (
     JoinKeyMismatch,
@@ -115,6 +116,7 @@ __all__ = [
     "TableMissing",
     "TectonValidationError",
     "TileOverflow",
+    "TooManyPartitions",
     "TransformError",
     "Unsupported",
     "UnsupportedKeyType",
