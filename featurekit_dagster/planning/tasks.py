@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.generations import Change
@@ -90,6 +91,20 @@ class RunPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionLimits:
+    """How the number of a view's partitions grows.
+
+    Args:
+        partitions: Number of complete batch intervals by now.
+        reached_at: Number of partitions that matters to Dagster, to the time at which the view has so many; None where
+            that lies beyond the calendar.
+    """
+
+    partitions: int
+    reached_at: Mapping[int, datetime | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ViewPlan:
     """Everything that has to be done for one view, and why.
 
@@ -102,6 +117,7 @@ class ViewPlan:
         partitions: Number of grid intervals that the runs cover.
         generation: The generation that the runs write.
         changes: What has changed so that nothing is run before a person decides.
+        limits: How the view's partitions grow; None for a view that has none.
     """
 
     view: str
@@ -112,6 +128,7 @@ class ViewPlan:
     partitions: int = 0
     generation: int = 1
     changes: tuple[Change, ...] = ()
+    limits: PartitionLimits | None = None
 
     @property
     def needs_decision(self) -> bool:
