@@ -11,6 +11,7 @@ from featurekit_dagster.errors import BeforeFeatureStart, IntervalNotComplete, M
 from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, ceil_time, floor_time, format_time, is_aligned
 from featurekit_dagster.planning.generations import Change
 from featurekit_dagster.planning.grid import last_complete_end, last_ready_end
+from featurekit_dagster.planning.partition_limits import limit_warnings, partition_limits
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RemovedView, RunPlan, Task, ViewPlan
 
 _BATCH_REMEDY = "give its source a batch_config, and the view batch_trigger=BatchTriggerType.MANUAL"
@@ -45,10 +46,11 @@ def plan_view(view: FeatureView, snapshot: LedgerSnapshot, now: datetime) -> Vie
         runs=runs,
         wanted=wanted,
         reason=reason,
-        warnings=tuple(_warnings(view)),
+        warnings=(*_warnings(view), *limit_warnings(view, now)),
         partitions=sum((run.interval.duration // view.batch_schedule for run in runs), 0),
         generation=snapshot.generation.get(view.name, 1),
         changes=changes,
+        limits=partition_limits(view, now),
     )
 
 
