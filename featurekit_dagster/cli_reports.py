@@ -26,7 +26,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval, IntervalSet, format_time
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
-from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, RunPlan, ViewPlan
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, PartitionLimits, RunPlan, ViewPlan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,13 @@ def plan_record(plan: ViewPlan) -> dict[str, Any]:
             for run in plan.runs
         ],
         "warnings": plan.warnings,
+        "partition_limits": plan.limits and _limits_record(plan.limits),
     }
+
+
+def _limits_record(limits: PartitionLimits) -> dict[str, Any]:
+    reached = [{"partitions": number, "reached_at": at} for number, at in limits.reached_at.items()]
+    return {"partitions_by_now": limits.partitions, "limits": reached}
 
 
 def print_plan(
