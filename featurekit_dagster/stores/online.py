@@ -44,6 +44,7 @@ class OnlineLayout:
         index_length: How many leading `key_fields` a read must give; less than all of them for a wildcard view.
         tile_us: Tile size in microseconds, or None for a latest-value view (one record per key).
         value_fields: Partial columns of a tile, or the features of a row.
+        dropped: Names of those that are declared no more; records may come without them.
         is_stream: Whether a stream writes beside batch jobs.
     """
 
@@ -54,6 +55,7 @@ class OnlineLayout:
     index_length: int
     tile_us: int | None
     value_fields: tuple[Field, ...]
+    dropped: tuple[str, ...] = ()
     is_stream: bool = False
 
     @property

@@ -178,6 +178,9 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
     wanted[layout.time_column] = pa.timestamp("us", "UTC")
     faults, columns = [], {}
     for name, dtype in wanted.items():
+        if name not in records.column_names and name in layout.dropped:
+            columns[name] = _nothing(dtype, records.num_rows)
+            continue
         if name not in records.column_names:
             faults.append(f"column {name} is missing, there are {', '.join(records.column_names)}")
             continue
@@ -197,6 +200,12 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
         raise OnlineRecordsMismatch(view=layout.view, faults=faults)
     keys = [columns[field.name] for field in layout.key_fields]
     return keys, _microseconds(columns[layout.time_column]), [columns[field.name] for field in layout.value_fields]
+
+
+def _nothing(dtype: pa.DataType, rows: int) -> pa.Array:
+    """Return a column for what is declared no more: NULLs, or empty lists, as lists are never NULL in a tile."""
+    is_list = pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
+    return pa.array([[]] * rows, dtype) if is_list else pa.nulls(rows, dtype)
 
 
 def _contiguous(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
