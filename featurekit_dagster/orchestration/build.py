@@ -48,8 +48,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
 def _check_partitions(workspace: BoundWorkspace, views: list[FeatureView]) -> None:
     faults = [fault for view in views if (fault := schedule_fault(view))]
     if not faults:
-        covered = {name for name, _ in workspace.snapshot().covered}
-        counted = [count_fault(view, workspace.now(), exists=view.name in covered) for view in views]
-        faults = [fault for fault in counted if fault]
+        snapshot, now = workspace.snapshot(), workspace.now()
+        faults = [fault for view in views if (fault := count_fault(view, snapshot, now))]
     if faults:
         raise DeclarationError(subject=f"workspace {workspace.name!r}", faults=faults)

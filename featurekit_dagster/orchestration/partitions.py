@@ -13,12 +13,19 @@ import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.windows import format_duration
-from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, ceil_time, floor_time
-from featurekit_dagster.planning.grid import last_complete_end, last_ready_end
+from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, ceil_time
+from featurekit_dagster.planning.grid import last_ready_end
+from featurekit_dagster.planning.partition_limits import (
+    MANY_PARTITIONS,
+    first_partition_start,
+    many_partitions,
+    partition_limits,
+    too_many_partitions,
+)
+from featurekit_dagster.planning.tasks import LedgerSnapshot
 
 KEY_FORMAT = "%Y-%m-%dT%H:%MZ"
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-MANY_PARTITIONS, TOO_MANY_PARTITIONS = 20_000, 100_000
 
 _MINUTE, _HOUR, _DAY, _WEEK = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=7)
 _MINUTES, _HOURS = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30), (1, 2, 3, 4, 6, 8, 12)
@@ -74,7 +81,7 @@ def partitions_of(view: FeatureView, fixed_now: datetime | None = None) -> dg.Ti
         view: A view that writes a store and whose schedule has no fault.
         fixed_now: The time of a workspace whose clock stands still; partitions then end with the last ready interval.
     """
-    start = _start_of(view)
+    start = first_partition_start(view)
     return dg.TimeWindowPartitionsDefinition(
         start=start,
         end=None if fixed_now is None else max(start, last_ready_end(view, fixed_now)),
@@ -84,28 +91,20 @@ def partitions_of(view: FeatureView, fixed_now: datetime | None = None) -> dg.Ti
     )
 
 
-def count_fault(view: FeatureView, now: datetime, *, exists: bool) -> str | None:
-    """Return why a view has too many partitions, or None; warn where they are many.
+def count_fault(view: FeatureView, snapshot: LedgerSnapshot, now: datetime) -> str | None:
+    """Return why a view that is new has too many partitions, or None; warn where a view has many.
 
     Args:
         view: The feature view.
+        snapshot: What is covered and claimed; of a view that is materialized already it only warns.
         now: Time at which they are counted.
-        exists: Whether something of the view is materialized already; then it only warns.
-
-    Raises:
-        ValueError: The view has no feature start time.
     """
-    count = max(0, (last_complete_end(view, now) - _start_of(view)) // view.batch_schedule)
-    if count <= MANY_PARTITIONS:
-        return None
-    sentence = (
-        f"feature view {view.name!r}: batch_schedule {format_duration(view.batch_schedule)} makes {count:,} "
-        f"partitions; Dagster gets slow above {MANY_PARTITIONS:,} and takes at most {TOO_MANY_PARTITIONS:,}; give a "
-        "longer batch_schedule (aggregation_interval may stay short), or a later feature_start_time"
-    )
-    if count > TOO_MANY_PARTITIONS and not exists:
-        return sentence
-    warnings.warn(sentence, stacklevel=2)
+    refused = too_many_partitions(view, snapshot, now)
+    if refused is not None:
+        return f"feature view {refused}"
+    limits = partition_limits(view, now)
+    if limits is not None and limits.partitions > MANY_PARTITIONS:
+        warnings.warn(f"feature view {many_partitions(view, limits.partitions)}", stacklevel=2)
     return None
 
 
@@ -141,9 +140,3 @@ def interval_of_keys(view: FeatureView, keys: dg.PartitionKeyRange) -> Interval:
 def key_range(view: FeatureView, interval: Interval) -> dg.PartitionKeyRange:
     """Return the range of keys of the partitions of an aligned interval."""
     return dg.PartitionKeyRange(key_of(interval.start), key_of(interval.end - view.batch_schedule))
-
-
-def _start_of(view: FeatureView) -> datetime:
-    if view.materialization_start is None:
-        raise ValueError(f"{view.name} has no feature start time")
-    return floor_time(view.materialization_start, view.batch_schedule)

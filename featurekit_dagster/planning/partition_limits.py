@@ -6,7 +6,6 @@ Planning says it beforehand; orchestration refuses or warns by the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from featurekit_dagster.domain.feature_view import FeatureView
@@ -60,8 +59,8 @@ def limit_warnings(view: FeatureView, now: datetime) -> Iterator[str]:
             counts.append(f"{number:,} on {format_time(at)}")
     if counts:
         yield (
-            f"batch_schedule {format_duration(view.batch_schedule)} makes many partitions: {', '.join(counts)}; Dagster "
-            f"gets slow above {MANY_PARTITIONS:,}, and a new view may have {TOO_MANY_PARTITIONS:,}"
+            f"batch_schedule {format_duration(view.batch_schedule)} makes many partitions: {', '.join(counts)}; "
+            f"Dagster gets slow above {MANY_PARTITIONS:,}, and a new view may have {TOO_MANY_PARTITIONS:,}"
         )
 
 
@@ -70,13 +69,13 @@ def too_many_partitions(view: FeatureView, snapshot: LedgerSnapshot, now: dateti
 
     Args:
         view: The feature view.
-        snapshot: What is covered and claimed, of the generation that would be written.
+        snapshot: What is covered, of the generation that would be written.
         now: Time at which they are counted.
     """
     limits = partition_limits(view, now)
     if limits is None or limits.partitions <= TOO_MANY_PARTITIONS:
         return None
-    if view.name in snapshot.running or any(name == view.name for name, _ in snapshot.covered):
+    if any(name == view.name for name, _ in snapshot.covered):
         return None
     return many_partitions(view, limits.partitions)
 
