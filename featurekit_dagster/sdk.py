@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from featurekit_dagster.domain.repo import Repository
 from featurekit_dagster.errors import NotFoundError, TectonValidationError
 from featurekit_dagster.intervals import as_utc
+from featurekit_dagster.planning.partition_limits import too_many_partitions
 from featurekit_dagster.planning.planner import check_interval, plan_view, split_tasks
 from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan, ViewPlan
 
 if TYPE_CHECKING:
     import dagster as dg
 
+    from featurekit_dagster.domain.feature_view import FeatureView
     from featurekit_dagster.handles import FeatureViewHandle
     from featurekit_dagster.service_handles import FeatureServiceHandle
     from featurekit_dagster.stores.ledger_records import JobRecord
@@ -149,6 +151,18 @@ class Workspace:
         chosen = self.repo.views if views is None else [self.repo.view(name) for name in views]
         snapshot, now = self.snapshot(), self.now()
         return tuple(plan_view(view, snapshot, now) for view in chosen)
+
+    def check_partitions(self, views: Iterable[FeatureView]) -> None:
+        """Refuse views that have too many partitions for Dagster and of which nothing is materialized yet.
+
+        Raises:
+            TooManyPartitions: There is one.
+        """
+        snapshot, now = self.snapshot(), self.now()
+        for view in views:
+            refused = too_many_partitions(view, snapshot, now)
+            if refused is not None:
+                raise refused
 
     def plan_interval(self, view_name: str, start_time: datetime, end_time: datetime, *, overwrite: bool) -> RunPlan:
         """Return the run for an interval that a person asks for, in every store that the view writes.
