@@ -62,6 +62,7 @@ class MaterializationMethods:
         Raises:
             PlanError: The window is off the grid, empty, before the materialization start or not complete yet, or the
                 view does not write a chosen store.
+            TooManyPartitions: The view is new and has more partitions than Dagster can take.
             OverlappingMaterialization: The window overlaps a job that waits or runs, or, without `overwrite`, what is
                 materialized in a chosen store.
 
@@ -70,6 +71,7 @@ class MaterializationMethods:
         view, workspace = self.declaration, self._workspace
         interval = check_interval(view, start_time, end_time, workspace.now())
         self._check_stores(online=online, offline=offline)
+        workspace.check_partitions([view])
         ledger = workspace.stores.ledger
         if overwrite and online and not view.is_aggregate and self._wrote_rows_online(interval.start, interval.end):
             warnings.warn(
