@@ -109,10 +109,14 @@ def carry_out(workspace: Workspace, work: Sequence[ViewWork], console: Console, 
         work: What is to be done.
         console: Where progress bars go.
         quiet: Whether to show none.
+
+    Raises:
+        TooManyPartitions: A view is new and has more partitions than Dagster can take; nothing is started.
     """
     todo = [each for each in work if each.runs]
     if not todo:
         return []
+    workspace.check_partitions(each.view for each in todo)
     from featurekit_dagster.orchestration.run import open_instance
 
     outcomes = []
@@ -123,7 +127,12 @@ def carry_out(workspace: Workspace, work: Sequence[ViewWork], console: Console, 
 
 
 def queue_runs(workspace: Workspace, work: Sequence[ViewWork]) -> list[JobRecord]:
-    """Put the jobs of the runs into the ledger, where the daemon finds them, and return them in order."""
+    """Put the jobs of the runs into the ledger, where the daemon finds them, and return them in order.
+
+    Raises:
+        TooManyPartitions: A view is new and has more partitions than Dagster can take; nothing is queued.
+    """
+    workspace.check_partitions(each.view for each in work if each.runs)
     made = []
     for run in (run for each in work for run in each.runs):
         task = run.tasks[0]
