@@ -99,9 +99,8 @@ def test_incremental_backfills_are_not_made_longer_by_max_backfill_interval() ->
 
 def test_nothing_is_planned_before_the_first_interval_is_complete() -> None:
     plan = plan_view(view_of(), EMPTY, START + DAY - timedelta(microseconds=1))
-    assert plan == ViewPlan(
-        view="spending", runs=(), wanted=None, reason="no interval is complete yet at 2024-01-01T23:59:59.999999Z"
-    )
+    reason = "no interval is complete yet at 2024-01-01T23:59:59.999999Z"
+    assert replace(plan, limits=None) == ViewPlan(view="spending", runs=(), wanted=None, reason=reason)
     assert plan_view(view_of(), EMPTY, START + DAY).tasks == (task(span(0, 1)),)
 
 
