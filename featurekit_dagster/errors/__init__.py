@@ -63,6 +63,7 @@ from featurekit_dagster.errors.stores import (
     UnusableLakePath,
 )
 from featurekit_dagster.errors.streams import (
+    DuplicateEvents,
     StreamError,
     StreamExtraMissing,
     StreamPositionLost,
@@ -77,6 +78,7 @@ __all__ = [
     "CommitConflict",
     "ConcurrentOnlineWrite",
     "DeclarationError",
+    "DuplicateEvents",
     "FeatureKitError",
     "IntervalNotComplete",
     "InvalidMemoryBudget",

@@ -53,3 +53,15 @@ class StreamExtraMissing(StreamError):
             f"stream source {source!r} is read from {kind}, whose library is not installed; "
             f"run: pip install 'featurekit_dagster[{extra}]'"
         )
+
+
+class DuplicateEvents(StreamError):
+    """Events of a commit were counted by another loop since they were looked for."""
+
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "events of this commit have been counted by another loop meanwhile; nothing was written, look for "
+            "duplicates again"
+        )

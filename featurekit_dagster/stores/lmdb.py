@@ -8,26 +8,47 @@ generation: its layout and its coverage marker. `lmdb_writer.py` has the write s
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.lmdb_environment import (
     MAP_BYTES,
     LmdbEnvironment,
+    ReadTransaction,
     environment_at,
     release,
 )
 from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_generation
 from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView
+from featurekit_dagster.stores.lmdb_stream import (
+    StreamKeys,
+    drop_letters,
+    seen_marks,
+    stored_checkpoints,
+    stored_letters,
+    write_stream,
+)
 from featurekit_dagster.stores.lmdb_writer import write_records
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineWrite
 from featurekit_dagster.stores.record_runs import RecordRuns
+from featurekit_dagster.stores.stream_state import (
+    Combine,
+    DeadLetter,
+    Refuse,
+    StreamCheckpoint,
+    StreamCommit,
+    StreamWrite,
+)
 
 if TYPE_CHECKING:
+    import lmdb
     import pyarrow as pa
+
+_T = TypeVar("_T")
 
 _REMEMBERED_LAYOUTS = 256
 
@@ -74,6 +95,7 @@ class LmdbOnlineStore:
         covered: IntervalSet,
         epoch: int,
         replace: Interval | None = None,
+        keep_stream: bool = False,
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker (see `OnlineStore.write`)."""
         if replace is not None and layout.tile_us is None:
@@ -81,7 +103,7 @@ class LmdbOnlineStore:
         view = self._view(layout)
         runs = RecordRuns(layout, records, view.keys, view.values)
         generation, marker = view.generation(), view.encode_marker(covered, epoch)
-        refused = write_records(generation, runs, replace, epoch)
+        refused = write_records(generation, runs, replace, epoch, keep_stream=keep_stream)
         generation.write_under(epoch, lambda transaction: transaction.put(view.marker_key, marker))
         view.environment.sync()
         written = runs.rows - refused
@@ -113,6 +135,43 @@ class LmdbOnlineStore:
         """Return what has been written online."""
         with self.snapshot(layout) as snapshot:
             return snapshot.coverage
+
+    def stream_write(
+        self,
+        layout: OnlineLayout,
+        records: pa.Table,
+        *,
+        combine: Combine,
+        commit: StreamCommit,
+        refuse: Refuse,
+    ) -> StreamWrite:
+        """Write what a stream brought and its checkpoints in one transaction (see `OnlineStore.stream_write`)."""
+        view = self._view(layout)
+        runs = RecordRuns(layout, records, view.keys, view.values, from_stream=True)
+        return write_stream(view.generation(), view.stream, runs, combine, commit, refuse)
+
+    def checkpoints(self, layout: OnlineLayout) -> Mapping[str, StreamCheckpoint]:
+        """Return how far each source partition was read."""
+        return self._look(layout, stored_checkpoints, {})
+
+    def seen_marks(self, layout: OnlineLayout, marks: Collection[bytes]) -> Set[bytes]:
+        """Return those of the marks that are remembered."""
+        return self._look(layout, partial(seen_marks, marks=marks), set())
+
+    def dead_letters(self, layout: OnlineLayout, partition: str, most: int) -> Sequence[DeadLetter]:
+        """Return the oldest dead letters of a source partition that nobody has taken away."""
+        return self._look(layout, partial(stored_letters, partition=partition, most=most), [])
+
+    def drop_dead_letters(self, layout: OnlineLayout, partition: str, up_to: int) -> None:
+        """Forget the dead letters of a source partition up to a number, inclusive."""
+        view = self._view(layout)
+        view.environment.transact(lambda t: drop_letters(t, view.stream, partition, up_to))
+
+    def _look(self, layout: OnlineLayout, read: Callable[[lmdb.Transaction[bytes], StreamKeys], _T], nothing: _T) -> _T:
+        """Return what `read` finds of a stream's state."""
+        view = self._view(layout)
+        with ReadTransaction(view.environment) as transaction:
+            return nothing if transaction is None else read(transaction, view.stream)
 
     def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:
         """Remove a generation, or everything of a view (see `OnlineStore.drop`)."""

@@ -13,9 +13,11 @@ from featurekit_dagster.errors import OnlineLayoutMismatch, Unsupported
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.stores.key_codec import KeyCodec, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
+from featurekit_dagster.stores.lmdb_stream import StreamKeys, decode_progress
 from featurekit_dagster.stores.lmdb_writer import Generation
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key, OnlineLayout, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec
+from featurekit_dagster.stores.stream_state import StreamProgress
 
 if TYPE_CHECKING:
     import lmdb
@@ -57,7 +59,9 @@ class StoredView:
         self.signature = _signature(layout)
         meta = b"\x00\x00" + self.keys.generation_prefix
         self.layout_key, self.marker_key, self.fence_key = (meta + name for name in (b"layout", b"marker", b"fence"))
+        self.stream = StreamKeys(meta)
         self.encode = self.keys.encode
+        self.decoded_progress: tuple[bytes | None, StreamProgress] = (None, StreamProgress())
         self.decoded_marker: tuple[bytes, _Marker] = (b"", _NOT_COVERED)
         self._suffixes: tuple[int, int, list[tuple[int, bytes]]] = (0, 0, [(0, chunk_suffix(0))])
 
@@ -147,6 +151,17 @@ class LmdbSnapshot:
     def epoch(self) -> int:
         """The lease epoch of the newest write; 0 before the first."""
         return self._marker.epoch
+
+    @property
+    def stream(self) -> StreamProgress:
+        """What the view has seen of its stream, as of this snapshot."""
+        view, transaction = self._view, self._transaction
+        raw = None if transaction is None else transaction.get(view.stream.progress)
+        known, progress = view.decoded_progress
+        if raw != known:
+            progress = decode_progress(raw)
+            view.decoded_progress = (raw, progress)
+        return progress
 
     def packed_tiles(self, key: Key, since_us: int, until_us: int) -> PackedTiles:
         """Return a key's stored chunks that may hold tiles starting in `[since_us, until_us)`, and perhaps others."""

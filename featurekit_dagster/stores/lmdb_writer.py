@@ -98,18 +98,27 @@ class _Pace:
         self.records = max(_FEWEST_RECORDS, min(fitting, self.records * 2, _MOST_RECORDS))
 
 
-def write_records(generation: Generation, runs: RecordRuns, replace: Interval | None, epoch: int) -> int:
+def write_records(
+    generation: Generation, runs: RecordRuns, replace: Interval | None, epoch: int, *, keep_stream: bool = False
+) -> int:
     """Write all records and return how many rows lost against what was stored.
+
+    Args:
+        generation: What is written.
+        runs: The records.
+        replace: Tiles that start in it are forgotten first, of the keys of the records.
+        epoch: Lease epoch of the writer.
+        keep_stream: Whether tiles of a stream are not forgotten so; those of the records replace them all the same.
 
     Raises:
         OnlineLayoutMismatch: The generation was written with another layout.
         LeaseLost: Somebody has begun to write under a higher epoch.
     """
-    is_empty = generation.write_under(epoch, lambda transaction: _open_generation(transaction, generation))
-    trailers = {stored: _trailer(full) for stored, full in runs.full_keys.items()}
+    is_empty = generation.write_under(epoch, lambda transaction: open_generation(transaction, generation))
+    trailers = {stored: trailer_of(full) for stored, full in runs.full_keys.items()}
     pace, refused = _Pace(), 0
     for slab in runs.slabs():
-        body = _body(generation, slab, trailers, is_empty, replace)
+        body = _body(generation, slab, trailers, is_empty, replace, keep_stream)
         first_key, keys = 0, len(slab.key_starts)
         while first_key < keys:
             begin = slab.key_starts[first_key]
@@ -123,18 +132,25 @@ def write_records(generation: Generation, runs: RecordRuns, replace: Interval | 
     return refused
 
 
-def _trailer(full_key: bytes) -> bytes:
+def trailer_of(full_key: bytes) -> bytes:
     """Return what follows the value of a hashed key: the whole encoded key in whole words, then its length."""
     return full_key + bytes(-len(full_key) % WORD_BYTES) + _FULL_KEY_BYTES.pack(len(full_key))
 
 
 def _body(
-    generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes], is_empty: bool, replace: Interval | None
+    generation: Generation,
+    slab: RecordSlab,
+    trailers: dict[bytes, bytes],
+    is_empty: bool,
+    replace: Interval | None,
+    keep_stream: bool,
 ) -> _Body:
     """Return what puts a batch of the slab into a transaction; it may run more than once for the same batch."""
-    if generation.layout.tile_us is not None and not is_empty:
-        return _TileMerge(generation, slab, trailers, replace)
-    return (_Append if is_empty else _RowUpsert)(generation, slab, trailers)
+    # a stream writes at the same time, so nothing stays the first load
+    appends = is_empty and not generation.layout.is_stream
+    if generation.layout.tile_us is not None and not appends:
+        return _TileMerge(generation, slab, trailers, replace, keep_stream=keep_stream)
+    return (_Append if appends else _RowUpsert)(generation, slab, trailers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +175,7 @@ class _Append:
     def __init__(self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes]) -> None:
         self._view = generation.layout.view
         self._keys = slab.keys
-        self._values = _with_trailers(slab.keys, generation.values.pack(slab.block), trailers)
+        self._values = with_trailers(slab.keys, generation.values.pack(slab.block), trailers)
 
     def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int:
         keys, values = self._keys[batch.begin : batch.end], self._values[batch.begin : batch.end]
@@ -174,7 +190,7 @@ class _RowUpsert:
 
     def __init__(self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes]) -> None:
         self._keys = slab.keys
-        self._values = _with_trailers(slab.keys, generation.values.pack(slab.block), trailers)
+        self._values = with_trailers(slab.keys, generation.values.pack(slab.block), trailers)
 
     def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int:
         cursor, keys = transaction.cursor(), self._keys[batch.begin : batch.end]
@@ -192,9 +208,16 @@ class _TileMerge:
     """Puts tiles, merged chunk by chunk with the stored ones, after forgetting those that start in `replace`."""
 
     def __init__(
-        self, generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes], replace: Interval | None
+        self,
+        generation: Generation,
+        slab: RecordSlab,
+        trailers: dict[bytes, bytes],
+        replace: Interval | None,
+        *,
+        keep_stream: bool,
     ) -> None:
         self._codec, self._slab, self._trailers = generation.values, slab, trailers
+        self._keep_stream = keep_stream
         self._forget: tuple[int, int] | None = None
         if replace is not None:
             tile_us = generation.layout.tile_us or 1
@@ -211,20 +234,15 @@ class _TileMerge:
         else:
             found = cursor.getmulti(keys)
         if self._trailers:
-            found = [(key, self._bare(key, value)) for key, value in found]
+            found = [(key, bare_value(key, value, self._trailers)) for key, value in found]
         if len(found) == len(keys):
             values, refused = merge_tiles(self._codec, [value for _, value in found], new)
         elif not found:
             values, refused = self._codec.pack(new), 0
         else:
             values, refused = self._merge_some(keys, dict(found), new)
-        cursor.putmulti(zip(keys, _with_trailers(keys, values, self._trailers), strict=True))
+        cursor.putmulti(zip(keys, with_trailers(keys, values, self._trailers), strict=True))
         return refused
-
-    def _bare(self, key: bytes, value: bytes) -> bytes:
-        """Return a stored value without the whole key that follows it where the key is hashed."""
-        trailer = self._trailers.get(key[:-CHUNK_BYTES])
-        return value if trailer is None else value[: -len(trailer)]
 
     def _merge_some(self, keys: list[bytes], olds: dict[bytes, bytes], new: Block) -> tuple[list[bytes], int]:
         """Return the new value of every key where only some are stored, and how many new tiles lost."""
@@ -289,17 +307,19 @@ class _TileMerge:
         for place in set(range(len(keys))).difference(left):
             transaction.delete(keys[place])
         keys = [keys[place] for place in left]
-        values = _with_trailers(keys, self._codec.pack(new), self._trailers)
+        values = with_trailers(keys, self._codec.pack(new), self._trailers)
         transaction.cursor().putmulti(zip(keys, values, strict=True))
         return refused
 
     def _kept(self, keys: list[bytes], olds: dict[bytes, bytes], first: int, last: int) -> Block:
         """Return the stored tiles other than `first..last`; owners are places in `keys`."""
         held = np.array([place for place, key in enumerate(keys) if key in olds])
-        block = self._codec.unpack([olds[keys[place]] for place in held.tolist()])
+        block = self._codec.unpack([bare_value(keys[p], olds[keys[p]], self._trailers) for p in held.tolist()])
         owners = held[block.owners]
         tiles = chunks_of(keys)[owners] * TILES_PER_CHUNK + block.leads
         kept = (tiles < first) | (tiles > last)
+        if self._keep_stream:
+            kept |= ~block.from_batch
         return block.take(kept, owners[kept])
 
 
@@ -309,7 +329,13 @@ def _slice(block: Block, begin: int, end: int) -> Block:
     return block.take(slice(first, last), block.owners[first:last] - begin)
 
 
-def _with_trailers(keys: list[bytes], values: list[bytes], trailers: dict[bytes, bytes]) -> list[bytes]:
+def bare_value(key: bytes, value: bytes, trailers: dict[bytes, bytes]) -> bytes:
+    """Return a stored value without the whole key that follows it where the key is hashed."""
+    trailer = trailers.get(key) or trailers.get(key[:-CHUNK_BYTES])
+    return value if trailer is None else value[: -len(trailer)]
+
+
+def with_trailers(keys: list[bytes], values: list[bytes], trailers: dict[bytes, bytes]) -> list[bytes]:
     """Return the values, those of hashed keys with the whole encoded key behind them."""
     if not trailers:
         return values
@@ -320,7 +346,7 @@ def _with_trailers(keys: list[bytes], values: list[bytes], trailers: dict[bytes,
     return found
 
 
-def _open_generation(transaction: lmdb.Transaction[bytes], generation: Generation) -> bool:
+def open_generation(transaction: lmdb.Transaction[bytes], generation: Generation) -> bool:
     """Check or store the layout; tell whether no record lies at or behind the generation, so that appending works."""
     stored = transaction.get(generation.layout_key)
     if stored is None:

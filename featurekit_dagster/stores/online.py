@@ -6,7 +6,7 @@ Serving reads through `OnlineStore` and never names an implementation; materiali
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +15,15 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.stream_state import (
+    Combine,
+    DeadLetter,
+    Refuse,
+    StreamCheckpoint,
+    StreamCommit,
+    StreamProgress,
+    StreamWrite,
+)
 
 ANCHOR_TIME = "_anchor_time"
 """Time column of tile records: the tile's start."""
@@ -117,6 +126,11 @@ class OnlineSnapshot(Protocol):
         """The lease epoch of the newest write; 0 before the first."""
         ...
 
+    @property
+    def stream(self) -> StreamProgress:
+        """What the view has seen of its stream, as of this snapshot."""
+        ...
+
     def packed_tiles(self, key: Key, since_us: int, until_us: int) -> PackedTiles:
         """Return a key's stored chunks that may hold tiles starting in `[since_us, until_us)`, and perhaps others."""
         ...
@@ -157,6 +171,7 @@ class OnlineStore(Protocol):
         covered: IntervalSet,
         epoch: int,
         replace: Interval | None = None,
+        keep_stream: bool = False,
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker.
 
@@ -171,6 +186,8 @@ class OnlineStore(Protocol):
             covered: The whole online coverage after this write.
             epoch: Lease epoch of the writer, stored beside the marker.
             replace: For tiles only: first forget every tile that starts in this interval, of the keys in `records`.
+            keep_stream: Whether tiles that a stream has written are not forgotten so. A batch tile of the same key and
+                start replaces them all the same.
 
         Raises:
             OnlineRecordsMismatch: A column is missing, has another type, or a time is NULL or off the tile grid.
@@ -203,6 +220,53 @@ class OnlineStore(Protocol):
 
     def coverage(self, layout: OnlineLayout) -> IntervalSet:
         """Return what has been written online."""
+        ...
+
+    def stream_write(
+        self,
+        layout: OnlineLayout,
+        records: pa.Table,
+        *,
+        combine: Combine,
+        commit: StreamCommit,
+        refuse: Refuse,
+    ) -> StreamWrite:
+        """Write what a stream brought, and all of its state, in one transaction.
+
+        Tiles are combined with the stored tile of their key and start, unless that is a batch job's: then they change
+        nothing. Rows of a latest-value view replace a stored row that does not win.
+
+        Args:
+            layout: Layout of the generation; it must be the one of earlier writes.
+            records: Columns as for `write`, each row a tile of its own; of one key and start in the order of the
+                stream. It may be empty.
+            combine: Makes one tile of several.
+            commit: What changes beside the records.
+            refuse: Makes a dead letter of a row whose tile cannot hold it.
+
+        Raises:
+            OnlineRecordsMismatch: As in `write`.
+            OnlineLayoutMismatch: As in `write`.
+            KeyTooLong: As in `write`.
+            DuplicateEvents: Another loop has counted one of the events meanwhile; nothing was written.
+            LeaseLost: Somebody has written one of the partitions under a higher epoch; nothing was written.
+        """
+        ...
+
+    def checkpoints(self, layout: OnlineLayout) -> Mapping[str, StreamCheckpoint]:
+        """Return how far each source partition was read."""
+        ...
+
+    def seen_marks(self, layout: OnlineLayout, marks: Collection[bytes]) -> Set[bytes]:
+        """Return those of the marks of events that are remembered."""
+        ...
+
+    def dead_letters(self, layout: OnlineLayout, partition: str, most: int) -> Sequence[DeadLetter]:
+        """Return the oldest dead letters of a source partition that nobody has taken away."""
+        ...
+
+    def drop_dead_letters(self, layout: OnlineLayout, partition: str, up_to: int) -> None:
+        """Forget the dead letters of a source partition up to a number, inclusive."""
         ...
 
     def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:

@@ -36,12 +36,14 @@ class RecordSlab:
         block: Rows of the records; value `i` belongs to key `i`.
         key_starts: First record of each join key, ascending from 0.
         base_keys: Stored key of each join key, without chunk number.
+        begin: Place of its first row among those of the write.
     """
 
     keys: list[bytes]
     block: Block
     key_starts: list[int]
     base_keys: list[bytes]
+    begin: int
 
 
 class RecordRuns:
@@ -52,23 +54,28 @@ class RecordRuns:
         records: Key columns, time column and value columns, in any order of columns and rows.
         keys: Codec of the layout's keys.
         values: Codec of the layout's values.
+        from_stream: Whether a stream writes; of tiles, all rows of one key and start are kept then.
 
     Raises:
         OnlineRecordsMismatch: A column is missing or of another type, or a time is NULL or off the tile grid.
         KeyTooLong: A wildcard view got a key of more than 400 encoded bytes.
     """
 
-    def __init__(self, layout: OnlineLayout, records: pa.Table, keys: KeyCodec, values: ValueCodec) -> None:
+    def __init__(
+        self, layout: OnlineLayout, records: pa.Table, keys: KeyCodec, values: ValueCodec, *, from_stream: bool = False
+    ) -> None:
         self._layout, self._key_codec, self._value_codec = layout, keys, values
+        self._from_batch = not from_stream
         self._keys, times, self._columns = _conform(layout, records)
         self._tile_us = layout.tile_us
         self._times = times if self._tile_us is None else times // self._tile_us
         self.given_rows = len(times)
         self._starts = np.flatnonzero(_key_changes(self._keys, len(times)))
-        self._in_input_order = self._encode_runs()
-        if not self._in_input_order:
+        self.order = np.arange(len(times))
+        if not self._encode_runs():
             self._sort()
-        self._drop_superseded()
+        if not from_stream or self._tile_us is None:
+            self._drop_superseded()
 
     @property
     def rows(self) -> int:
@@ -108,7 +115,7 @@ class RecordRuns:
         rank[order] = np.arange(len(order))
         ranks = rank[codes]
         rows = _stable_order(ranks, self._times)
-        ranks = ranks[rows]
+        ranks, self.order = ranks[rows], rows
         self._times = self._times[rows]
         self._starts = np.flatnonzero(np.diff(ranks, prepend=-1))
         self._base_keys = [encoded[at] for at in order]
@@ -128,7 +135,7 @@ class RecordRuns:
             return
         before = np.cumsum(keep) - keep
         self._starts = before[self._starts]
-        self._times = self._times[keep]
+        self._times, self.order = self._times[keep], self.order[keep]
         mask = pa.array(keep)
         self._columns = [column.filter(mask) for column in self._columns]
 
@@ -150,7 +157,7 @@ class RecordRuns:
         base_keys = self._base_keys[first:last]
         if self._tile_us is None:
             block = self._block(begin, end, np.arange(len(times)), times)
-            return RecordSlab(base_keys, block, list(range(len(base_keys))), base_keys)
+            return RecordSlab(base_keys, block, list(range(len(base_keys))), base_keys, begin)
         chunks = times // TILES_PER_CHUNK
         changes = np.diff(chunks, prepend=chunks[0] - 1) != 0
         changes[key_starts] = True
@@ -159,12 +166,12 @@ class RecordRuns:
         owners = np.searchsorted(key_starts, starts, "right") - 1
         suffixes = chunk_suffixes(chunks[starts])
         keys = [base_keys[owner] + suffix for owner, suffix in zip(owners.tolist(), suffixes, strict=True)]
-        return RecordSlab(keys, block, np.searchsorted(starts, key_starts).tolist(), base_keys)
+        return RecordSlab(keys, block, np.searchsorted(starts, key_starts).tolist(), base_keys, begin)
 
     def _block(self, begin: int, end: int, owners: IntArray, leads: IntArray) -> Block:
-        """Return the value columns of rows `begin` to `end - 1` as a block of batch rows."""
+        """Return the value columns of rows `begin` to `end - 1` as a block."""
         cells = [self._value_codec.column_cells(at, c.slice(begin, end - begin)) for at, c in enumerate(self._columns)]
-        from_batch = np.ones(end - begin, bool)
+        from_batch = np.full(end - begin, self._from_batch)
         return Block(owners, leads, from_batch, [column for column, _ in cells], [null for _, null in cells])
 
 

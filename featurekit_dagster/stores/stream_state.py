@@ -14,8 +14,12 @@ import numpy as np
 
 Columns = list[np.ndarray[Any, Any]]
 Nulls = list[np.ndarray[Any, np.dtype[np.bool_]] | None]
-Combine = Callable[[Columns, Nulls, np.ndarray[Any, np.dtype[np.int64]]], tuple[Columns, Nulls]]
-"""Makes one tile of those of each group: value columns, their NULLs, and the ascending number of each row's group."""
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+Combine = Callable[[Columns, Nulls, IntArray], tuple[Columns, Nulls, IntArray | None]]
+"""Makes one tile of those of each group: value columns, their NULLs, and the ascending number of each row's group.
+
+The third answer names the groups whose integer sum does not fit 64 bits; the other two are of no meaning then.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +105,13 @@ class StreamWrite:
     Args:
         rows_written: Tiles or rows that are now stored.
         superseded: Given rows that a batch job had written already; they change nothing.
-        overflowing: Given rows whose tile would hold an integer sum of more than 64 bits; they change nothing.
+        partitions: The checkpoints as they are stored now.
     """
 
     rows_written: int
     superseded: int
-    overflowing: tuple[int, ...] = ()
+    partitions: Mapping[str, StreamCheckpoint]
+
+
+Refuse = Callable[[int], DeadLetter]
+"""Makes a dead letter of a given row whose tile would hold an integer sum of more than 64 bits."""

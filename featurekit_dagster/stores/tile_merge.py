@@ -52,13 +52,22 @@ def merge_blocks(old: Block, new: Block) -> tuple[Block, int]:
     new_loses = from_batch[order[first_of_two]] & ~from_batch[order[first_of_two + 1]]
     keep = np.ones(len(order), bool)
     keep[first_of_two + new_loses] = False
+    return concatenated(old, new).take(order[keep], sorted_slots[keep] // 64), int(np.count_nonzero(new_loses))
+
+
+def concatenated(first: Block, second: Block) -> Block:
+    """Return the rows of both, those of the first first, in no order of values."""
     nulls = [
-        None if a is None and b is None else np.concatenate((_or_clear(a, old), _or_clear(b, new)))
-        for a, b in zip(old.nulls, new.nulls, strict=True)
+        None if a is None and b is None else np.concatenate((_or_clear(a, first), _or_clear(b, second)))
+        for a, b in zip(first.nulls, second.nulls, strict=True)
     ]
-    columns = [np.concatenate(pair) for pair in zip(old.columns, new.columns, strict=True)]
-    both = Block(slots // 64, slots % 64, from_batch, columns, nulls)
-    return both.take(order[keep], sorted_slots[keep] // 64), int(np.count_nonzero(new_loses))
+    return Block(
+        np.concatenate((first.owners, second.owners)),
+        np.concatenate((first.leads, second.leads)),
+        np.concatenate((first.from_batch, second.from_batch)),
+        [np.concatenate(pair) for pair in zip(first.columns, second.columns, strict=True)],
+        nulls,
+    )
 
 
 def insert_tiles(codec: ValueCodec, olds: Sequence[bytes], new: Block) -> list[bytes] | None:

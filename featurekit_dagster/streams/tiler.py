@@ -31,7 +31,7 @@ class SumOverflow(ArithmeticError):
     """The integer sum of some tiles does not fit 64 bits.
 
     Args:
-        groups: Their numbers.
+        groups: Their numbers, ascending.
     """
 
     def __init__(self, groups: IntArray) -> None:
@@ -68,17 +68,25 @@ class Tiler:
         self._partials, self._times, self._lists = tuple(partials), dict(times), dict(lists)
         self._places = {(p.kind, p.column, p.size): at for at, p in enumerate(self._partials)}
 
-    def __call__(self, columns: Columns, nulls: Nulls, groups: IntArray) -> tuple[Columns, Nulls]:
-        """Return one row per group.
+    def __call__(self, columns: Columns, nulls: Nulls, groups: IntArray) -> tuple[Columns, Nulls, IntArray | None]:
+        """Return one row per group, or the groups of which an integer sum does not fit 64 bits.
 
         Args:
             columns: The columns of `partials`, then those of times.
             nulls: Per column which rows are NULL, or None if no row is.
             groups: Number of each row's group, from 0 on, ascending and without gaps. Rows of a group are in the order
                 in which they came.
+        """
+        try:
+            return *self.combined(columns, nulls, groups), None
+        except SumOverflow as error:
+            return columns, nulls, error.groups
+
+    def combined(self, columns: Columns, nulls: Nulls, groups: IntArray) -> tuple[Columns, Nulls]:
+        """Return one row per group.
 
         Raises:
-            SumOverflow: A sum of integers does not fit.
+            SumOverflow: A sum of integers does not fit 64 bits.
         """
         work = _Groups(groups)
         if work.count == len(groups):

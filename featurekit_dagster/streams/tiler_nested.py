@@ -7,6 +7,7 @@ The elements are taken apart, combined by `tiler.py` as tiles of their own, and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,25 +40,25 @@ class NestedTiler:
         self._tiler = Tiler(partials, times, lists)
         self._cells, self._kinds = tuple(cells), tuple(number_kinds)
 
-    def __call__(self, columns: Columns, nulls: Nulls, groups: IntArray) -> tuple[Columns, Nulls]:
-        """Return one row per group (see `Tiler`).
-
-        Raises:
-            SumOverflow: A sum of integers does not fit.
-        """
+    def __call__(self, columns: Columns, nulls: Nulls, groups: IntArray) -> tuple[Columns, Nulls, IntArray | None]:
+        """Return one row per group, or the groups of which an integer sum does not fit (see `Tiler`)."""
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
         if len(starts) == len(groups):
-            return columns, nulls
+            return columns, nulls, None
         several = np.diff(starts, append=len(groups)) > 1
         rows = np.flatnonzero(several[groups])
         parts = [[cell.decode(c) for c in column[rows]] for cell, column in zip(self._cells, columns, strict=True)]
-        made = self._combined(parts, groups[rows].tolist())
+        made, wrong = self._combined(parts, groups[rows].tolist())
+        if wrong is not None:
+            return columns, nulls, wrong
         found = [column[starts] for column in columns]
         for column, cell, lists in zip(found, self._cells, made, strict=True):
             column[several] = cell.encode(lists)
-        return found, [None] * len(columns)
+        return found, [None] * len(columns), None
 
-    def _combined(self, parts: list[list[Sequence[Any]]], groups: list[int]) -> list[list[Sequence[Any]]]:
+    def _combined(
+        self, parts: list[list[Sequence[Any]]], groups: list[int]
+    ) -> tuple[list[list[Sequence[Any]]], IntArray | None]:
         """Return per column the lists of each group, given those of each row and the rows' groups."""
         elements = [
             (group, key, row, place)
@@ -69,16 +70,18 @@ class NestedTiler:
         changes = [at == 0 or elements[at - 1][:2] != element[:2] for at, element in enumerate(elements)]
         tiles = np.cumsum(changes) - 1
         flat = [[part[row][place] for _, _, row, place in elements] for part in parts[1:]]
-        combined, nulls = self._tiler(
+        heads = [element for element, change in zip(elements, changes, strict=True) if change]
+        combined, nulls, wrong = self._tiler(
             [_column(values, kind) for values, kind in zip(flat, self._kinds, strict=True)],
             [np.array([value is None for value in values]) for values in flat],
             tiles,
         )
-        heads = [element for element, change in zip(elements, changes, strict=True) if change]
+        if wrong is not None:
+            return [], np.unique([heads[tile][0] for tile in wrong.tolist()])
         values = [[key for _, key, _, _ in heads], *map(_values, combined, nulls)]
         ends = np.flatnonzero(np.diff([group for group, *_ in heads], append=-1)) + 1
         bounds = [0, *ends.tolist()]
-        return [[cells[a:b] for a, b in zip(bounds, bounds[1:], strict=False)] for cells in values]
+        return [[cells[a:b] for a, b in pairwise(bounds)] for cells in values], None
 
 
 def _column(values: list[Any], kind: str | None) -> Array:
