@@ -12,6 +12,7 @@ from featurekit_dagster.errors.base import (
 )
 from featurekit_dagster.errors.compute import (
     AggregationOverflow,
+    DeletionNotRetried,
     InvalidMemoryBudget,
     JobFailedException,
     JobNotWaiting,
@@ -36,6 +37,8 @@ from featurekit_dagster.errors.declarations import (
     PlanError,
     RetiredGeneration,
     TooManyPartitions,
+    WrongJobArgument,
+    WrongJobKind,
 )
 from featurekit_dagster.errors.reads import (
     JoinKeyMismatch,
@@ -78,6 +81,7 @@ __all__ = [
     "CommitConflict",
     "ConcurrentOnlineWrite",
     "DeclarationError",
+    "DeletionNotRetried",
     "DuplicateEvents",
     "FeatureKitError",
     "IntervalNotComplete",
@@ -123,5 +127,7 @@ __all__ = [
     "Unsupported",
     "UnsupportedKeyType",
     "UnusableLakePath",
+    "WrongJobArgument",
+    "WrongJobKind",
     "safe_reason",
 ]

@@ -131,6 +131,22 @@ class JobStateError(FeatureKitError):
         super().__init__(f"job {job_id} is {state}{because} and {self._CLAUSES[event]}")
 
 
+class DeletionNotRetried(FeatureKitError):
+    """A deletion was to be tried again like a materialization.
+
+    Args:
+        job_id: The job.
+        view: The feature view.
+    """
+
+    def __init__(self, *, job_id: str, view: str) -> None:
+        self.job_id, self.view = job_id, view
+        super().__init__(
+            f"job {job_id} deletes what was stored of {view} and is not tried again by itself; run featurekit apply, "
+            "which begins a new one for what is left"
+        )
+
+
 class JobNotWaiting(JobStateError):
     """A job that was to begin does not wait any more: it was cancelled, has ended, or somebody else has begun it."""
 

@@ -135,6 +135,12 @@ def uncover(connection: Connection, place: Place, store: str) -> None:
     connection.execute(delete(coverage).where(_at_place(coverage), coverage.c.store == store), asdict(place))
 
 
+def uncover_all(connection: Connection, place: Place, stores: Sequence[str]) -> None:
+    """Forget what is covered of a place in stores."""
+    for store in stores:
+        uncover(connection, place, store)
+
+
 def lose_dead(connection: Connection, workspace: str, now_us: int) -> tuple[str, ...]:
     """End the attempts of a workspace whose process has certainly ended; return the ids of their jobs."""
     return lose(connection, jobs.c.workspace == workspace, PROCESS_ENDED, now_us, is_dead)

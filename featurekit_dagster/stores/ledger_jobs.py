@@ -11,10 +11,18 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, or_, select, update
 
-from featurekit_dagster.errors import JobStateError, OverlappingMaterialization
+from featurekit_dagster.errors import DeletionNotRetried, JobStateError, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobEvent, JobState, RetryPolicy
-from featurekit_dagster.stores.ledger_claims import Place, any_dead, cover, first_refusal, lose_dead, refusal_of
+from featurekit_dagster.stores.ledger_claims import (
+    Place,
+    any_dead,
+    cover,
+    first_refusal,
+    lose_dead,
+    refusal_of,
+    uncover_all,
+)
 from featurekit_dagster.stores.ledger_generations import GenerationBook, check_not_retired
 from featurekit_dagster.stores.ledger_leases import Lease, check_held
 from featurekit_dagster.stores.ledger_lifecycle import (
@@ -32,6 +40,7 @@ from featurekit_dagster.stores.ledger_lifecycle import (
 )
 from featurekit_dagster.stores.ledger_records import (
     ACTIVE_STATES,
+    DELETION,
     JobRecord,
     attempt_of,
     interval_of,
@@ -208,7 +217,8 @@ class JobBook(GenerationBook):
     def succeed(self, job_id: str, *, stats: Mapping[str, int], lease: Lease | None = None) -> None:
         """Record that a job has written its stores: SUCCESS and its coverage, in one transaction.
 
-        A job that succeeded already is left as it is.
+        After a deletion nothing of its generation is covered in its stores. A job that succeeded already is left as it
+        is.
 
         Args:
             job_id: The job.
@@ -231,6 +241,9 @@ class JobBook(GenerationBook):
             stores = written_stores(online=row.online, offline=row.offline)
             interval = interval_of(row.start_us, row.end_us)
             place = Place(row.workspace, row.view, row.generation)
+            if row.kind == DELETION:
+                uncover_all(connection, place, stores)
+                return
             cover(connection, place, stores, interval)
             self._switch_if_built(connection, place)
 
@@ -299,6 +312,7 @@ class JobBook(GenerationBook):
             JobStateError: The job has not ended.
             OverlappingMaterialization: Another job has the range now.
             RetiredGeneration: What the job wrote has been replaced by a newer generation.
+            DeletionNotRetried: It is a deletion.
             NotFoundError: There is no such job.
 
         Source: Job Types, Materialization Job States (MANUAL_RETRY).
@@ -306,6 +320,8 @@ class JobBook(GenerationBook):
         now_us = to_us(self._clock())
         with self._write() as connection:
             row = self._row(connection, job_id)
+            if row.kind == DELETION:
+                raise DeletionNotRetried(job_id=job_id, view=row.view)
             move = Move(job=row, event=JobEvent.RETRY, next_attempt_us=now_us)
             if move.state.value != row.state:
                 place = Place(row.workspace, row.view, row.generation)

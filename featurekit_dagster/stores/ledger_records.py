@@ -14,6 +14,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 
+BATCH, DELETION = "BATCH", "DELETION"
 ACTIVE_STATES = tuple(state.value for state in JobState if not state.is_final)
 
 
@@ -51,7 +52,7 @@ class JobRecord:
         workspace: Name of the workspace.
         view: The feature view.
         generation: Generation of the view's stored layout.
-        kind: BATCH for a batch materialization.
+        kind: BATCH for a batch materialization, DELETION for the removal of a generation.
         interval: The claimed range.
         online: Whether the online store is written.
         offline: Whether the offline store is written.

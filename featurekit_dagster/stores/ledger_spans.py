@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 from sqlalchemy.engine import Row
 
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobState
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, interval_of, written_stores
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, DELETION, interval_of, written_stores
 from featurekit_dagster.stores.ledger_tables import jobs
 
 _LEFT_STATES = (JobState.FAILURE.value, JobState.MANUALLY_CANCELLED.value)
@@ -78,7 +78,8 @@ def read_spans(
         conditions: Which jobs.
     """
     wanted = select(*(jobs.c[name] for name in _COLUMNS)).where(
-        *conditions, jobs.c.state.in_((*ACTIVE_STATES, *_LEFT_STATES))
+        *conditions,
+        or_(jobs.c.state.in_(ACTIVE_STATES), and_(jobs.c.state.in_(_LEFT_STATES), jobs.c.kind != DELETION)),
     )
     spans: dict[str, JobSpans] = {}
     for job in connection.execute(wanted.order_by(jobs.c.sequence.desc())):
