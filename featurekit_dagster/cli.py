@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
+from featurekit_dagster.cli_repair import repair
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
 from featurekit_dagster.intervals import format_time
@@ -214,6 +215,7 @@ def historical(
 
 
 add_job_commands(app)
+app.command()(repair)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -23,8 +23,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def add_job_commands(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command in (jobs, job, wait, cancel, retry, repair):
+    """Add the commands about single jobs."""
+    for command in (jobs, job, wait, cancel, retry):
         app.command()(command)
 
 
@@ -98,32 +98,6 @@ def cancel(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False)
 def retry(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
     """Do a job that has ended again, with all its attempts."""
     _change(workspace, job_id, lambda bound, found: bound.stores.ledger.retry(found.id), json=json)
-
-
-def repair(
-    views: Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")] = None,
-    workspace: WorkspaceName = None,
-    json: AsJson = False,
-) -> None:
-    """Read the coverage back from the stores into the ledger.
-
-    For a ledger that was lost or does not agree with the stores. The history of jobs is not restored; what Dagster
-    shows follows with the next tick of each view's schedule.
-    """
-    from featurekit_dagster.cli_output import open_console, print_json, print_table, short_intervals
-    from featurekit_dagster.execution.repair import repair_coverage
-
-    bound = _workspace(workspace)
-    chosen = [bound.repo.view(name) for name in dict.fromkeys(views)] if views else list(bound.repo.views)
-    found = list(repair_coverage(chosen, bound.stores))
-    if json:
-        print_json({"view": r.view, "store": r.store, "before": r.before, "after": r.after} for r in found)
-        return
-    rows = [
-        (r.view, r.store, "as it was" if r.before == r.after else short_intervals(r.before), short_intervals(r.after))
-        for r in found
-    ]
-    print_table(open_console(), ("Feature view", "Store", "The ledger said", "The store says"), rows)
 
 
 def _change(

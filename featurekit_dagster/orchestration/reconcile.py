@@ -17,6 +17,7 @@ from featurekit_dagster.orchestration.partitions import keys_of
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 MOST_AT_ONCE = 1_000
+NOT_SHOWN = "covered in the ledger, but not shown as materialized"
 
 
 def restate(instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Iterable[str], why: str) -> int:
@@ -76,11 +77,16 @@ def reconcile(
         instance: Where Dagster keeps its events.
         most: At most so many at once; the rest is left to the next call.
     """
+    hidden = islice(hidden_partitions(view, asset, stores, instance), most)
+    return restate(instance, asset.key, list(hidden), NOT_SHOWN)
+
+
+def hidden_partitions(
+    view: FeatureView, asset: dg.AssetsDefinition, stores: WorkspaceStores, instance: dg.DagsterInstance
+) -> Iterator[str]:
+    """Yield the partitions that are covered in every store, but neither shown as materialized nor in a run."""
     covered = list(keys_of(view, covered_everywhere(view, stores)))
-    if not covered or asset.partitions_def is None:
-        return 0
-    hidden = islice(_hidden(asset, covered, instance), most)
-    return restate(instance, asset.key, list(hidden), "covered in the ledger, but not shown as materialized")
+    return _hidden(asset, covered, instance) if covered and asset.partitions_def is not None else iter(())
 
 
 def _hidden(asset: dg.AssetsDefinition, covered: Sequence[str], instance: dg.DagsterInstance) -> Iterator[str]:

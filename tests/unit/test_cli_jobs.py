@@ -80,24 +80,3 @@ def test_materialize_without_waiting_queues_the_jobs_for_the_daemon(shop: Worksp
 
 def test_an_unknown_state_is_refused_with_all_of_them(shop: Workspace) -> None:
     output("jobs", "--state", "DONE", exit_code=2)
-
-
-def test_a_ledger_that_was_lost_is_read_back_from_the_stores(shop: Workspace) -> None:
-    output("materialize", "spend")
-    first, last = ("--start", "2024-01-01", "--end", "2024-01-03"), ("--start", "2024-01-05", "--end", "2024-01-07")
-    output("materialize", "last_purchase", *first)
-    output("materialize", "last_purchase", *last)
-    known = shop.snapshot().covered
-    shop.stores.ledger.close()
-    for file in shop.home.glob("ledger.db*"):
-        file.unlink()
-    del shop.__dict__["stores"]
-    assert shop.snapshot().covered == {}
-    lines = [line.split() for line in output("repair", width=120).splitlines()]
-    spans = ["[2024-01-01,", "2024-01-03),", "[2024-01-05,", "2024-01-07)"]
-    assert ["last_purchase", "offline", "nothing", *spans] in lines
-    assert ["last_purchase", "online", "nothing", *spans] in lines
-    assert shop.snapshot().covered == known
-    assert "as it was" in output("repair", "spend", width=120)
-    output("materialize", "last_purchase", *first, "--overwrite")
-    assert shop.snapshot().covered == known
