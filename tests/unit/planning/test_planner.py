@@ -66,7 +66,7 @@ def test_incremental_backfills_of_120_days_are_120_jobs_120_queries_and_1_run() 
 def test_an_optimized_backfill_of_120_days_is_1_job_1_query_and_1_run() -> None:
     plan = plan_view(seed_view(), EMPTY, MAY_1_2023)
     assert (plan.jobs, plan.queries, len(plan.runs), plan.partitions) == (1, 1, 1, 120)
-    assert plan == ViewPlan(
+    assert replace(plan, limits=None) == ViewPlan(
         view="spending",
         runs=(RunPlan(view="spending", interval=SINCE_JANUARY, tasks=(task(SINCE_JANUARY),)),),
         wanted=SINCE_JANUARY,
@@ -155,7 +155,7 @@ def test_a_view_is_planned_for_the_stores_it_writes(online: bool, offline: bool)
 
 def test_a_view_that_writes_no_store_is_not_planned() -> None:
     plan = plan_view(view_of(online=False, offline=False), EMPTY, NOW)
-    assert plan == ViewPlan(
+    assert replace(plan, limits=None) == ViewPlan(
         view="spending", runs=(), wanted=None, reason="it writes no store (online and offline are both False)"
     )
 
