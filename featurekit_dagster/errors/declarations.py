@@ -157,3 +157,35 @@ class RetiredGeneration(PlanError):
             f"{view}: job {job_id} wrote generation {generation}, which nothing reads or writes any more; "
             "trigger a new job for its range"
         )
+
+
+class WrongJobArgument(PlanError, TypeError):
+    """A job was asked for with an argument of another type than it has.
+
+    Args:
+        view: The feature view.
+        argument: Name of the argument.
+        given: What was given.
+        rule: What is wanted, with an example.
+    """
+
+    def __init__(self, *, view: str, argument: str, given: object, rule: str) -> None:
+        self.view, self.argument, self.given, self.rule = view, argument, given, rule
+        shown = "None" if given is None else f"{given!r:.60}, a {type(given).__name__}"
+        super().__init__(f"{view}: {argument} is {shown}; {rule}")
+
+
+class WrongJobKind(TectonValidationError, TypeError):
+    """A job of another kind was asked for as a materialization job.
+
+    Args:
+        view: The feature view.
+        job_id: The job.
+        kind: Its kind.
+    """
+
+    def __init__(self, *, view: str, job_id: str, kind: str) -> None:
+        self.view, self.job_id, self.kind = view, job_id, kind
+        super().__init__(
+            f"{view}: job {job_id} is a {kind} job, and this is for materialization jobs; get_job and list_jobs show it"
+        )
