@@ -28,6 +28,8 @@ from featurekit_dagster.errors import (
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
+from featurekit_dagster.planning.fingerprint import fingerprint
+from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.planning.job_state import ONCE, RetryPolicy
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
@@ -53,6 +55,7 @@ class JobReport:
         null_counts: Stored column to its number of NULLs.
         offline: What the offline write did; None when the job did not write there.
         online: What the online write did; None when the job did not write there.
+        keys_cleared: Keys that had tiles in the interval before an overwrite, and have none any more.
     """
 
     job: JobRecord
@@ -61,6 +64,28 @@ class JobReport:
     null_counts: Mapping[str, int] = field(default_factory=dict)
     offline: OfflineWrite | None = None
     online: OnlineWrite | None = None
+    keys_cleared: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What a job has put into its stores; see `JobReport`."""
+
+    rows: pa.Table
+    offline: OfflineWrite | None
+    online: OnlineWrite | None
+    keys_cleared: int
+
+    def stats(self, *, overwrite: bool) -> dict[str, int]:
+        """Return the counts that the ledger keeps: of an overwrite also what it found online."""
+        stats = {"rows": self.rows.num_rows}
+        if self.offline is not None:
+            stats |= {"rows_offline": self.offline.rows_written, "rows_replaced": self.offline.rows_replaced}
+        if self.online is not None:
+            stats["rows_online"] = self.online.rows_written
+            if overwrite:
+                stats |= {"rows_online_skipped": self.online.rows_skipped, "keys_cleared": self.keys_cleared}
+        return stats
 
 
 def _ignore(step: str, task: Task) -> None:
@@ -94,14 +119,16 @@ def run_tasks(
     Raises:
         MaterializationFailed: At least one job failed; raised after the last one was tried.
         LeaseHeld: Another process is writing the view; nothing was started, so it can be tried again.
+        ChangedDeclaration: The view was changed, and nobody has decided what becomes of what is stored.
     """
     failures: list[tuple[Interval, Exception]] = []
     name = f"batch:{stores.workspace}/{view.name}"
     with stores.ledger.lease(name, holder=run_id or "in process") as lease:
+        writer = _writer(view, stores)
         for task in tasks:
             try:
-                job = _begin(task, stores, lease, trigger, run_id, policy)
-                yield _run_job(view, task, stores, job, lease, on_step=on_step)
+                job = _begin(view, task, writer, lease, trigger, run_id, policy)
+                yield _run_job(view, task, writer, job, lease, on_step=on_step)
             except (JobStopped, JobNotWaiting):
                 continue  # the ledger knows it; the other jobs of the run are unharmed
             except LeaseLost as lost:
@@ -111,6 +138,15 @@ def run_tasks(
                 failures.append((task.interval, error))
     if failures:
         raise MaterializationFailed(view=view.name, failures=failures) from failures[0][1]
+
+
+def _writer(view: FeatureView, stores: WorkspaceStores) -> WorkspaceStores:
+    """Return the stores with the generation pinned that jobs of the declaration write.
+
+    Raises:
+        ChangedDeclaration: A person has to decide which that is.
+    """
+    return stores.pinned(view, stores.ledger.open_generation(stores.workspace, view.name, StoredShape.of(view)))
 
 
 def _run_job(
@@ -125,8 +161,8 @@ def _run_job(
     on_step(CLAIMED, task)
     with stop_watch(stores.ledger, job.id, lease) as watch:
         try:
-            rows, offline, online = _write_stores(view, task, stores, job, lease, watch, on_step)
-            stores.ledger.succeed(job.id, stats=_stats(rows, offline, online), lease=lease)
+            written = _write_stores(view, task, stores, job, lease, watch, on_step)
+            stores.ledger.succeed(job.id, stats=written.stats(overwrite=task.overwrite), lease=lease)
         except Exception as error:
             # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
             with suppress(JobStateError):  # somebody else has ended the attempt or has taken the job over
@@ -134,7 +170,7 @@ def _run_job(
             if watch.is_told:
                 raise JobStopped(job_id=job.id) from error
             raise
-    return _report(view, stores.ledger.job(job.id), rows, offline, online)
+    return _report(view, stores.ledger.job(job.id), written)
 
 
 def _end_attempt(stores: WorkspaceStores, job: JobRecord, watch: StopWatch, error: Exception) -> None:
@@ -145,15 +181,6 @@ def _end_attempt(stores: WorkspaceStores, job: JobRecord, watch: StopWatch, erro
         stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not getattr(error, "retryable", True))
 
 
-def _stats(rows: pa.Table, offline: OfflineWrite | None, online: OnlineWrite | None) -> dict[str, int]:
-    stats = {"rows": rows.num_rows}
-    if offline is not None:
-        stats |= {"rows_offline": offline.rows_written, "rows_replaced": offline.rows_replaced}
-    if online is not None:
-        stats |= {"rows_online": online.rows_written}
-    return stats
-
-
 def _write_stores(
     view: FeatureView,
     task: Task,
@@ -162,27 +189,44 @@ def _write_stores(
     lease: Lease,
     watch: StopWatch,
     on_step: OnStep,
-) -> tuple[pa.Table, OfflineWrite | None, OnlineWrite | None]:
+) -> _Written:
     """Compute an interval and write it to the stores of its task, asking before each commit whether to go on."""
     rows = _rows_to_write(view, task, stores)
     on_step(COMPUTED, task)
     watch.check()
-    clear_vanished_keys(view, task, stores, rows, lease.epoch)
+    cleared = clear_vanished_keys(view, task, stores, rows, lease.epoch)
     offline = _write_offline(view, task, stores, rows, job, lease) if task.offline else None
     on_step(WRITTEN_OFFLINE, task)
     watch.check()
     online = _write_online(view, task, stores, rows, lease) if task.online else None
     on_step(WRITTEN_ONLINE, task)
     watch.check()
-    return rows, offline, online
+    return _Written(rows=rows, offline=offline, online=online, keys_cleared=cleared)
 
 
 def _begin(
-    task: Task, stores: WorkspaceStores, lease: Lease, trigger: str, run_id: str | None, policy: RetryPolicy
+    view: FeatureView,
+    task: Task,
+    stores: WorkspaceStores,
+    lease: Lease,
+    trigger: str,
+    run_id: str | None,
+    policy: RetryPolicy,
 ) -> JobRecord:
-    """Let a waiting job's attempt begin, or claim the range of a task that has no job yet."""
+    """Let a waiting job's attempt begin, or claim the range of a task that has no job yet.
+
+    A waiting job of other code, or of a generation that is not written any more, is drained.
+
+    Raises:
+        JobStopped: It was drained.
+    """
+    generation, code = stores.generation(view), fingerprint(view)
     if task.job_id is not None:
-        return stores.ledger.begin(task.job_id, run_id=run_id, lease=lease)
+        waiting = stores.ledger.job(task.job_id)
+        if waiting.generation != generation or waiting.code_version not in (None, code):
+            stores.ledger.drain(task.job_id)
+            raise JobStopped(job_id=task.job_id)
+        return stores.ledger.begin(task.job_id, run_id=run_id, code_version=code, lease=lease)
     return stores.ledger.claim(
         workspace=stores.workspace,
         view=task.view,
@@ -194,6 +238,8 @@ def _begin(
         run_id=run_id,
         policy=policy,
         batch=run_id,
+        generation=generation,
+        code_version=code,
         lease=lease,
     )
 
@@ -220,6 +266,7 @@ def _write_offline(
         job_id=job.id,
         epoch=lease.epoch,
         coverage=stores.coverage(view, OFFLINE).union([task.interval]),
+        generation=stores.generation(view),
         time_partition_size=view.offline_store.time_partition_size,
         schema=stored_schema(view),
     )
@@ -251,15 +298,17 @@ def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:
     return pa.array(served)
 
 
-def _report(
-    view: FeatureView, job: JobRecord, rows: pa.Table, offline: OfflineWrite | None, online: OnlineWrite | None
-) -> JobReport:
-    schedule_us = view.batch_schedule // timedelta(microseconds=1)
+def _report(view: FeatureView, job: JobRecord, written: _Written) -> JobReport:
+    schedule_us, rows = view.batch_schedule // timedelta(microseconds=1), written.rows
     starts, counts = np.unique(
         floor_us(microseconds(rows[view.stored_time_column])[0], schedule_us), return_counts=True
     )
-    by_start = {from_us(int(s)): int(c) for s, c in zip(starts, counts, strict=True)}
-    nulls = {name: rows[name].null_count for name in rows.column_names}
     return JobReport(
-        job=job, rows=rows.num_rows, rows_by_start=by_start, null_counts=nulls, offline=offline, online=online
+        job=job,
+        rows=rows.num_rows,
+        rows_by_start={from_us(int(s)): int(c) for s, c in zip(starts, counts, strict=True)},
+        null_counts={name: rows[name].null_count for name in rows.column_names},
+        offline=written.offline,
+        online=written.online,
+        keys_cleared=written.keys_cleared,
     )

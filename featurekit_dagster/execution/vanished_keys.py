@@ -23,7 +23,7 @@ from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 _NOTHING = {"count": 0, **dict.fromkeys(("sum", "min", "max", "last", "mean", "m2"))}
 
 
-def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, epoch: int) -> None:
+def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, epoch: int) -> int:
     """Replace the tiles of keys that are in the offline store's interval, but not in `rows`, by an empty one online.
 
     Done before the offline store forgets those keys, so that it can be repeated after a crash.
@@ -34,16 +34,20 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
         stores: Where the tiles are.
         rows: The interval's new tiles.
         epoch: Epoch of the lease that the writer holds.
+
+    Returns:
+        How many keys have vanished.
     """
     if not (view.is_aggregate and task.online and task.overwrite):
-        return
-    before = stores.read_offline(view, stored_schema(view), task.interval).select(list(view.key_names))
+        return 0
+    before = stores.read_offline(view, stored_schema(view), task.interval, list(view.key_names))
     if not before.num_rows:
-        return
+        return 0
     codes = encode_keys(rows.select(list(view.key_names)), before, view.key_names)
     distinct, places = np.unique(codes.probes, return_index=True)
     vanished = before.take(pa.array(places[~np.isin(distinct, codes.rows)]))
-    if vanished.num_rows:
+    count: int = vanished.num_rows
+    if count:
         stores.online.write(
             stores.online_layout(view),
             _empty_tiles(view, vanished, task.interval.start_us),
@@ -51,6 +55,7 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
             epoch=epoch,
             replace=task.interval,
         )
+    return count
 
 
 def _empty_tiles(view: FeatureView, keys: pa.Table, start_us: int) -> pa.Table:

@@ -20,6 +20,7 @@ from featurekit_dagster.execution.materialize import JobReport, run_tasks
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.lineage import column_lineage
 from featurekit_dagster.orchestration.partitions import key_of
+from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import MANAGED, ONCE
 from featurekit_dagster.planning.planner import missing_runs, split_tasks, stores_of
 from featurekit_dagster.planning.tasks import LedgerSnapshot, Task
@@ -198,7 +199,8 @@ def _planned(
     """Yield the tasks; computed when the first is wanted, which is when this run alone writes the view."""
     if request.batch is None:
         jobs = stores.ledger.jobs(stores.workspace, view.name, states=ACTIVE_STATES)
-        tasks = tasks_of(view, request, stores.ledger.snapshot(stores.workspace), jobs)
+        snapshot = stores.ledger.snapshot(stores.workspace, {view.name: StoredShape.of(view)})
+        tasks = tasks_of(view, request, snapshot, jobs)
     else:
         tasks = waiting_tasks(request, stores.ledger.jobs(stores.workspace, view.name, batch=request.batch))
     replaced = IntervalSet(task.interval for task in tasks if task.overwrite)
@@ -248,12 +250,15 @@ def _about_job(report: JobReport) -> dict[str, Any]:
     }
     if report.offline is not None:
         facts |= {
+            "job_rows_offline": report.offline.rows_written,
             "job_rows_replaced": report.offline.rows_replaced,
             "job_offline_bytes": report.offline.bytes,
             "job_offline_version": report.offline.version,
         }
     if report.online is not None:
         facts["job_rows_online"] = report.online.rows_written
+        if job.overwrite:
+            facts |= {"job_rows_online_skipped": report.online.rows_skipped, "job_keys_cleared": report.keys_cleared}
     return {f"featurekit/{name}": value for name, value in facts.items()}
 
 

@@ -107,7 +107,8 @@ def test_a_report_counts_what_was_done(workspace: Workspace) -> None:
     assert report.null_counts == {"user": 0, "ts": 0, "amount": 0, "visits": 0, "page": 0}
     assert report.job.stats == {"rows": 3, "rows_offline": 3, "rows_replaced": 0, "rows_online": 1}
     (again,) = materialize(workspace, "newest", day(1), day(4), overwrite=True)
-    assert again.job.stats["rows_replaced"] == 3
+    replaced = {"rows": 3, "rows_offline": 3, "rows_replaced": 3, "rows_online": 1}
+    assert again.job.stats == replaced | {"rows_online_skipped": 2, "keys_cleared": 0}
     assert again.job.trigger == "test"
 
 
@@ -170,7 +171,9 @@ def test_an_overwrite_replaces_its_interval_and_nothing_else(tmp_path: Path, wor
 def test_an_overwrite_of_tiles_leaves_online_what_is_offline(tmp_path: Path, workspace: Workspace) -> None:
     materialize(workspace, "totals")
     rewrite(tmp_path, [visit(2, 10.5, 5.0, 5)])
-    materialize(workspace, "totals", day(10), day(11), overwrite=True)
+    (report,) = materialize(workspace, "totals", day(10), day(11), overwrite=True)
+    assert (report.offline.rows_replaced, report.offline.rows_written, report.keys_cleared) == (1, 1, 1)
+    assert report.job.stats["keys_cleared"] == 1
     handle = workspace.get_feature_view("totals")
     asked = pl.DataFrame({"user": [1, 2, 3], "ts": [day(11)] * 3})
     offline = handle.get_features_for_events(asked).to_arrow().drop_columns(["user", "ts"]).to_pylist()
