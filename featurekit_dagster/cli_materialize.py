@@ -136,10 +136,9 @@ def queue_runs(workspace: Workspace, work: Sequence[ViewWork]) -> list[JobRecord
     made = []
     for run in (run for each in work for run in each.runs):
         task = run.tasks[0]
-        made += workspace.stores.ledger.queue(
-            workspace=workspace.name,
-            view=run.view,
-            intervals=[task.interval for task in run.tasks],
+        made += workspace.stores.queue(
+            workspace.repo.view(run.view),
+            [task.interval for task in run.tasks],
             online=task.online,
             offline=task.offline,
             overwrite=task.overwrite,

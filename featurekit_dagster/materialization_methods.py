@@ -63,6 +63,7 @@ class MaterializationMethods:
             PlanError: The window is off the grid, empty, before the materialization start or not complete yet, or the
                 view does not write a chosen store.
             TooManyPartitions: The view is new and has more partitions than Dagster can take.
+            ChangedDeclaration: The view was changed since it was materialized, so that a person has to decide.
             OverlappingMaterialization: The window overlaps a job that waits or runs, or, without `overwrite`, what is
                 materialized in a chosen store.
 
@@ -72,7 +73,6 @@ class MaterializationMethods:
         interval = check_interval(view, start_time, end_time, workspace.now())
         self._check_stores(online=online, offline=offline)
         workspace.check_partitions([view])
-        ledger = workspace.stores.ledger
         if overwrite and online and not view.is_aggregate and self._wrote_rows_online(interval.start, interval.end):
             warnings.warn(
                 f"{view.name}: overwriting {interval} online puts newer or equal rows in place and removes no other "
@@ -80,10 +80,9 @@ class MaterializationMethods:
                 stacklevel=2,
             )
         wanted = use_tecton_managed_retries if managed_retries is None else managed_retries
-        (job,) = ledger.queue(
-            workspace=workspace.name,
-            view=view.name,
-            intervals=[interval],
+        (job,) = workspace.stores.queue(
+            view,
+            [interval],
             online=online,
             offline=offline,
             overwrite=overwrite,

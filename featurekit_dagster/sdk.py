@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from featurekit_dagster.domain.repo import Repository
 from featurekit_dagster.errors import NotFoundError, TectonValidationError
 from featurekit_dagster.intervals import as_utc
+from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.partition_limits import too_many_partitions
 from featurekit_dagster.planning.planner import check_interval, plan_view, split_tasks
 from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan, ViewPlan
@@ -128,7 +129,11 @@ class Workspace:
 
     def snapshot(self) -> LedgerSnapshot:
         """Return what the ledger knows now; nothing where none exists yet."""
-        return self.stores.ledger.snapshot(self.name) if self._has_ledger() else LedgerSnapshot()
+        return self.stores.ledger.snapshot(self.name, self.shapes()) if self._has_ledger() else LedgerSnapshot()
+
+    def shapes(self) -> dict[str, StoredShape]:
+        """Return what the declaration of each view stores."""
+        return {view.name: StoredShape.of(view) for view in self.repo.views}
 
     def jobs(
         self, view_name: str | None = None, states: Sequence[str] | None = None, limit: int | None = None

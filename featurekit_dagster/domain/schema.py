@@ -6,6 +6,7 @@ stored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,3 +94,44 @@ def Map(key: DataType, value: DataType) -> DataType:  # noqa: N802 - the seeds' 
 def Struct(fields: Sequence[Field]) -> DataType:  # noqa: N802 - the seeds' spelling
     """Return the type of a record with named members."""
     return DataType("Struct", fields=tuple(fields))
+
+
+def parse_type(text: str) -> DataType:
+    """Return the type that a text such as `Array(Int64)` or `Struct([a: String])` says, as `str` writes types.
+
+    >>> parse_type("Struct([a: Array(Int64), b: Map(String, Float64)])") == Struct(
+    ...     [Field("a", Array(Int64)), Field("b", Map(String, Float64))]
+    ... )
+    True
+
+    Raises:
+        ValueError: The text is no type.
+    """
+    found, rest = _parsed(text)
+    if rest:
+        raise ValueError(f"{text!r} is no type: {rest!r} is left over")
+    return found
+
+
+def _parsed(text: str) -> tuple[DataType, str]:
+    """Return the type that a text begins with, and what follows it."""
+    start = re.match(r"\w+", text)
+    if start is None:
+        raise ValueError(f"{text!r} does not begin with a type")
+    name, rest = start.group(), text[start.end() :]
+    if rest.startswith("(["):
+        fields: list[Field] = []
+        while not rest.startswith("])"):
+            label, _, rest = rest[2:].partition(": ")
+            dtype, rest = _parsed(rest)
+            fields.append(Field(label, dtype))
+        return DataType(name, fields=tuple(fields)), rest[2:]
+    children: list[DataType] = []
+    while rest.startswith(("(", ", ")) and (children or rest.startswith("(")):
+        child, rest = _parsed(rest.removeprefix("(").removeprefix(", "))
+        children.append(child)
+        if rest.startswith(")"):
+            return DataType(name, tuple(children)), rest[1:]
+    if children:
+        raise ValueError(f"the type {text!r} has no end")
+    return DataType(name), rest

@@ -92,7 +92,7 @@ def check_view(
 def _check_offline(view: FeatureView, stores: WorkspaceStores, interval: Interval | None) -> Iterator[CheckOutcome]:
     covered = stores.coverage(view, OFFLINE)
     try:
-        faults = stores.offline.schema_faults(view.name, stored_schema(view))
+        faults = stores.offline.schema_faults(view.name, stored_schema(view), stores.generation(view))
     except TableMissing:
         faults = ["there is no offline table, although the ledger says that intervals are materialized"]
         faults = faults if covered else []
@@ -151,6 +151,7 @@ def _count(
             time_column=view.stored_time_column,
             interval=interval,
             columns=columns,
+            generation=stores.generation(view),
         )
         found = con.execute("SELECT " + query.replace("{rows}", rows)).fetchone()
     return int(found[0]) if found else 0

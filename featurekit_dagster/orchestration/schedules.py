@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 import dagster as dg
 
 from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
-from featurekit_dagster.errors import OverlappingMaterialization
+from featurekit_dagster.errors import ChangedDeclaration, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
 from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, run_request
@@ -23,6 +23,7 @@ from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, 
 from featurekit_dagster.orchestration.reconcile import reconcile
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, VIEW
+from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import plan_view, split_tasks
 from featurekit_dagster.planning.tasks import RunPlan, ViewPlan
@@ -73,9 +74,9 @@ def due_windows(
 
 def _parts(view: FeatureView, run: RunPlan, wanted: IntervalSet) -> Iterator[RunPlan]:
     """Yield what of a planned run is wanted, one run per contiguous range."""
-    online, offline = run.tasks[0].online, run.tasks[0].offline
+    task = run.tasks[0]
     for interval in wanted.intersect([run.interval]):
-        tasks = split_tasks(view, interval, online=online, offline=offline)
+        tasks = split_tasks(view, interval, online=task.online, offline=task.offline, overwrite=task.overwrite)
         yield RunPlan(view=view.name, interval=interval, tasks=tasks)
 
 
@@ -117,7 +118,7 @@ def view_schedule(
         opened: FeatureStores = getattr(context.resources, resource)
         stores = opened.open(workspace)
         restated = reconcile(view, asset, stores, context.instance)
-        snapshot = stores.ledger.snapshot(stores.workspace)
+        snapshot = stores.ledger.snapshot(stores.workspace, {view.name: StoredShape.of(view)})
         plan = plan_view(view, snapshot, workspace.now())
         failed = stores.ledger.jobs(stores.workspace, view.name, states=[JobState.FAILURE.value])
         left_alone = snapshot.left_alone.get(view.name, IntervalSet())
@@ -146,15 +147,15 @@ def _queue(
     """Put a planned run's jobs into the ledger and return the request that starts them; None if somebody was faster."""
     task = run.tasks[0]
     try:
-        made = stores.ledger.queue(
-            workspace=stores.workspace,
-            view=view.name,
-            intervals=[task.interval for task in run.tasks],
+        made = stores.queue(
+            view,
+            [task.interval for task in run.tasks],
             online=task.online,
             offline=task.offline,
+            overwrite=task.overwrite,
             trigger=SCHEDULE,
         )
-    except OverlappingMaterialization:
+    except (OverlappingMaterialization, ChangedDeclaration):
         return None
     (due,) = due_runs(made)
     return run_request(view, due, instance, job_name)

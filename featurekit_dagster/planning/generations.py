@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.schema import Array, Field, parse_type
 from featurekit_dagster.domain.sources import TimeBound
 from featurekit_dagster.domain.windows import format_duration
 from featurekit_dagster.intervals import duration_us, format_time, to_us
@@ -51,6 +52,9 @@ class StoredShape:
         mode: How the transformation is called.
         inputs: Per source: parameter, name, and from and to where it is read for a job.
         online_index: The online serving index; empty for a view that is not online.
+        online_values: Columns of an online record in the order in which they are stored; none where the view is not
+            online.
+        online_dropped: Names of those that are kept up no more, as the declaration left them out.
         start_us: Materialization start in microseconds since 1970; changes nothing that is stored.
         stores: The stores that the view writes; changes nothing that is stored.
     """
@@ -65,6 +69,8 @@ class StoredShape:
     mode: str = ""
     inputs: tuple[tuple[str, ...], ...] = ()
     online_index: tuple[str, ...] = ()
+    online_values: tuple[Column, ...] = ()
+    online_dropped: tuple[str, ...] = ()
     start_us: int | None = None
     stores: tuple[str, ...] = ()
 
@@ -197,11 +203,35 @@ def resolve(declared: StoredShape, records: Sequence[GenerationRecord]) -> Resol
 def following_shape(stored: StoredShape, declared: StoredShape) -> StoredShape:
     """Return what a generation stores once a declaration that it follows is written into it.
 
-    Columns that are declared no more are no longer kept up, so they count as stored no more. The online serving index
-    stays while the view is not online.
+    Columns that are declared no more are no longer kept up, so they count as stored no more. How online records are
+    laid out stays as it was begun, also while the view is not online.
     """
-    index = declared.online_index or stored.online_index
-    return StoredShape(**{f.name: getattr(declared, f.name) for f in fields(declared)} | {"online_index": index})
+    index, laid_out = declared.online_index or stored.online_index, stored.online_values or declared.online_values
+    names = {name for name, _ in declared.online_values or laid_out}
+    dropped = tuple(name for name, _ in laid_out if name not in names or name in stored.online_dropped)
+    return replace(declared, online_index=index, online_values=laid_out, online_dropped=dropped)
+
+
+def online_fields(view: FeatureView) -> tuple[Field, ...]:
+    """Return the columns of an online record as declared: partial columns or features, as lists of a secondary key."""
+    declared = tuple(Field(p.name, p.dtype) for p in view.online_partials) or view.attributes
+    if view.secondary_key is None:
+        return declared
+    return tuple(Field(field.name, Array(field.dtype)) for field in (view.secondary_key, *declared))
+
+
+def laid_out_fields(view: FeatureView, stored: StoredShape | None) -> tuple[Field, ...]:
+    """Return the columns of an online record in the order of a generation, with those that are declared no more.
+
+    Args:
+        view: The declaration.
+        stored: What the generation stores; None where that is not known.
+    """
+    declared = online_fields(view)
+    if stored is None or not stored.online_values:
+        return declared
+    by_name = {field.name: field for field in declared}
+    return tuple(by_name.get(name) or Field(name, parse_type(dtype)) for name, dtype in stored.online_values)
 
 
 def _read(live: Sequence[GenerationRecord], declared: StoredShape, last_resort: int, *, online: bool) -> int:
@@ -216,14 +246,24 @@ def _serves(stored: StoredShape, declared: StoredShape, *, online: bool) -> bool
     names = ("keys", "secondary", "time_column", "tile_us")
     if any(getattr(stored, name) != getattr(declared, name) for name in names):
         return False
-    if online and _is_online_elsewhere(stored, declared):
-        return False
+    if online and _are_online(stored, declared):
+        has_all = set(declared.online_values) <= set(_kept_online(stored).items())
+        if not has_all or _is_online_elsewhere(stored, declared):
+            return False
     return set(declared.values) <= set(stored.values)
 
 
 def _is_online_elsewhere(stored: StoredShape, declared: StoredShape) -> bool:
-    both = bool(stored.online_index and declared.online_index)
-    return both and stored.online_index != declared.online_index
+    return _are_online(stored, declared) and stored.online_index != declared.online_index
+
+
+def _are_online(stored: StoredShape, declared: StoredShape) -> bool:
+    return bool(stored.online_index and declared.online_index)
+
+
+def _kept_online(stored: StoredShape) -> dict[str, str]:
+    """Return names and types of the online columns that are kept up."""
+    return {name: dtype for name, dtype in stored.online_values if name not in stored.online_dropped}
 
 
 def _changed(what: str, old: str, new: str, *, keepable: bool = False) -> Change | None:
@@ -231,8 +271,11 @@ def _changed(what: str, old: str, new: str, *, keepable: bool = False) -> Change
 
 
 def _changed_values(stored: StoredShape, declared: StoredShape) -> Iterable[Change]:
-    known: Mapping[str, str] = dict(stored.values)
-    for name, dtype in declared.values:
+    known, wanted = dict(stored.values), dict(declared.values)
+    if _are_online(stored, declared):
+        known = _kept_online(stored) | known
+        wanted = dict(declared.online_values) | wanted
+    for name, dtype in wanted.items():
         if name not in known:
             yield Change(what=f"column {name}", text=f"new column {name}: {dtype}", keepable=False)
         elif known[name] != dtype:
@@ -282,6 +325,7 @@ def _shape(view: FeatureView) -> StoredShape:
         mode=view.mode,
         inputs=tuple(used),
         online_index=view.online_serving_index if view.online else (),
+        online_values=tuple((field.name, str(field.dtype)) for field in online_fields(view)) if view.online else (),
         start_us=None if start is None else to_us(start),
         stores=("offline",) * view.offline + ("online",) * view.online,
     )

@@ -14,10 +14,11 @@ from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.serving.join_key_values import key_converter
+from featurekit_dagster.serving.online_rollup import OnlineRollup
 from featurekit_dagster.serving.online_windows import WindowedFeatures
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN, FeatureStatus, FeatureVector
 from featurekit_dagster.serving.wildcard import Matches, matched
-from featurekit_dagster.stores.online import OnlineSnapshot
+from featurekit_dagster.stores.online import OnlineLayout, OnlineSnapshot
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 Spans = tuple[tuple[int, int], ...]
@@ -151,6 +152,21 @@ class _Edge:
     times: tuple[int | None, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What of a reader depends on the generation that is read.
+
+    Args:
+        layout: How its records are laid out.
+        rollup: Rolls tiles up to the features; None without aggregates.
+        places: Of a record without aggregates, where the features stand.
+    """
+
+    layout: OnlineLayout
+    rollup: OnlineRollup | None
+    places: tuple[int, ...]
+
+
 class _ViewReader:
     """Reads the features of one reference, for one entity or many."""
 
@@ -158,9 +174,9 @@ class _ViewReader:
         view = self.view = reference.view
         self._stores = stores
         self._timing = Timing.of(view)
-        self._layout = stores.online_layout(view)
+        layout = stores.online_layout(view)
         columns = dict(zip(view.key_names, reference.spine_keys, strict=True))
-        self.columns = tuple(columns[key.name] for key in self._layout.key_fields)
+        self.columns = tuple(columns[key.name] for key in layout.key_fields)
         wildcard = view.wildcard_join_key
         self.wildcard_column = None if wildcard is None else columns[wildcard]
         self.needed_columns = self.columns if wildcard is None else self.columns[:-1]
@@ -171,6 +187,7 @@ class _ViewReader:
         self._nulls = (None,) * count
         self._present, self._missing = (PRESENT,) * count, (MISSING_DATA,) * count
         self._windows = WindowedFeatures(view, self._positions) if view.is_aggregate else None
+        self._stored = self._of(layout)
         # one value, as threads may read and set it at the same time
         self._last_edge: tuple[Any, int, int, _Edge] = (None, 0, 0, _Edge(None))
 
@@ -178,36 +195,52 @@ class _ViewReader:
         """Return the stored key: serving index first."""
         return tuple([join_keys[column] for column in self.columns])
 
+    def _now(self) -> _Stored:
+        """Return what is read now; made anew when another generation is."""
+        layout, stored = self._stores.online_layout(self.view), self._stored
+        if stored.layout is not layout:
+            stored = self._stored = self._of(layout)
+        return stored
+
+    def _of(self, layout: OnlineLayout) -> _Stored:
+        names = [field.name for field in layout.value_fields]
+        if self._windows is not None:
+            return _Stored(layout, self._windows.rollup(layout.value_fields), ())
+        return _Stored(layout, None, tuple(names.index(self.view.feature_names[at]) for at in self._positions))
+
     def read(self, key: tuple[Any, ...], now_us: int) -> FeatureVector:
         """Return the vector of one entity."""
-        with self._stores.online.snapshot(self._layout) as snapshot:
+        stored = self._now()
+        with self._stores.online.snapshot(stored.layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
-            values, statuses = self._answer(snapshot, key, edge, now_us)
+            values, statuses = self._answer(stored, snapshot, key, edge, now_us)
         return FeatureVector(self._names, values, statuses, edge.times)
 
     def read_many(self, keys: Sequence[tuple[Any, ...]], now_us: int) -> list[FeatureVector]:
         """Return the vectors of many entities, from one snapshot."""
-        names = self._names
-        with self._stores.online.snapshot(self._layout) as snapshot:
+        names, stored = self._names, self._now()
+        with self._stores.online.snapshot(stored.layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
             times = edge.times
-            windows, edge_us = self._windows, edge.served_us
-            if windows is None or edge_us is None:
-                answers = [self._answer(snapshot, key, edge, now_us) for key in keys]
+            rollup, edge_us = stored.rollup, edge.served_us
+            if rollup is None or edge_us is None:
+                answers = [self._answer(stored, snapshot, key, edge, now_us) for key in keys]
             else:
                 packed = snapshot.packed_tiles_many(keys, edge.since_us, edge_us)
-                answers = [self._finished(answer, edge) for answer in windows.rollup.many(packed, edge_us)]
+                answers = [self._finished(answer, edge) for answer in rollup.many(packed, edge_us)]
         return [FeatureVector(names, values, statuses, times) for values, statuses in answers]
 
-    def _answer(self, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: _Edge, now_us: int) -> Found:
+    def _answer(
+        self, stored: _Stored, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: _Edge, now_us: int
+    ) -> Found:
         edge_us = edge.served_us
         if edge_us is None:
             status = UNKNOWN if edge.us is None else MISSING_DATA
             return self._nulls, (status,) * len(self._nulls)
-        if self._windows is not None:
+        if stored.rollup is not None:
             packed = snapshot.packed_tiles(key, edge.since_us, edge_us)
-            return self._finished(self._windows.rollup.one(packed, edge_us), edge)
-        return self._newest(snapshot.read([key])[0], snapshot.coverage_us, edge_us, now_us)
+            return self._finished(stored.rollup.one(packed, edge_us), edge)
+        return self._newest(stored, snapshot.read([key])[0], snapshot.coverage_us, edge_us, now_us)
 
     def _finished(self, answer: Sequence[Any] | None, edge: _Edge) -> Found:
         """Return rolled-up values with their statuses; None is the answer of a key without tiles."""
@@ -218,7 +251,9 @@ class _ViewReader:
         shown = [v if k else None for v, k in zip(values, edge.known, strict=True)]
         return shown, [s if k else UNKNOWN for s, k in zip(statuses, edge.known, strict=True)]
 
-    def _newest(self, rows: Sequence[tuple[Any, ...]], spans: Spans, edge_us: int, now_us: int) -> Found:
+    def _newest(
+        self, stored: _Stored, rows: Sequence[tuple[Any, ...]], spans: Spans, edge_us: int, now_us: int
+    ) -> Found:
         """Answer with the stored row, if it is alive and no newer one can be missing between it and the edge.
 
         A row at or after the edge was written by a job that has not recorded its coverage yet: the state after the job.
@@ -228,7 +263,7 @@ class _ViewReader:
         if row is not None and (since is None or row[0] >= since):
             if row[0] >= edge_us or _covers(spans, row[0], edge_us):
                 values = row[1:]
-                return [values[p] for p in self._positions], (PRESENT,) * len(self._positions)
+                return [values[p] for p in stored.places], (PRESENT,) * len(self._positions)
             return self._nulls, (UNKNOWN,) * len(self._nulls)
         status = MISSING_DATA if self._is_complete(spans, edge_us, now_us) else UNKNOWN
         return self._nulls, (status,) * len(self._nulls)
@@ -247,20 +282,21 @@ class _ViewReader:
     def matches(self, join_keys: Mapping[str, Any], now_us: int) -> Matches:
         """Return what is known of the keys that match, where the wildcard join key is left out."""
         prefix = tuple([join_keys[column] for column in self.needed_columns])
-        with self._stores.online.snapshot(self._layout) as snapshot:
+        stored = self._now()
+        with self._stores.online.snapshot(stored.layout) as snapshot:
             edge = self._edge_at(snapshot.coverage_us, now_us)
             edge_us = edge.served_us
             if edge_us is None:
                 known: Sequence[bool] = [edge.us is not None] * len(self._names)
                 return Matches(self._names, {}, self._nulls, known, edge.us)
-            if self._windows is None:
+            if stored.rollup is None:
                 rows = snapshot.read_prefix(prefix).items()
-                answers = {k[-1]: self._newest(r, snapshot.coverage_us, edge_us, now_us) for k, r in rows}
+                answers = {k[-1]: self._newest(stored, r, snapshot.coverage_us, edge_us, now_us) for k, r in rows}
                 found = {k: values for k, (values, statuses) in answers.items() if statuses[0] is not MISSING_DATA}
                 known = [self._is_complete(snapshot.coverage_us, edge_us, now_us)] * len(self._names)
                 return Matches(self._names, found, self._nulls, known, edge.us)
             tiles = snapshot.packed_tiles_prefix(prefix, edge.since_us, edge_us)
-            rolled = zip(tiles, self._windows.rollup.many(list(tiles.values()), edge_us), strict=True)
+            rolled = zip(tiles, stored.rollup.many(list(tiles.values()), edge_us), strict=True)
             found = {key[-1]: self._finished(answer, edge)[0] for key, answer in rolled if answer is not None}
         return Matches(self._names, found, self._finished(None, edge)[0], edge.known, edge.us)
 

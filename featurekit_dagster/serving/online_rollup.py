@@ -93,7 +93,7 @@ class _SlotRollup:
 
 
 def compile_rollup(
-    features: Sequence[AggregateFeature], partials: Sequence[PartialColumn], tile_us: int
+    features: Sequence[AggregateFeature], partials: Sequence[PartialColumn | Field], tile_us: int
 ) -> OnlineRollup:
     """Return the roll-up of a view's features from its stored tiles.
 
@@ -111,7 +111,10 @@ def compile_rollup(
 
 
 def compile_secondary_rollup(
-    wanted: Sequence[Span | AggregateFeature], partials: Sequence[PartialColumn], tile_us: int, secondary_key: Field
+    wanted: Sequence[Span | AggregateFeature],
+    partials: Sequence[PartialColumn | Field],
+    tile_us: int,
+    secondary_key: Field,
 ) -> OnlineRollup:
     """Return the roll-up of a view with a secondary key; every answer is a list.
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.windows import Span
-from featurekit_dagster.serving.online_rollup import compile_rollup, compile_secondary_rollup
+from featurekit_dagster.serving.online_rollup import OnlineRollup, compile_rollup, compile_secondary_rollup
 
 
 class WindowedFeatures:
@@ -18,29 +19,33 @@ class WindowedFeatures:
     Args:
         view: The feature view.
         positions: Which of `view.features`, in the order of the answer.
-
-    Attributes:
-        rollup: Rolls a key's tiles up to the features.
     """
 
     def __init__(self, view: FeatureView, positions: Sequence[int]) -> None:
-        secondary, tile_us = view.secondary_key, view.tile_us
-        if tile_us is None:
-            raise ValueError(f"{view.name} has no aggregates")
-        listed = () if secondary is None else distinct_spans(view.aggregates)
+        self._view = view
+        listed = () if view.secondary_key is None else distinct_spans(view.aggregates)
         answers: list[Span | AggregateFeature] = [*listed, *view.aggregates]
-        wanted = [answers[at] for at in positions]
-        features = [each for each in wanted if isinstance(each, AggregateFeature)]
-        self.rollup = (
-            compile_rollup(features, view.online_partials, tile_us)
-            if secondary is None
-            else compile_secondary_rollup(wanted, view.online_partials, tile_us, secondary)
-        )
+        self._wanted = [answers[at] for at in positions]
         self._spans: list[tuple[Span, ...]] = [
-            each.spans if isinstance(each, AggregateFeature) else (each,) for each in wanted
+            each.spans if isinstance(each, AggregateFeature) else (each,) for each in self._wanted
         ]
         self._defaults = tuple(view.defaults[at] for at in positions)
         self._has_lists = any(isinstance(default, list) for default in self._defaults)
+
+    def rollup(self, stored: Sequence[Field]) -> OnlineRollup:
+        """Return what rolls a key's tiles up to the features.
+
+        Args:
+            stored: The columns of an online record, in stored order; a secondary key and its lists come as lists.
+        """
+        view, tile_us = self._view, self._view.tile_us
+        if tile_us is None:
+            raise ValueError(f"{view.name} has no aggregates")
+        if view.secondary_key is not None:
+            partials = [Field(field.name, field.dtype.children[0]) for field in stored[1:]]
+            return compile_secondary_rollup(self._wanted, partials, tile_us, view.secondary_key)
+        features = [each for each in self._wanted if isinstance(each, AggregateFeature)]
+        return compile_rollup(features, stored, tile_us)
 
     @property
     def defaults(self) -> tuple[Any, ...]:

@@ -1,31 +1,38 @@
-"""The stores of one workspace, opened when they are first used, and how its views are laid out in them.
+"""The stores of one workspace, opened when they are first used, and which generation of its views is used in them.
 
-Each store's libraries are imported with it: planning needs the ledger alone, and the command line starts without any.
+Reads use the generation that the ledger says answers for now, writers the one that they were given. Each store's
+libraries are imported with it: planning needs the ledger alone, and the command line starts without any.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.planning.fingerprint import fingerprint
+from featurekit_dagster.planning.generations import StoredShape, laid_out_fields, resolve
+from featurekit_dagster.planning.job_state import MANAGED, RetryPolicy
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
     from featurekit_dagster.stores.ledger import Ledger
+    from featurekit_dagster.stores.ledger_records import JobRecord
     from featurekit_dagster.stores.offline import OfflineStore
     from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
 
 LEDGER_VARIABLE = "FEATUREKIT_LEDGER"
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,23 @@ class WorkspaceStores:
         lake: Root of the offline tables: a local path or any URI that delta-rs takes. A workspace keeps its tables
             below its name, so that two of them in one lake never write the same table.
         clock: Returns "now".
+        pins: View to the generation that is used in both stores, for a writer.
+        origin: The stores that these were pinned from; they open what both use.
     """
 
     workspace: str
     home: Path
     lake: str
     clock: Callable[[], datetime] = field(repr=False)
+    pins: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)
+    origin: WorkspaceStores | None = field(default=None, repr=False, hash=False)
+    _used: dict[str, _Used] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def ledger(self) -> Ledger:
         """The record of jobs and coverage: at `$FEATUREKIT_LEDGER`, a PostgreSQL URL, else in the home directory."""
+        if self.origin is not None:
+            return self.origin.ledger
         from featurekit_dagster.stores.ledger import Ledger
 
         self.home.mkdir(parents=True, exist_ok=True)
@@ -61,6 +75,8 @@ class WorkspaceStores:
     @cached_property
     def offline(self) -> OfflineStore:
         """The history of all feature values."""
+        if self.origin is not None:
+            return self.origin.offline
         from featurekit_dagster.stores.delta import DeltaOfflineStore
 
         return DeltaOfflineStore(f"{self.lake.rstrip('/')}/{self.workspace}")
@@ -68,13 +84,55 @@ class WorkspaceStores:
     @cached_property
     def online(self) -> OnlineStore:
         """What models read from while they serve."""
+        if self.origin is not None:
+            return self.origin.online
         from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 
         return LmdbOnlineStore(self.home / "online")
 
+    def pinned(self, view: FeatureView, generation: int) -> WorkspaceStores:
+        """Return the same stores for a writer of one generation of a view, whatever is read meanwhile."""
+        pins = {**self.pins, view.name: generation}
+        return WorkspaceStores(self.workspace, self.home, self.lake, self.clock, pins, self.origin or self)
+
+    def queue(
+        self,
+        view: FeatureView,
+        intervals: Sequence[Interval],
+        *,
+        online: bool,
+        offline: bool,
+        trigger: str,
+        overwrite: bool = False,
+        policy: RetryPolicy = MANAGED,
+    ) -> list[JobRecord]:
+        """Put jobs of a declaration into the ledger, for the generation that it writes; see `Ledger.queue`.
+
+        Raises:
+            ChangedDeclaration: The view was changed, and nobody has decided what becomes of what is stored.
+            OverlappingMaterialization: A range is taken; then no job was made.
+        """
+        return self.ledger.queue(
+            workspace=self.workspace,
+            view=view.name,
+            intervals=intervals,
+            online=online,
+            offline=offline,
+            overwrite=overwrite,
+            trigger=trigger,
+            policy=policy,
+            generation=self.ledger.open_generation(self.workspace, view.name, StoredShape.of(view)),
+            code_version=fingerprint(view),
+        )
+
+    def generation(self, view: FeatureView, store: str = OFFLINE) -> int:
+        """Return the generation of a view that is used in `online` or `offline`."""
+        used = self._using(view)
+        return used.online if store == ONLINE else used.offline
+
     def coverage(self, view: FeatureView, store: str) -> IntervalSet:
         """Return what the ledger knows to be materialized of a view in `online` or `offline`."""
-        return self.ledger.coverage(self.workspace, view.name, store)
+        return self.ledger.coverage(self.workspace, view.name, store, self.generation(view, store))
 
     def read_offline(
         self, view: FeatureView, schema: pa.Schema, interval: Interval, columns: Sequence[str] | None = None
@@ -114,14 +172,51 @@ class WorkspaceStores:
             interval: `[start, end)`.
             columns: Those of `schema` to return, in this order.
         """
-        if not self.offline.exists(view.name):
+        generation = self.generation(view)
+        if not self.offline.exists(view.name, generation):
             return None
         return self.offline.relation(
-            con, view.name, schema=schema, time_column=view.stored_time_column, interval=interval, columns=columns
+            con,
+            view.name,
+            schema=schema,
+            time_column=view.stored_time_column,
+            interval=interval,
+            columns=columns,
+            generation=generation,
         )
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
-        """Return how a view is stored online: serving index first, then the other join keys."""
+        """Return how a view is stored online: serving index first, then the other join keys.
+
+        It is the same object until another generation is used.
+        """
+        return self._using(view).layout
+
+    def _using(self, view: FeatureView) -> _Used:
+        """Return what is used of a view; the ledger is asked again after a second, or when it was written here."""
+        known = self._used.get(view.name)
+        ledger: Ledger | None = self.__dict__.get("ledger")
+        changes = 0 if ledger is None else ledger.generation_changes
+        now = time.monotonic()
+        if known is not None and known.view is view and known.changes == changes and now < known.until:
+            return known
+        found = self._find(view, changes, now + _SECONDS_BETWEEN_LOOKS)
+        if known is not None and known.view is view and known.layout == found.layout:
+            found = replace(found, layout=known.layout)
+        self._used[view.name] = found
+        return found
+
+    def _find(self, view: FeatureView, changes: int, until: float) -> _Used:
+        shape = StoredShape.of(view)
+        records = self.ledger.generations(self.workspace, view.name) if self.has_ledger else ()
+        pin = self.pins.get(view.name)
+        resolved = resolve(shape, records)
+        offline, online = (resolved.read, resolved.read_online) if pin is None else (pin, pin)
+        stored = next((record.shape for record in records if record.generation == online), None)
+        layout = self._layout(view, online, stored)
+        return _Used(view=view, until=until, changes=changes, offline=offline, online=online, layout=layout)
+
+    def _layout(self, view: FeatureView, generation: int, stored: StoredShape | None) -> OnlineLayout:
         from featurekit_dagster.stores.online import OnlineLayout
 
         by_name = {key.name: key for key in view.join_keys}
@@ -130,17 +225,32 @@ class WorkspaceStores:
         return OnlineLayout(
             workspace=self.workspace,
             view=view.name,
+            generation=generation,
             key_fields=tuple(by_name[name] for name in (*index, *others)),
             index_length=len(index),
             tile_us=view.tile_us,
-            value_fields=_online_fields(view),
+            value_fields=laid_out_fields(view, stored),
+            dropped=() if stored is None else stored.online_dropped,
             is_stream=view.is_stream,
         )
 
 
-def _online_fields(view: FeatureView) -> tuple[Field, ...]:
-    """Return the columns of an online record: partial columns or features; lists beside those of a secondary key."""
-    fields = tuple(Field(p.name, p.dtype) for p in view.online_partials) or view.attributes
-    if view.secondary_key is None:
-        return fields
-    return tuple(Field(field.name, Array(field.dtype)) for field in (view.secondary_key, *fields))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Used:
+    """Which generations of a view are used.
+
+    Args:
+        view: The declaration.
+        until: When to ask the ledger again, by the monotonic clock.
+        changes: What `Ledger.generation_changes` was.
+        offline: Generation in the offline store.
+        online: Generation in the online store.
+        layout: How that is stored online.
+    """
+
+    view: FeatureView
+    until: float
+    changes: int
+    offline: int
+    online: int
+    layout: OnlineLayout

@@ -12,6 +12,7 @@ import pytest
 
 from featurekit_dagster.aggregation_functions import last
 from featurekit_dagster.domain.feature_view import Aggregation, FeatureView
+from featurekit_dagster.domain.schema import Array, DataType, Field, Float64, Int64, Map, String, Struct, parse_type
 from featurekit_dagster.domain.sources import FilteredSource
 from featurekit_dagster.planning.generations import (
     GenerationRecord,
@@ -20,6 +21,7 @@ from featurekit_dagster.planning.generations import (
     StoredShape,
     changes,
     following_shape,
+    laid_out_fields,
     resolve,
 )
 from tests.unit.domain.declared import DAY, HOUR, START, TRANSACTIONS, aggregated, plain
@@ -77,7 +79,7 @@ def test_stored_rows_follow_when_a_column_is_declared_no_more() -> None:
 
 def test_a_column_that_was_dropped_is_new_when_it_comes_back() -> None:
     after = following_shape(NEW_COLUMN, BASE)
-    assert after == BASE
+    assert changes(after, BASE) == ()
     assert [change.what for change in changes(after, NEW_COLUMN)] == ["column max_amount"]
 
 
@@ -144,6 +146,31 @@ def test_other_code_is_a_change_and_equal_code_under_another_name_is_none() -> N
 
     assert [change.what for change in changes(BASE, shape(function=doubled))] == ["transformation"]
     assert changes(BASE, shape(function=same)) == ()
+
+
+def test_online_records_stay_laid_out_as_they_were_begun() -> None:
+    max_first = shape(aggregations=[Aggregation("amount", "max", DAY), SUM])
+    assert changes(NEW_COLUMN, max_first) == ()
+    assert following_shape(NEW_COLUMN, max_first).online_values == NEW_COLUMN.online_values
+    dropped = following_shape(NEW_COLUMN, BASE)
+    assert (dropped.online_values, dropped.online_dropped) == (NEW_COLUMN.online_values, ("max_amount",))
+    assert following_shape(dropped, BASE) == following_shape(dropped, replace(BASE, online_values=())) == dropped
+    fields = laid_out_fields(spending(), dropped)
+    assert fields == (Field("sum_amount", Float64), Field("max_amount", Float64))
+    assert laid_out_fields(spending(), None) == fields[:1]
+
+
+@pytest.mark.parametrize(
+    "dtype", [Int64, Array(Int64), Map(String, Array(Float64)), Struct([Field("a", Array(Int64)), Field("b", String)])]
+)
+def test_a_type_is_read_back_from_its_text(dtype: DataType) -> None:
+    assert parse_type(str(dtype)) == dtype
+
+
+@pytest.mark.parametrize("text", ["", "(Int64)", "Array(Int64", "Int64)"])
+def test_a_text_that_is_no_type_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="type"):
+        parse_type(text)
 
 
 # ---- which generation is written and read
