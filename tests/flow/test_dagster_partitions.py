@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from rich.console import Console
 
-from featurekit_dagster import DeclarationError
+from featurekit_dagster import DeclarationError, Workspace
+from featurekit_dagster.cli_materialize import carry_out, missing_runs, queue_runs
+from featurekit_dagster.errors import TooManyPartitions
 from featurekit_dagster.intervals import Interval, is_aligned
 from featurekit_dagster.orchestration.partitions import cron_of, interval_of_keys, key_range, keys_of, partitions_of
 from tests.flow.payments import day, payments_workspace
@@ -75,11 +80,58 @@ def test_schedule_that_cron_cannot_express_is_refused_with_the_allowed_ones(tmp_
     assert fault.endswith("1, 2, 3, 4, 6, 8, 12 hours, 1 day or 7 days")
 
 
+def five_minute_workspace(folder: Path, now: datetime) -> Workspace:
+    """Return the payments with `spending` on a schedule of 5 minutes."""
+    return payments_workspace(folder, now=now, batch_schedule=5 * MINUTE, aggregation_interval=5 * MINUTE)
+
+
 def test_many_partitions_are_warned_about_and_too_many_refused(tmp_path: Path) -> None:
-    quarter = {"batch_schedule": 15 * MINUTE, "aggregation_interval": 15 * MINUTE}
-    workspace = payments_workspace(tmp_path, now=day(365), **quarter)
-    with pytest.warns(UserWarning, match="makes 35,040 partitions"):
-        workspace.definitions()
-    workspace = payments_workspace(tmp_path, now=day(3 * 365), **quarter)
+    first = day(0)  # the widest window before the feature start
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        five_minute_workspace(tmp_path, first + 20_000 * 5 * MINUTE).definitions()
+    with pytest.warns(UserWarning, match="batch_schedule 5m makes 20,001 partitions"):
+        five_minute_workspace(tmp_path, first + 20_001 * 5 * MINUTE).definitions()
+    with pytest.warns(UserWarning, match="makes 100,000 partitions"):
+        five_minute_workspace(tmp_path, first + 100_000 * 5 * MINUTE).definitions()
     with pytest.raises(DeclarationError, match="takes at most 100,000"):
+        five_minute_workspace(tmp_path, first + 100_001 * 5 * MINUTE).definitions()
+
+
+def test_five_minutes_over_two_years_are_refused_and_only_warned_about_where_they_exist(tmp_path: Path) -> None:
+    workspace = five_minute_workspace(tmp_path, day(1 + 731))
+    (plan,) = workspace.plan(["spending"])
+    assert plan.partitions > 210_000
+    with pytest.raises(DeclarationError) as refused:
         workspace.definitions()
+    (fault,) = refused.value.faults
+    assert fault == (
+        "feature view spending: batch_schedule 5m makes 210,816 partitions; Dagster gets slow above 20,000 and takes "
+        "at most 100,000; give a longer batch_schedule (aggregation_interval may stay short), or a later "
+        "feature_start_time"
+    )
+    view = workspace.get_feature_view("spending")
+    with pytest.raises(TooManyPartitions, match="210,816 partitions"):
+        view.trigger_materialization_job(day(1), day(2), online=True, offline=True)
+    work = missing_runs([view.declaration], workspace.snapshot(), workspace.now())
+    with pytest.raises(TooManyPartitions):
+        queue_runs(workspace, work)
+    with pytest.raises(TooManyPartitions):
+        carry_out(workspace, work, Console(), quiet=True)
+    assert workspace.jobs() == []
+
+    facts = {"workspace": "payments", "view": "spending", "online": True, "offline": True, "trigger": "backfill"}
+    job = workspace.stores.ledger.claim(interval=Interval(day(1), day(2)), **facts)
+    workspace.stores.ledger.succeed(job.id, stats={})
+    with pytest.warns(UserWarning, match="makes 210,816 partitions"):
+        workspace.definitions()
+    assert view.trigger_materialization_job(day(2), day(3), online=True, offline=True)
+
+
+def test_schedule_of_two_years_of_five_minutes_is_looked_at_in_milliseconds(tmp_path: Path) -> None:
+    view = five_minute_workspace(tmp_path, day(732)).repo.view("spending")
+    started = time.process_time()
+    partitions = partitions_of(view, day(732))
+    assert partitions.get_num_partitions() == 210_816
+    assert interval_of_keys(view, key_range(view, Interval(day(1), day(732)))) == Interval(day(1), day(732))
+    assert time.process_time() - started < 1.0
