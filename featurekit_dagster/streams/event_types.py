@@ -17,7 +17,7 @@ from featurekit_dagster.intervals import to_us
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 _NAIVE = pa.timestamp("us")
-_FIRST_US, _LAST_US = (to_us(datetime(*date, tzinfo=UTC)) for date in ((1, 1, 1), (9999, 12, 31, 23, 59, 59, 999_999)))
+_FIRST_US, _LAST_US = (to_us(end.replace(tzinfo=UTC)) for end in (datetime.min, datetime.max))  # noqa: DTZ901
 # Halfway between the largest Float32 and the next power of two; what lies below is rounded to a Float32.
 _FLOAT32_LIMIT = (2 - 2**-24) * 2.0**127
 
