@@ -1,7 +1,7 @@
 """The command line: what has to be done, doing it, how far it is, and reading features.
 
 Every command imports what it needs when it runs, so that `--help` and `plan` stay quick. Exit codes: 0 done,
-1 refused or failed, 2 wrong usage.
+1 refused or failed, 2 wrong usage, 3 something waits for a decision.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from featurekit_dagster.cli_apply import NEEDS_DECISION, apply
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_repair import repair
@@ -64,18 +65,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 @app.command()
 def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Say what is missing up to now; change nothing."""
-    from featurekit_dagster.cli_output import open_console, print_json
-    from featurekit_dagster.cli_reports import plan_record, print_plan
-    from featurekit_dagster.planning.planner import plan_views
+    """Say what is missing up to now, what has changed, and what would go; change nothing.
 
-    bound = _workspace(workspace)
-    now, chosen = bound.now(), _views(bound, views)
-    plans = plan_views(chosen, bound.snapshot(), now)
+    Exit code 3 when something waits for featurekit apply: a view whose declaration has changed, or one that is declared
+    no more and of which something is stored.
+    """
+    from featurekit_dagster.cli_output import open_console, print_json
+    from featurekit_dagster.cli_plan import PlanReview, plan_records, print_plan
+
+    review = PlanReview.of(_workspace(workspace), views)
     if json:
-        print_json(plan_record(each) for each in plans)
+        print_json(plan_records(review))
     else:
-        print_plan(open_console(), bound.name, chosen, plans, now)
+        print_plan(open_console(), review)
+    if review.is_destructive:
+        raise typer.Exit(NEEDS_DECISION)
 
 
 @app.command()
@@ -100,6 +104,7 @@ def materialize(
     from featurekit_dagster.cli_materialize import (
         asked_runs,
         carry_out,
+        cautions,
         missing_runs,
         queue_runs,
         with_failed_as_missing,
@@ -120,6 +125,7 @@ def materialize(
     if not json:
         print_line(open_console(), f"Materialization of workspace {bound.name} at {format_time(now)}", style="bold")
         print_notes(open_console(), [(each.view.name, each.note) for each in work])
+    print_notes(open_console(stderr=True), cautions(bound, work), title="Warnings")
     if not wait:
         print_queued(open_console(), queue_runs(bound, work), json=json)
         return
@@ -215,6 +221,7 @@ def historical(
 
 
 add_job_commands(app)
+app.command()(apply)
 app.command()(repair)
 
 

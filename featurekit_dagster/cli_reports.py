@@ -1,4 +1,4 @@
-"""What `plan`, `status` and `materialize` say: the facts from planner and ledger, as tables and as plain dicts."""
+"""What `status` and `materialize` say: the facts from planner and ledger, as tables and as plain dicts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.cli_output import (
-    SHOWN_INTERVALS,
     count_of,
     open_console,
     print_frame,
@@ -26,7 +25,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval, IntervalSet, format_time
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
-from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, PartitionLimits, RunPlan, ViewPlan
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,77 +37,6 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 5
 SUCCESS, FAILURE = "SUCCESS", "FAILURE"
-
-
-def plan_record(plan: ViewPlan) -> dict[str, Any]:
-    """Return a view's plan as a plain dict; counts first, then every run with its jobs."""
-    return {
-        "view": plan.view,
-        "reason": plan.reason,
-        "wanted": plan.wanted,
-        "partitions": plan.partitions,
-        "jobs": plan.jobs,
-        "queries": plan.queries,
-        "runs": [
-            {
-                "interval": run.interval,
-                "jobs": [
-                    {
-                        "interval": task.interval,
-                        "online": task.online,
-                        "offline": task.offline,
-                        "overwrite": task.overwrite,
-                    }
-                    for task in run.tasks
-                ],
-            }
-            for run in plan.runs
-        ],
-        "warnings": plan.warnings,
-        "partition_limits": plan.limits and _limits_record(plan.limits),
-    }
-
-
-def _limits_record(limits: PartitionLimits) -> dict[str, Any]:
-    reached = [{"partitions": number, "reached_at": at} for number, at in limits.reached_at.items()]
-    return {"partitions_by_now": limits.partitions, "limits": reached}
-
-
-def print_plan(
-    console: Console,
-    workspace: str,
-    views: Sequence[FeatureView],
-    plans: Sequence[ViewPlan],
-    now: datetime,
-    advice: str = "Run featurekit materialize to do it.",
-) -> None:
-    """Print one row per view, totals, the reasons, the warnings, and what to do when anything is missing."""
-    print_line(console, f"Plan of workspace {workspace} at {format_time(now)}", style="bold")
-    console.print()
-    titles = ("Feature view", "Interval", "Partitions", "Jobs", "Queries", "Runs")
-    rows: list[tuple[Any, ...]] = [
-        (p.view, _intervals_cell(view, p.runs), p.partitions, p.jobs, p.queries, len(p.runs))
-        for view, p in zip(views, plans, strict=True)
-    ]
-    sums = [sum(row[column] for row in rows) for column in range(2, len(titles))]
-    total = (count_of(len(rows), "feature view"), None, *sums) if len(rows) > 1 else None
-    print_table(console, titles, rows, total)
-    print_notes(console, [(plan.view, plan.reason) for plan in plans])
-    print_notes(console, [(plan.view, text) for plan in plans for text in plan.warnings], title="Warnings")
-    console.print()
-    has_work = any(plan.runs for plan in plans)
-    print_line(console, advice if has_work else "There is nothing to do.")
-
-
-def _intervals_cell(view: FeatureView, runs: Sequence[RunPlan]) -> str:
-    """Return one line per run, with the store where it writes only one of two."""
-    lines = []
-    for run in runs[:SHOWN_INTERVALS]:
-        missing = {store for task in run.tasks for store in written(online=task.online, offline=task.offline)}
-        only = f" {missing.pop()} only" if len(missing) < len(stores_of(view)) else ""
-        lines.append(short_interval(run.interval) + only)
-    more = len(runs) - SHOWN_INTERVALS
-    return "\n".join(lines + ([f"and {more:,} more"] if more > 0 else []))
 
 
 def written(*, online: bool, offline: bool) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from featurekit_dagster.cli_materialize import carry_out, missing_runs
 from featurekit_dagster.cli_output import open_console, print_line, print_table, value_text
-from featurekit_dagster.cli_reports import print_outcomes, print_plan
+from featurekit_dagster.cli_plan import PlanReview, print_plan
+from featurekit_dagster.cli_reports import print_outcomes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ def _load() -> Workspace:
 
 def _backfill(workspace: Workspace, console: Console) -> bool:
     views, now = workspace.repo.views, workspace.now()
-    print_plan(console, workspace.name, views, workspace.plan(), now, advice="Doing it now:")
+    print_plan(console, PlanReview.of(workspace, None), advice="Doing it now:")
     work = missing_runs(views, workspace.snapshot(), now)
     outcomes = carry_out(workspace, work, console, quiet=False)
     print_line(console, "")
