@@ -127,7 +127,7 @@ def view_asset(
         else:
             run = AssetRun(view, key, workspace, stores, context.instance, context.log)
             if TRIGGER not in context.run.tags:  # so that the view's runs are found whatever started them
-                context.instance.add_run_tags(context.run_id, run_tags(view, ADOPTED))
+                context.instance.add_run_tags(context.run.run_id, run_tags(view, ADOPTED))
             found = run.events(_requested(view, context))
         for event in found:
             if isinstance(event, dg.AssetMaterialization):
