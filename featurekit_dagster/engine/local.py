@@ -119,6 +119,15 @@ def event_tiles_of(
     return event_tiles(con, relation, keys=view.tile_keys, timestamp=view.timestamp_field, partials=partials)
 
 
+def instant_tiles(view: FeatureView, events: pa.Table) -> pa.Table:
+    """Return events as tiles of one microsecond: those of one key and instant are one tile; see `tiles_of_events`."""
+    with connect() as con:
+        con.register("events", events)
+        return build_tiles(
+            con, "events", keys=view.tile_keys, timestamp=view.timestamp_field, tile_us=1, partials=view.partials
+        )
+
+
 def compute_stored(view: FeatureView, interval: Interval, mocks: Mocks = None) -> pa.Table:
     """Return what the offline store keeps for an interval: tiles, the events of an untiled aggregate view, or rows."""
     if view.is_tiled:

@@ -16,7 +16,6 @@ import pyarrow as pa
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.local import compute_stored, stored_schema
-from featurekit_dagster.engine.nested_tiles import nest_tiles
 from featurekit_dagster.errors import (
     JobNotWaiting,
     JobStateError,
@@ -26,17 +25,17 @@ from featurekit_dagster.errors import (
     safe_reason,
 )
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
+from featurekit_dagster.execution.online_rows import complete_part, online_rows
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
-from featurekit_dagster.intervals import Interval, from_us, to_us
+from featurekit_dagster.intervals import Interval, from_us
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape
-from featurekit_dagster.planning.grid import Timing, floor_us
+from featurekit_dagster.planning.grid import floor_us
 from featurekit_dagster.planning.job_state import ONCE, RetryPolicy
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_records import JobRecord
 from featurekit_dagster.stores.offline import OfflineWrite
-from featurekit_dagster.stores.online import TIMESTAMP as ONLINE_TIMESTAMP
 from featurekit_dagster.stores.online import OnlineWrite
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -272,30 +271,25 @@ def _write_offline(
     )
 
 
-def _write_online(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, lease: Lease) -> OnlineWrite:
-    """Upsert the interval's rows; expired ones and those before the feature start are left out.
+def _write_online(
+    view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, lease: Lease
+) -> OnlineWrite | None:
+    """Upsert what can be served of the interval's rows; None where nothing of it is complete yet.
 
-    Tiles with a secondary key are nested first: one online for all its values, so fewer are written than offline.
-
-    Source: Manually Trigger Materialization, Overwriting previously materialized data (ttl).
+    Of a stream view an overwrite replaces what the stream has written too, any other job only adds to it.
     """
-    covered = stores.coverage(view, ONLINE).union([task.interval])
-    if view.secondary_key is not None:
-        rows = nest_tiles(rows, view.key_names, view.secondary_key.name, view.partials)
-    if not view.is_aggregate:
-        rows = rows.filter(_is_served(view, rows, stores.clock()))
-        names = [ONLINE_TIMESTAMP if n == view.timestamp_field else n for n in rows.column_names]
-        rows = rows.rename_columns(names)
-    replace = task.interval if view.is_aggregate else None
-    return stores.online.write(stores.online_layout(view), rows, covered=covered, epoch=lease.epoch, replace=replace)
-
-
-def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:
-    times, timing = microseconds(rows[view.timestamp_field])[0], Timing.of(view)
-    served = np.ones(len(times), dtype=bool) if timing.start_us is None else times >= timing.start_us
-    if timing.ttl_us is not None:
-        served &= timing.expires(times) > to_us(now)
-    return pa.array(served)
+    now = stores.clock()
+    part = complete_part(view, task.interval, now)
+    if part is None:
+        return None
+    return stores.online.write(
+        stores.online_layout(view),
+        online_rows(view, rows, part, now),
+        covered=stores.coverage(view, ONLINE).union([part]),
+        epoch=lease.epoch,
+        replace=part if view.is_aggregate else None,
+        keep_stream=view.is_stream and not task.overwrite,
+    )
 
 
 def _report(view: FeatureView, job: JobRecord, written: _Written) -> JobReport:

@@ -16,7 +16,9 @@ from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.engine.keys import encode_keys
 from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.execution.stream_records import with_no_times
 from featurekit_dagster.planning.tasks import ONLINE, Task
+from featurekit_dagster.stores.online import ANCHOR_TIME
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 # What a number is of no events; every other partial column is an empty list then.
@@ -61,11 +63,11 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
 def _empty_tiles(view: FeatureView, keys: pa.Table, start_us: int) -> pa.Table:
     """Return one online tile per key in which nothing happened: counts are 0, lists are empty, all else is NULL."""
     count = keys.num_rows
-    tiles = keys.append_column(view.stored_time_column, pa.array(np.full(count, start_us)).cast(TIMESTAMP))
+    tiles = keys.append_column(ANCHOR_TIME, pa.array(np.full(count, start_us)).cast(TIMESTAMP))
     cells: list[tuple[Field, Any]] = [(Field(p.name, p.dtype), _NOTHING.get(p.kind, [])) for p in view.partials]
     if view.secondary_key is not None:
         fields = (view.secondary_key, *(field for field, _ in cells))
         cells = [(Field(field.name, Array(field.dtype)), []) for field in fields]
     for field, nothing in cells:
         tiles = tiles.append_column(field.name, pa.array([nothing] * count, arrow_type(field.dtype)))
-    return tiles
+    return with_no_times(view, tiles)

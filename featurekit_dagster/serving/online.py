@@ -12,8 +12,9 @@ from typing import Any
 from featurekit_dagster.domain.feature_view import FeatureReference
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import to_us
-from featurekit_dagster.planning.grid import Timing, floor_us
+from featurekit_dagster.planning.grid import Timing
 from featurekit_dagster.serving.join_key_values import key_converter
+from featurekit_dagster.serving.online_edges import Edge, Spans, covers, edges_of
 from featurekit_dagster.serving.online_rollup import OnlineRollup
 from featurekit_dagster.serving.online_windows import WindowedFeatures
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN, FeatureStatus, FeatureVector
@@ -21,7 +22,6 @@ from featurekit_dagster.serving.wildcard import Matches, matched
 from featurekit_dagster.stores.online import OnlineLayout, OnlineSnapshot
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
-Spans = tuple[tuple[int, int], ...]
 Found = tuple[Sequence[Any], Sequence[FeatureStatus]]
 
 
@@ -132,27 +132,6 @@ def _with_keys(join_keys: Mapping[str, Any], vector: FeatureVector) -> FeatureVe
 
 
 @dataclass(frozen=True, slots=True)
-class _Edge:
-    """What a read at one moment may see of a view.
-
-    Args:
-        us: Right edge: end of the newest covered interval not after the clock's; None when nothing is covered.
-        served_us: The same; None too before the features begin.
-        since_us: First tile that a window may hold; of no meaning without aggregates.
-        known: Per aggregate feature, whether everything it needs is covered.
-        complete: Whether that is so for all of them.
-        times: The edge, once per feature.
-    """
-
-    us: int | None
-    served_us: int | None = None
-    since_us: int = 0
-    known: tuple[bool, ...] = ()
-    complete: bool = True
-    times: tuple[int | None, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class _Stored:
     """What of a reader depends on the generation that is read.
 
@@ -188,8 +167,7 @@ class _ViewReader:
         self._present, self._missing = (PRESENT,) * count, (MISSING_DATA,) * count
         self._windows = WindowedFeatures(view, self._positions) if view.is_aggregate else None
         self._stored = self._of(layout)
-        # one value, as threads may read and set it at the same time
-        self._last_edge: tuple[Any, int, int, _Edge] = (None, 0, 0, _Edge(None))
+        self._edges = edges_of(view, self._windows, count)
 
     def key_of(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the stored key: serving index first."""
@@ -212,7 +190,7 @@ class _ViewReader:
         """Return the vector of one entity."""
         stored = self._now()
         with self._stores.online.snapshot(stored.layout) as snapshot:
-            edge = self._edge_at(snapshot.coverage_us, now_us)
+            edge = self._edges.at(snapshot, now_us)
             values, statuses = self._answer(stored, snapshot, key, edge, now_us)
         return FeatureVector(self._names, values, statuses, edge.times)
 
@@ -220,7 +198,7 @@ class _ViewReader:
         """Return the vectors of many entities, from one snapshot."""
         names, stored = self._names, self._now()
         with self._stores.online.snapshot(stored.layout) as snapshot:
-            edge = self._edge_at(snapshot.coverage_us, now_us)
+            edge = self._edges.at(snapshot, now_us)
             times = edge.times
             rollup, edge_us = stored.rollup, edge.served_us
             if rollup is None or edge_us is None:
@@ -231,7 +209,7 @@ class _ViewReader:
         return [FeatureVector(names, values, statuses, times) for values, statuses in answers]
 
     def _answer(
-        self, stored: _Stored, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: _Edge, now_us: int
+        self, stored: _Stored, snapshot: OnlineSnapshot, key: tuple[Any, ...], edge: Edge, now_us: int
     ) -> Found:
         edge_us = edge.served_us
         if edge_us is None:
@@ -240,9 +218,9 @@ class _ViewReader:
         if stored.rollup is not None:
             packed = snapshot.packed_tiles(key, edge.since_us, edge_us)
             return self._finished(stored.rollup.one(packed, edge_us), edge)
-        return self._newest(stored, snapshot.read([key])[0], snapshot.coverage_us, edge_us, now_us)
+        return self._newest(stored, snapshot.read([key])[0], edge.spans, edge_us, now_us)
 
-    def _finished(self, answer: Sequence[Any] | None, edge: _Edge) -> Found:
+    def _finished(self, answer: Sequence[Any] | None, edge: Edge) -> Found:
         """Return rolled-up values with their statuses; None is the answer of a key without tiles."""
         assert self._windows is not None
         values, statuses = (self._windows.defaults, self._missing) if answer is None else (answer, self._present)
@@ -261,7 +239,7 @@ class _ViewReader:
         since = self._since(now_us)
         row = rows[0] if rows else None
         if row is not None and (since is None or row[0] >= since):
-            if row[0] >= edge_us or _covers(spans, row[0], edge_us):
+            if row[0] >= edge_us or covers(spans, row[0], edge_us):
                 values = row[1:]
                 return [values[p] for p in stored.places], (PRESENT,) * len(self._positions)
             return self._nulls, (UNKNOWN,) * len(self._nulls)
@@ -277,54 +255,25 @@ class _ViewReader:
     def _is_complete(self, spans: Spans, edge_us: int, now_us: int) -> bool:
         """Tell whether no row that may be served can be missing."""
         since = self._since(now_us)
-        return since is None or since >= edge_us or _covers(spans, since, edge_us)
+        return since is None or since >= edge_us or covers(spans, since, edge_us)
 
     def matches(self, join_keys: Mapping[str, Any], now_us: int) -> Matches:
         """Return what is known of the keys that match, where the wildcard join key is left out."""
         prefix = tuple([join_keys[column] for column in self.needed_columns])
         stored = self._now()
         with self._stores.online.snapshot(stored.layout) as snapshot:
-            edge = self._edge_at(snapshot.coverage_us, now_us)
+            edge = self._edges.at(snapshot, now_us)
             edge_us = edge.served_us
             if edge_us is None:
                 known: Sequence[bool] = [edge.us is not None] * len(self._names)
-                return Matches(self._names, {}, self._nulls, known, edge.us)
+                return Matches(self._names, {}, self._nulls, known, edge.effective_us)
             if stored.rollup is None:
                 rows = snapshot.read_prefix(prefix).items()
-                answers = {k[-1]: self._newest(stored, r, snapshot.coverage_us, edge_us, now_us) for k, r in rows}
+                answers = {k[-1]: self._newest(stored, r, edge.spans, edge_us, now_us) for k, r in rows}
                 found = {k: values for k, (values, statuses) in answers.items() if statuses[0] is not MISSING_DATA}
-                known = [self._is_complete(snapshot.coverage_us, edge_us, now_us)] * len(self._names)
-                return Matches(self._names, found, self._nulls, known, edge.us)
+                known = [self._is_complete(edge.spans, edge_us, now_us)] * len(self._names)
+                return Matches(self._names, found, self._nulls, known, edge.effective_us)
             tiles = snapshot.packed_tiles_prefix(prefix, edge.since_us, edge_us)
             rolled = zip(tiles, stored.rollup.many(list(tiles.values()), edge_us), strict=True)
             found = {key[-1]: self._finished(answer, edge)[0] for key, answer in rolled if answer is not None}
-        return Matches(self._names, found, self._finished(None, edge)[0], edge.known, edge.us)
-
-    def _edge_at(self, spans: Spans, now_us: int) -> _Edge:
-        """Return the edge for a coverage and a moment; computed again only when one of the two has changed."""
-        known_spans, since, until, edge = self._last_edge
-        if known_spans is spans and since <= now_us < until:
-            return edge
-        clock_edge = self._timing.edge(now_us)
-        since = clock_edge + self._timing.delay_us
-        edge = self._find_edge(spans, clock_edge)
-        self._last_edge = (spans, since, since + self._timing.grid_us, edge)
-        return edge
-
-    def _find_edge(self, spans: Spans, clock_edge: int) -> _Edge:
-        ends = [min(end, clock_edge) for start, end in spans if start < clock_edge]
-        ends = [e for e in (floor_us(end, self._timing.grid_us) for end in ends) if any(s < e for s, _ in spans)]
-        if not ends:
-            return _Edge(None, times=(None,) * len(self._names))
-        edge = max(ends)
-        start = self._timing.start_us
-        times = (edge,) * len(self._names)
-        if self._windows is None:
-            return _Edge(edge, edge, times=times)
-        known = tuple(all(_covers(spans, *bounds) for bounds in needs) for needs in self._windows.needs(edge))
-        served = edge if start is None or edge >= start else None
-        return _Edge(edge, served, self._windows.since_us(edge), known, all(known), times)
-
-
-def _covers(spans: Spans, start: int, end: int) -> bool:
-    return start >= end or any(s <= start and end <= e for s, e in spans)
+        return Matches(self._names, found, self._finished(None, edge)[0], edge.known, edge.effective_us)

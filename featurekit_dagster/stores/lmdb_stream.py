@@ -206,7 +206,7 @@ def _put_checkpoints(
     for partition, checkpoint in commit.partitions.items():
         before, own = known[partition], [letter for letter in letters if letter.partition == partition]
         made[partition] = replace(
-            checkpoint, superseded=before.superseded + superseded, refused=before.refused + len(own)
+            checkpoint or before, superseded=before.superseded + superseded, refused=before.refused + len(own)
         )
         superseded = 0  # rows of several partitions are combined; the first one answers for them
         transaction.put(keys.checkpoint + partition.encode(), _encoded(made[partition], commit.epochs[partition]))

@@ -82,17 +82,18 @@ class StreamCommit:
     """What changes beside the records of one stream write.
 
     Args:
-        partitions: New checkpoint of every source partition that was polled.
+        partitions: New checkpoint of every source partition that was polled; None keeps what is stored, under the new
+            epoch.
         epochs: Lease epoch of each of these partitions; a lower one than stored is shut out.
-        start_us: From when on the stream covers everything; kept only if nothing is known yet.
+        start_us: From when on the stream covers everything; kept only if nothing is known yet. None says nothing.
         seen: Marks of the events that were counted, with their times, so that they count once.
         forget_us: Marks of events up to this time are forgotten; None keeps all.
         letters: New dead letters.
     """
 
-    partitions: Mapping[str, StreamCheckpoint]
+    partitions: Mapping[str, StreamCheckpoint | None]
     epochs: Mapping[str, int]
-    start_us: int
+    start_us: int | None = None
     seen: Sequence[tuple[bytes, int]] = ()
     forget_us: int | None = None
     letters: Sequence[DeadLetter] = ()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from featurekit_dagster.stores.dead_letters import DeadLetters
     from featurekit_dagster.stores.ledger import Ledger
     from featurekit_dagster.stores.ledger_records import JobRecord
     from featurekit_dagster.stores.offline import OfflineStore
@@ -129,6 +130,12 @@ class WorkspaceStores:
         """Return the generation of a view that is used in `online` or `offline`."""
         used = self._using(view)
         return used.online if store == ONLINE else used.offline
+
+    def dead_letters(self, view: FeatureView) -> DeadLetters:
+        """Return where the events of a stream view go that could not become rows."""
+        from featurekit_dagster.stores.dead_letters import DeadLetters
+
+        return DeadLetters(f"{self.lake.rstrip('/')}/{self.workspace}/dead_letters/{view.name}")
 
     def coverage(self, view: FeatureView, store: str) -> IntervalSet:
         """Return what the ledger knows to be materialized of a view in `online` or `offline`."""

@@ -1,0 +1,63 @@
+"""Where events go that could not become rows: one Delta table per view, with why and with the event as it came.
+
+Nothing else ever shows their contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+
+from featurekit_dagster.stores.stream_state import DeadLetter
+
+_SCHEMA = pa.schema(
+    [
+        ("partition", pa.string()),
+        ("number", pa.int64()),
+        ("refused_at", pa.timestamp("us", "UTC")),
+        ("reason", pa.string()),
+        ("payload", pa.binary()),
+    ]
+)
+
+
+class DeadLetters:
+    """The dead letters of one view.
+
+    Args:
+        location: Where the table is: a local path or any URI that delta-rs takes.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def append(self, letters: Sequence[DeadLetter], refused_at: datetime) -> None:
+        """Keep dead letters of one source partition, in order of their numbers; those that are there are left out.
+
+        Args:
+            letters: At least one.
+            refused_at: When they were refused.
+        """
+        name = f"dead letters of {letters[0].partition}"
+        table = DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
+        kept = None if table is None else table.transaction_version(name)
+        new = [letter for letter in letters if kept is None or letter.number > kept]
+        if not new:
+            return
+        rows = [(letter.partition, letter.number, refused_at, letter.reason, letter.payload) for letter in new]
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)]
+        properties = CommitProperties(app_transactions=[Transaction(name, new[-1].number)])
+        write_deltalake(
+            table or self.location, pa.table(columns, schema=_SCHEMA), mode="append", commit_properties=properties
+        )
+
+    def read(self) -> pa.Table:
+        """Return all of them: source partition, number, time, reason, payload."""
+        if not DeltaTable.is_deltatable(self.location):
+            return _SCHEMA.empty_table()
+        return (
+            DeltaTable(self.location).to_pyarrow_table().sort_by([("partition", "ascending"), ("number", "ascending")])
+        )
