@@ -70,6 +70,7 @@ class Workspace:
         self.repo = Repository.gather(declarations)
         self.home = Path(home or os.environ.get("FEATUREKIT_HOME") or Path(caller).resolve().parent / ".featurekit")
         self.lake = str(lake or os.environ.get("FEATUREKIT_LAKE") or self.home / "lake")
+        self.loaded_at = utc_now()
         self.fixed_now = as_utc(clock) if isinstance(clock, datetime) else None
         self._clock = clock if callable(clock) else utc_now
 

@@ -15,11 +15,13 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
+from featurekit_dagster.orchestration.draining import drain_outdated, overtaken_views
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, interval_of_keys, key_range
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, run_tags
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SECONDS_BETWEEN_LOOKS = 15
 
@@ -118,9 +120,10 @@ def due_jobs_sensor(
     )
     def look(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         opened: FeatureStores = getattr(context.resources, resource)
-        ledger = opened.open(workspace).ledger
+        stores = opened.open(workspace)
+        ledger, followed = stores.ledger, newest_views(workspace, stores)
         end_orphans(ledger, workspace.name, context.instance)
-        due = [run for run in due_runs(ledger.due(workspace.name)) if run.view in jobs]
+        due = [run for run in due_runs(ledger.due(workspace.name)) if run.view in jobs and run.view in followed]
         requests = []
         for run in due:
             view = workspace.repo.view(run.view)
@@ -131,6 +134,23 @@ def due_jobs_sensor(
             yield dg.SkipReason("runs of all due jobs are on their way" if due else "no job is due")
 
     return look
+
+
+def newest_views(
+    workspace: BoundWorkspace, stores: WorkspaceStores, views: Sequence[FeatureView] | None = None
+) -> frozenset[str]:
+    """Return the views of which no other code location has newer code, after their jobs of older code were drained.
+
+    Args:
+        workspace: The workspace.
+        stores: Where its ledger is.
+        views: The views to look at; all by default.
+    """
+    chosen = workspace.repo.views if views is None else views
+    overtaken = overtaken_views(stores, chosen, workspace.loaded_at)
+    newest = [view for view in chosen if view.name not in overtaken]
+    drain_outdated(stores, newest)
+    return frozenset(view.name for view in newest)
 
 
 def is_adopted_run_going(ledger: Ledger, due: DueRun) -> bool:

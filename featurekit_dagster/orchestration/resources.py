@@ -46,6 +46,11 @@ class BoundWorkspace(Protocol):
         ...
 
     @property
+    def loaded_at(self) -> datetime:
+        """When this process made it, by the real clock."""
+        ...
+
+    @property
     def stores(self) -> WorkspaceStores:
         """The stores at `home` and `lake`."""
         ...

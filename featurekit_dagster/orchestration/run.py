@@ -15,7 +15,7 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.assets import view_asset
-from featurekit_dagster.orchestration.due_jobs import DueRun, due_runs, end_orphans, run_tags_of
+from featurekit_dagster.orchestration.due_jobs import DueRun, due_runs, end_orphans, newest_views, run_tags_of
 from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, key_range
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -105,9 +105,9 @@ def run_due(
         instance: Where Dagster keeps runs and events.
         job_id: Only the run that carries this job; all that is due by default.
     """
-    ledger = workspace.stores.ledger
+    ledger, followed = workspace.stores.ledger, newest_views(workspace, workspace.stores)
     end_orphans(ledger, workspace.name, instance)
-    due = due_runs(ledger.due(workspace.name))
+    due = [run for run in due_runs(ledger.due(workspace.name)) if run.view in followed]
     chosen = [run for run in due if job_id is None or any(job.id == job_id for job in run.jobs)]
     return [_run_waiting(workspace, run, instance) for run in chosen]
 

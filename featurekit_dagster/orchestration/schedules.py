@@ -17,7 +17,7 @@ from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
 from featurekit_dagster.errors import ChangedDeclaration, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
-from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, run_request
+from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, newest_views, run_request
 from featurekit_dagster.orchestration.materializations import SCHEDULE
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, cron_of, interval_of_keys
 from featurekit_dagster.orchestration.reconcile import reconcile
@@ -117,6 +117,11 @@ def view_schedule(
     def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         opened: FeatureStores = getattr(context.resources, resource)
         stores = opened.open(workspace)
+        if view.name not in newest_views(workspace, stores, [view]):
+            yield dg.SkipReason(
+                f"{view.name}: a code location that was loaded later has other code of it; reload this one"
+            )
+            return
         restated = reconcile(view, asset, stores, context.instance)
         snapshot = stores.ledger.snapshot(stores.workspace, {view.name: StoredShape.of(view)})
         plan = plan_view(view, snapshot, workspace.now())

@@ -13,12 +13,13 @@ from functools import cached_property
 from sqlalchemy import select
 
 from featurekit_dagster.intervals import IntervalSet, from_us, to_us
-from featurekit_dagster.planning.generations import StoredShape
+from featurekit_dagster.planning.generations import StoredShape, resolve
 from featurekit_dagster.planning.tasks import LedgerSnapshot
 from featurekit_dagster.stores.ledger_claims import Place, cover, covered_in, uncover
+from featurekit_dagster.stores.ledger_generations import read_all_generations
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
-from featurekit_dagster.stores.ledger_records import JobRecord, read_jobs
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, BATCH, JobRecord, read_jobs
 from featurekit_dagster.stores.ledger_snapshot import take_snapshot
 from featurekit_dagster.stores.ledger_tables import insert_new, jobs, views
 
@@ -104,6 +105,31 @@ class Ledger(JobBook):
         self.abandon_dead(workspace)
         with self._engine.connect() as connection:
             return take_snapshot(connection, workspace, shapes)
+
+    def outdated(self, workspace: str, codes: Mapping[str, str], shapes: Mapping[str, StoredShape]) -> list[str]:
+        """Return the ids of the unfinished jobs of views that their declarations would not ask for any more.
+
+        Such a job is of other code, writes another generation than is written now, or is off the grid of
+        `batch_schedule`.
+
+        Args:
+            workspace: Name of the workspace.
+            codes: View to the code version of its declaration.
+            shapes: View to what its declaration stores.
+        """
+        unfinished = (jobs.c.state.in_(ACTIVE_STATES), jobs.c.kind == BATCH, jobs.c.view.in_(codes))
+        columns = (jobs.c.id, jobs.c.view, jobs.c.generation, jobs.c.code_version, jobs.c.start_us, jobs.c.end_us)
+        with self._engine.connect() as connection:
+            found = connection.execute(select(*columns).where(jobs.c.workspace == workspace, *unfinished)).all()
+            records = read_all_generations(connection, workspace) if found else {}
+        written = {view: resolve(shapes[view], records.get(view, ())).write for view in {job.view for job in found}}
+        return [
+            job.id
+            for job in found
+            if job.code_version not in (None, codes[job.view])
+            or job.generation != written[job.view]
+            or any(time % shapes[job.view].batch_schedule_us for time in (job.start_us, job.end_us))
+        ]
 
     def register(self, workspace: str, view: str) -> datetime:
         """Return when a view was first asked about here; a view that is known already keeps its time."""
