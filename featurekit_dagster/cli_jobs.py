@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,13 +122,25 @@ def _show(workspace: Workspace, found: JobRecord, *, json: bool) -> None:
     ]
     facts += [f"reason: {found.reason}"] if found.reason else []
     facts += [f"next attempt at {found.next_attempt_at:%Y-%m-%dT%H:%M:%SZ}"] if found.next_attempt_at else []
-    facts += [", ".join(f"{name} {count:,}" for name, count in sorted(found.stats.items()))] if found.stats else []
-    for fact in facts:
+    for fact in [*facts, *_counts(found.stats)]:
         print_line(console, f"  {fact}")
     if found.attempts:
         console.print()
         rows = [tuple(_attempt(workspace, each).values()) for each in found.attempts]
         print_table(console, ("Attempt", "State", "Began", "Ended or changed", "Run"), rows)
+
+
+def _counts(stats: Mapping[str, int]) -> Iterator[str]:
+    """Yield what a job has written, a line per store."""
+    from featurekit_dagster.cli_output import count_of
+
+    if "rows_offline" in stats:
+        yield f"offline: wrote {count_of(stats['rows_offline'], 'row')} in place of {stats['rows_replaced']:,}"
+    if "rows_online" in stats:
+        skipped, cleared = stats.get("rows_online_skipped", 0), stats.get("keys_cleared", 0)
+        line = f"online: wrote {count_of(stats['rows_online'], 'row')}"
+        line += f", left out {skipped:,} that have newer ones" if skipped else ""
+        yield line + (f", cleared {count_of(cleared, 'key')} that vanished" if cleared else "")
 
 
 def _attempt(workspace: Workspace, attempt: Any) -> dict[str, Any]:

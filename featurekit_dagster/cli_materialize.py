@@ -14,9 +14,12 @@ from featurekit_dagster.cli_output import count_of, print_line, short_interval
 from featurekit_dagster.cli_reports import ViewOutcome
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import OverlappingMaterialization
+from featurekit_dagster.execution.overwriting import overwrite_caution
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import plan_view, stores_of
-from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan
+from featurekit_dagster.planning.tasks import ONLINE, LedgerSnapshot, RunPlan
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +96,7 @@ def asked_runs(
     work = []
     for view in views:
         run = workspace.plan_interval(view.name, start, end, overwrite=overwrite)
-        _refuse_overlap(view, run.interval, snapshot, overwrite=overwrite)
+        _refuse_overlap(view, run.interval, snapshot, workspace.jobs(view.name), overwrite=overwrite)
         one = ViewWork(view=view, runs=(run,), note=short_interval(run.interval))
         jobs = f"{count_of(one.partitions, 'partition')} in {count_of(len(run.tasks), 'job')}"
         replaced = ", replacing what is there" if overwrite else ""
@@ -170,15 +173,41 @@ def _carry_out(workspace: Workspace, work: ViewWork, instance: Any, advance: Adv
     return outcome if outcome.failed or not errors else outcome.with_error("; ".join(errors))
 
 
-def _refuse_overlap(view: FeatureView, interval: Interval, snapshot: LedgerSnapshot, *, overwrite: bool) -> None:
+def cautions(workspace: Workspace, work: Sequence[ViewWork]) -> list[tuple[str, str]]:
+    """Return what is to be said about runs that overwrite the online store: the view, and a sentence."""
+    snapshot, found = workspace.snapshot(), []
+    for each in work:
+        for run in each.runs:
+            if any(task.overwrite and task.online for task in run.tasks):
+                name, covered = each.view.name, snapshot.coverage(each.view.name, ONLINE)
+                caution = overwrite_caution(each.view, run.interval, covered, workspace.jobs(name))
+                found += [(name, caution.removeprefix(f"{name}: "))] if caution else []
+    return found
+
+
+def _refuse_overlap(
+    view: FeatureView, interval: Interval, snapshot: LedgerSnapshot, jobs: Sequence[JobRecord], *, overwrite: bool
+) -> None:
     """Raise when an interval is being written, or was written and may not be overwritten."""
     running = snapshot.running.get(view.name, IntervalSet()).intersect([interval])
     for store in stores_of(view):
         covered = IntervalSet() if overwrite else snapshot.coverage(view.name, store).intersect([interval])
         if running or covered:
             raise OverlappingMaterialization(
-                view=view.name, interval=interval, store=store, overlap=running or covered, running=bool(running)
+                view=view.name,
+                interval=interval,
+                store=store,
+                overlap=running or covered,
+                running=bool(running),
+                job_id=_holder(jobs, interval, store, running=bool(running)),
             )
+
+
+def _holder(jobs: Sequence[JobRecord], interval: Interval, store: str, *, running: bool) -> str | None:
+    """Return the newest job that has, or has written, a part of an interval in a store."""
+    states = ACTIVE_STATES if running else (JobState.SUCCESS.value,)
+    there = (job for job in jobs if job.state in states and job.interval.overlaps(interval))
+    return next((job.id for job in there if running or store in job.stores), None)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MISSING = "N/A"
 SCHEDULED = "SCHEDULED"
+MATERIALIZATION_KINDS = ("BATCH", "STREAM")
 
 _COLUMNS = ("TYPE", "WINDOW_START_TIME", "WINDOW_END_TIME", "STATUS", "ATTEMPT")
 _VERBOSE = ("MATERIALIZATION_TASK", "ENV_VERSION", "TERMINATION_REASON", "STATE_MESSAGE", "TASK_SCHEDULED_AT")
@@ -58,12 +59,16 @@ class MaterializationJobData:
         updated_at: When its state last changed.
         attempts: Its attempts, first to last.
         next_attempt_at: When it is tried next; None while it is tried and when it has ended.
-        job_type: BATCH.
+        job_type: BATCH, STREAM, or a kind that materializes nothing, such as DELETION.
         online: Whether it writes the online store.
         offline: Whether it writes the offline store.
         start_time: First instant of its window.
         end_time: First instant after its window.
         reason: Why it, or its last attempt, ended without success.
+        stats: Counts of a success: `rows` in the window, `rows_offline` and `rows_online` that were written, and
+            `rows_replaced`, those that were in the window offline before. Of an overwrite of the online store also
+            `rows_online_skipped`, which lost against newer ones, and `keys_cleared`, which had rows there and have
+            none any more.
 
     Source: Manually Trigger Materialization, Waiting for job completion (`MaterializationJobData`).
     """
@@ -83,6 +88,7 @@ class MaterializationJobData:
     start_time: datetime
     end_time: datetime
     reason: str | None = None
+    stats: Mapping[str, int] = field(default_factory=dict)
 
 
 def job_data(job: JobRecord, dagster_url: str) -> MaterializationJobData:
@@ -103,6 +109,7 @@ def job_data(job: JobRecord, dagster_url: str) -> MaterializationJobData:
         start_time=_shown(job.interval.start),
         end_time=_shown(job.interval.end),
         reason=job.reason,
+        stats=dict(job.stats),
     )
 
 

@@ -10,14 +10,29 @@ from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.windows import format_duration
-from featurekit_dagster.errors import JobFailedException, JobTimeoutException, NotFoundError, PlanError
-from featurekit_dagster.materialization_data import MaterializationJobData, job_data, status_frame
+from featurekit_dagster.errors import JobFailedException, JobTimeoutException, NotFoundError, WrongJobKind
+from featurekit_dagster.execution.overwriting import overwrite_caution
+from featurekit_dagster.materialization_arguments import (
+    check_flags,
+    check_job_id,
+    check_stores,
+    check_timeout,
+    check_times,
+)
+from featurekit_dagster.materialization_data import (
+    MATERIALIZATION_KINDS,
+    MaterializationJobData,
+    job_data,
+    status_frame,
+)
 from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobState
-from featurekit_dagster.planning.planner import check_interval, plan_view, stores_of
+from featurekit_dagster.planning.planner import check_interval, plan_view
+from featurekit_dagster.planning.tasks import ONLINE
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from featurekit_dagster.intervals import Interval
     from featurekit_dagster.sdk import Workspace
     from featurekit_dagster.stores.ledger_records import JobRecord
 
@@ -60,6 +75,7 @@ class MaterializationMethods:
             managed_retries: The same as `use_tecton_managed_retries`.
 
         Raises:
+            WrongJobArgument: A time is no datetime, or a flag no boolean.
             PlanError: The window is off the grid, empty, before the materialization start or not complete yet, or the
                 view does not write a chosen store.
             TooManyPartitions: The view is new and has more partitions than Dagster can take.
@@ -70,16 +86,13 @@ class MaterializationMethods:
         Source: Manually Trigger Materialization, Triggering a new materialization job.
         """
         view, workspace = self.declaration, self._workspace
-        interval = check_interval(view, start_time, end_time, workspace.now())
-        self._check_stores(online=online, offline=offline)
-        workspace.check_partitions([view])
-        if overwrite and online and not view.is_aggregate and self._wrote_rows_online(interval.start, interval.end):
-            warnings.warn(
-                f"{view.name}: overwriting {interval} online puts newer or equal rows in place and removes no other "
-                "row, so a changed timestamp can leave an old row behind; it is safe offline",
-                stacklevel=2,
-            )
+        check_times(view.name, start_time=start_time, end_time=end_time)
+        flags = {"online": online, "offline": offline, "overwrite": overwrite}
         wanted = use_tecton_managed_retries if managed_retries is None else managed_retries
+        check_flags(view.name, **flags, use_tecton_managed_retries=wanted)
+        interval = check_interval(view, start_time, end_time, workspace.now())
+        check_stores(view, online=online, offline=offline)
+        workspace.check_partitions([view])
         (job,) = workspace.stores.queue(
             view,
             [interval],
@@ -89,6 +102,8 @@ class MaterializationMethods:
             trigger="manual",
             policy=MANAGED if wanted else ONCE,
         )
+        if overwrite and online and (caution := self._caution(interval)):
+            warnings.warn(caution, stacklevel=2)
         return job.id
 
     def wait_for_materialization_job(self, job_id: str, timeout: timedelta | None = None) -> MaterializationJobData:
@@ -105,9 +120,10 @@ class MaterializationMethods:
 
         Source: Manually Trigger Materialization, Waiting for job completion.
         """
+        check_timeout(self.declaration.name, timeout)
         started, pause, said = time.monotonic(), _FIRST_POLL_SECONDS, False
         while True:
-            job = self._job(job_id)
+            job = self._materialization_job(job_id)
             if job.state == JobState.SUCCESS:
                 return self._shown(job)
             if job.next_attempt_at is not None and self._run_without_daemon(job, said):
@@ -125,12 +141,13 @@ class MaterializationMethods:
 
         Raises:
             NotFoundError: The view has no such job.
+            WrongJobKind: It is a job of another kind.
         """
-        return self._shown(self._job(job_id))
+        return self._shown(self._materialization_job(job_id))
 
     def list_materialization_jobs(self) -> list[MaterializationJobData]:
         """Return the materialization jobs of this view, newest first."""
-        return [self._shown(job) for job in self._workspace.jobs(self.declaration.name)]
+        return [job for job in self.list_jobs() if job.job_type in MATERIALIZATION_KINDS]
 
     def get_job(self, job_id: str) -> MaterializationJobData:
         """Return a job of this view, of any kind.
@@ -138,11 +155,11 @@ class MaterializationMethods:
         Raises:
             NotFoundError: The view has no such job.
         """
-        return self.get_materialization_job(job_id)
+        return self._shown(self._job(job_id))
 
     def list_jobs(self) -> list[MaterializationJobData]:
         """Return the jobs of this view, of all kinds, newest first."""
-        return self.list_materialization_jobs()
+        return [self._shown(job) for job in self._workspace.jobs(self.declaration.name)]
 
     def cancel_materialization_job(self, job_id: str) -> MaterializationJobData:
         """Ask for a job to be cancelled and return it; it is tried no more, and nothing fills its window by itself.
@@ -152,10 +169,11 @@ class MaterializationMethods:
 
         Raises:
             NotFoundError: The view has no such job.
+            WrongJobKind: It is a job of another kind.
 
         Source: Manually Trigger Materialization, Canceling a materialization job.
         """
-        self._job(job_id)
+        self._materialization_job(job_id)
         return self._shown(self._workspace.stores.ledger.cancel(job_id))
 
     def retry_materialization_job(self, job_id: str) -> MaterializationJobData:
@@ -165,10 +183,11 @@ class MaterializationMethods:
             JobStateError: The job has not ended.
             OverlappingMaterialization: Another job has its window now.
             NotFoundError: The view has no such job.
+            WrongJobKind: It is a job of another kind.
 
         Source: Job Types, Materialization Job States (MANUAL_RETRY).
         """
-        self._job(job_id)
+        self._materialization_job(job_id)
         return self._shown(self._workspace.stores.ledger.retry(job_id))
 
     def materialization_status(
@@ -199,23 +218,23 @@ class MaterializationMethods:
             errors_only=errors_only,
         )
 
-    def _check_stores(self, *, online: bool, offline: bool) -> None:
-        view = self.declaration
-        if not (online or offline):
-            raise PlanError(f"{view.name}: online=False and offline=False; a job writes one of the stores, or both")
-        asked = {"online": online, "offline": offline}
-        refused = [store for store, wanted in asked.items() if wanted and store not in stores_of(view)]
-        if refused:
-            raise PlanError(
-                f"{view.name}: {' and '.join(refused)}=True, but it writes {' and '.join(stores_of(view))} only; "
-                "leave the other out or declare it"
-            )
+    def _caution(self, interval: Interval) -> str | None:
+        """Return what has to be said about an overwrite of the online store; None where nothing was written there."""
+        view, workspace = self.declaration, self._workspace
+        covered = workspace.stores.coverage(view, ONLINE)
+        return overwrite_caution(view, interval, covered, workspace.jobs(view.name))
 
-    def _wrote_rows_online(self, start: datetime, end: datetime) -> bool:
-        """Tell whether an earlier job put rows of the window into the online store."""
-        earlier = self._workspace.jobs(self.declaration.name)
-        inside = (job for job in earlier if job.online and job.interval.start < end and start < job.interval.end)
-        return any(job.state == JobState.SUCCESS and job.stats.get("rows_online", 0) for job in inside)
+    def _materialization_job(self, job_id: str) -> JobRecord:
+        """Return a materialization job of this view.
+
+        Raises:
+            NotFoundError: There is no such job, or it is another view's.
+            WrongJobKind: It is a job of another kind.
+        """
+        job = self._job(job_id)
+        if job.kind not in MATERIALIZATION_KINDS:
+            raise WrongJobKind(view=job.view, job_id=job.id, kind=job.kind)
+        return job
 
     def _job(self, job_id: str) -> JobRecord:
         """Return a job of this view.
@@ -224,6 +243,7 @@ class MaterializationMethods:
             NotFoundError: There is no such job, or it is another view's.
         """
         workspace, view = self._workspace, self.declaration.name
+        check_job_id(view, job_id)
         if workspace.stores.has_ledger:
             with suppress(NotFoundError):
                 found = workspace.stores.ledger.job(job_id)

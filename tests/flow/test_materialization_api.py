@@ -33,6 +33,7 @@ from featurekit_dagster.errors import (
     PlanError,
     TectonValidationError,
 )
+from featurekit_dagster.execution.overwriting import overwrite_caution
 from featurekit_dagster.intervals import Interval, IntervalSet
 from tests.flow.payments import break_days, day, payments_workspace, write_payments
 from tests.support.clock import Clock
@@ -155,14 +156,46 @@ def test_an_overwrite_says_what_it_does_online_unless_nothing_was_written_there(
     handle = workspace.get_feature_view("latest")
     first = handle.trigger_materialization_job(day(0), day(1), online=True, offline=True)
     handle.wait_for_materialization_job(first)
-    with pytest.warns(UserWarning, match="puts newer or equal rows in place"):
+    with pytest.warns(UserWarning, match="puts newer or equal rows in place and removes none"):
         again = handle.trigger_materialization_job(day(0), day(1), online=True, offline=True, overwrite=True)
+    assert handle.get_job(again).stats == {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "spending: no Dagster daemon")
         handle.wait_for_materialization_job(again)
         handle.trigger_materialization_job(day(5), day(6), online=True, offline=True, overwrite=True)
-    stats = workspace.stores.ledger.job(again).stats
-    assert stats["rows_replaced"] == stats["rows_offline"]
+    assert handle.get_job(again).stats == {
+        "rows": 3, "rows_offline": 3, "rows_replaced": 3, "rows_online": 3, "rows_online_skipped": 0, "keys_cleared": 0
+    }  # fmt: skip
+
+
+@NO_DAEMON
+def test_an_overwrite_of_tiles_says_what_becomes_of_moved_events_unless_there_were_none(workspace: Workspace) -> None:
+    handle, window = workspace.get_feature_view("spending"), (day(0), day(1))
+    ask = handle.trigger_materialization_job
+    handle.wait_for_materialization_job(ask(*window, online=True, offline=True))
+    with warnings.catch_warnings(action="error"):  # offline alone is safe
+        handle.cancel_materialization_job(ask(*window, online=False, offline=True, overwrite=True))
+        handle.cancel_materialization_job(ask(day(3), day(4), online=True, offline=True, overwrite=True))
+    with pytest.warns(UserWarning, match="spending: overwriting") as told:
+        ask(*window, online=True, offline=True, overwrite=True)
+    assert [str(each.message) for each in told] == [
+        "spending: overwriting [2023-01-01T00:00Z, 2023-01-02T00:00Z) online replaces its tiles, and those of no other "
+        "interval; an event whose timestamp was moved from one interval to another counts in both or in neither until "
+        "both are overwritten"
+    ]
+
+
+def test_an_overwrite_of_what_had_no_rows_says_nothing_but_of_what_nobody_knows_it_does(workspace: Workspace) -> None:
+    view, interval = workspace.repo.view("spending"), Interval(day(0), day(2))
+    covered, ledger = IntervalSet([interval]), workspace.stores.ledger
+    assert overwrite_caution(view, interval, IntervalSet(), []) is None
+    assert overwrite_caution(view, interval, covered, []) is not None, "a ledger that was lost and repaired"
+    facts = {"workspace": workspace.name, "view": "spending", "online": True, "offline": True, "trigger": "manual"}
+    for number in range(2):
+        empty = ledger.claim(interval=Interval(day(number), day(number + 1)), **facts)
+        ledger.succeed(empty.id, stats={"rows": 0, "rows_offline": 0, "rows_replaced": 0, "rows_online": 0})
+        asked = overwrite_caution(view, interval, covered, workspace.jobs("spending"))
+        assert (asked is None) == (number == 1)
 
 
 @NO_DAEMON

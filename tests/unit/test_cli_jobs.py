@@ -59,7 +59,9 @@ def test_waiting_carries_the_job_out_and_tells_its_attempt(shop: Workspace) -> N
         shown = json.loads(output("wait", job.id, "--json"))
     assert (shown["state"], len(shown["attempts"])) == ("SUCCESS", 1)
     assert shown["attempts"][0]["run_url"].startswith("http://127.0.0.1:3000/runs/")
-    assert "SUCCESS" in output("job", job.id, width=160)
+    text = output("job", job.id, width=160)
+    assert "SUCCESS" in text
+    assert "\n  offline: wrote 2 rows in place of 0\n  online: wrote 2 rows\n\n" in text
 
 
 def test_a_cancelled_job_is_told_and_a_retry_makes_it_due_again(shop: Workspace) -> None:

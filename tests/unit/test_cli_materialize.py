@@ -90,8 +90,15 @@ def test_covered_intervals_are_replaced_only_with_overwrite_and_filled_round(sho
     output("materialize", *asked)
     answer = refused("materialize", *asked, exit_code=1)
     assert answer.startswith("error: spend: [2024-01-03T00:00Z, 2024-01-05T00:00Z) overlaps")
-    assert len(shop.stores.ledger.jobs("shop")) == 1
-    (outcome,) = json.loads(output("materialize", *asked, "--overwrite", "--json"))
+    (job,) = shop.stores.ledger.jobs("shop")
+    assert answer.endswith(f"job {job.id} succeeded there; pass overwrite=True to replace what it wrote")
+    overwritten = CliRunner().invoke(app, ["materialize", *asked, "--overwrite", "--json"], env={"COLUMNS": "100"})
+    assert " ".join(overwritten.stderr.split()) == (
+        "Warnings spend: overwriting [2024-01-03T00:00Z, 2024-01-05T00:00Z) online replaces its tiles, and those of no "
+        "other interval; an event whose timestamp was moved from one interval to another counts in both or in neither "
+        "until both are overwritten"
+    )
+    (outcome,) = json.loads(overwritten.stdout)
     assert [(job["state"], job["overwrite"]) for job in outcome["jobs"]] == [("SUCCESS", True)]
     text = output("materialize", "spend")
     assert "  spend: 8 partitions in 2 jobs; 2 of 10 partitions are covered already or\n    running\n" in text
