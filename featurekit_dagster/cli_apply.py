@@ -67,7 +67,7 @@ def apply(
     is given.
     """
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
-    from featurekit_dagster.cli_plan import PlanReview, plan_records, print_decisions, print_plan
+    from featurekit_dagster.cli_plan import DO_IT, PlanReview, plan_records, print_decisions, print_plan
     from featurekit_dagster.sdk import get_workspace
 
     if rebuild and keep:
@@ -87,11 +87,11 @@ def apply(
         print_json({"done": [_record(each) for each in done], "plan": plan_records(left)})
         return
     print_notes(open_console(), [(each.view, each.text) for each in done], title="Done")
-    open_console().print()
     if not done:
         print_line(open_console(), "There was nothing to apply.")
     if left.views:
-        print_plan(open_console(), left, advice=_NEXT)
+        open_console().print()
+        print_plan(open_console(), left, advice=DO_IT if bound.fixed_now else _NEXT)
 
 
 def _check(review: PlanReview, *, rebuild: bool, keep: bool) -> None:

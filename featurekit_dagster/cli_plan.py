@@ -214,7 +214,7 @@ def print_decisions(console: Console, review: PlanReview) -> None:
     removed = [(each.view, _removed_text(each, review)) for each in review.removed]
     print_notes(console, removed, title="Declared no more")
     retired = [(each.view, _retired_text(each, review)) for each in review.retired]
-    print_notes(console, retired, title="Used no more")
+    print_notes(console, retired, title="Replaced")
 
 
 def _print_table(console: Console, review: PlanReview) -> None:
@@ -245,24 +245,25 @@ def _changed_text(each: ViewReview, review: PlanReview) -> str:
     keep = "--keep lets them stand, if no stored value would differ"
     if refused:
         keep = f"--keep is not possible ({'; '.join(refused)})"
-    rebuild = "--rebuild makes them anew"
+    rebuild = "--rebuild makes them anew beside those"
     if each.rebuild is not None:
         counts = _counts(each.rebuild)
         parts = [count_of(counts[name], noun) for name, noun in (("partitions", "partition"), ("jobs", "job"))]
         parts.append(count_of(counts["queries"], "query", "queries"))
         rebuild += f" as generation {each.rebuild.generation}, in {', '.join(parts)}"
-    stored = f"{_rows(review, each.plan.view, [each.stored or 1])} stored for {_covered(each.covered)}"
-    return f"{'; '.join(change.text for change in each.plan.changes)}. There are {stored}; {rebuild}; {keep}"
+    stored = f"Stored are {_rows(review, each.plan.view, [each.stored or 1])} for {_covered(each.covered)}"
+    return f"{'; '.join(change.text for change in each.plan.changes)}. {stored}. {rebuild}; {keep}."
 
 
 def _removed_text(each: RemovedView, review: PlanReview) -> str:
-    return f"{_rows(review, each.view, each.generations)} stored for {_covered(each.covered)} will be removed"
+    rows = _rows(review, each.view, each.generations)
+    return f"featurekit apply removes what is stored of it: {rows} for {_covered(each.covered)}"
 
 
 def _retired_text(each: RetiredGeneration, review: PlanReview) -> str:
     rows = _rows(review, each.view, [each.generation])
     when = "" if each.removable_at <= review.now else f" from {format_time(each.removable_at)} on"
-    return f"generation {each.generation} with {rows} can be removed{when}"
+    return f"generation {each.generation} ({rows}) is not read any more; featurekit apply removes it{when}"
 
 
 def _rows(review: PlanReview, view: str, generations: Iterable[int]) -> str:

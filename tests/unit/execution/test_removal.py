@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from featurekit_dagster.errors import DeletionNotRetried, LeaseHeld
-from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.execution.removal import (
     DROPPED_OFFLINE,
     DROPPED_ONLINE,
@@ -21,12 +20,12 @@ from featurekit_dagster.execution.removal import (
 )
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.generations import StoredShape
-from featurekit_dagster.planning.planner import plan_removed, split_tasks
+from featurekit_dagster.planning.planner import plan_removed
 from featurekit_dagster.sdk import Workspace
 from tests.conftest import ROOT
-from tests.unit.cli_shop import DAY, FIRST_DAY, NOW, shop_workspace, write_purchases
+from tests.unit.changed_shop import WHOLE, fill
+from tests.unit.cli_shop import DAY, NOW, shop_workspace, write_purchases
 
-WHOLE = Interval(FIRST_DAY, NOW)
 NO_WAIT = timedelta(0)
 
 
@@ -47,13 +46,6 @@ def shop(filled: Path, tmp_path: Path) -> Workspace:
     """A copy of the shop, of the test's own."""
     shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     return shop_workspace(tmp_path)
-
-
-def fill(workspace: Workspace, name: str) -> None:
-    view = workspace.repo.view(name)
-    workspace.stores.ledger.open_generation("shop", name, StoredShape.of(view))
-    tasks = split_tasks(view, WHOLE, online=True, offline=True)
-    assert len(list(run_tasks(view, tasks, workspace.stores, trigger="manual"))) == len(tasks)
 
 
 def is_removed(workspace: Workspace, name: str) -> bool:
