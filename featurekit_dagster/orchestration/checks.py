@@ -29,7 +29,7 @@ _OFFLINE_CHECKS = {
     INSIDE_COVERAGE: "No row of the offline table lies outside the intervals that the ledger knows to be materialized.",
     UNIQUE_ROWS: "No two rows of the offline table have the same join keys and time.",
 }
-_UP_TO_DATE = "The newest interval whose sources are complete is materialized in every store that the view writes."
+_UP_TO_DATE = "Every interval whose sources are complete is materialized in every store that the view writes."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,17 +158,22 @@ def _count(
 
 
 def _check_up_to_date(view: FeatureView, stores: WorkspaceStores, now: datetime) -> CheckOutcome:
+    """Compare what should be materialized with the ledger alone: Dagster goes on showing what the ledger has lost."""
     wanted = wanted_interval(view, now)
     if wanted is None:
         return CheckOutcome(name=UP_TO_DATE, passed=True, description="Nothing has to be materialized by itself yet.")
     newest = Interval(max(wanted.start, wanted.end - view.batch_schedule), wanted.end)
     lacking = [store for store in stores_of(view) if not stores.coverage(view, store).covers(newest)]
-    missing = sum(len(IntervalSet([wanted]).subtract(stores.coverage(view, s)).intervals) for s in stores_of(view))
-    said = f"{newest} is not materialized {' and '.join(lacking)}." if lacking else f"{newest} is materialized."
+    gaps = [gap for store in stores_of(view) for gap in IntervalSet([wanted]).subtract(stores.coverage(view, store))]
+    said = f"{wanted} is materialized."
+    if lacking:
+        said = f"{newest} is not materialized {' and '.join(lacking)}."
+    elif gaps:
+        said = f"{newest} is materialized, but not all before it: {min(gaps)} is the first gap."
     return CheckOutcome(
         name=UP_TO_DATE,
-        passed=not lacking,
+        passed=not gaps,
         warns=True,
         description=said,
-        counts={"newest_interval": str(newest), "gaps": missing},
+        counts={"newest_interval": str(newest), "gaps": len(gaps)},
     )

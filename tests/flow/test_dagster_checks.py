@@ -63,17 +63,22 @@ def test_before_anything_is_stored_only_the_missing_interval_is_reported(workspa
     assert found.description == f"{Interval(day(3), day(4))} is not materialized offline and online."
 
 
-def test_gap_in_history_is_counted_but_only_the_newest_interval_makes_a_view_stale(workspace: Workspace) -> None:
+def test_a_gap_in_history_is_named_and_makes_a_view_stale_until_it_is_filled(workspace: Workspace) -> None:
     materialize(workspace, "spending", 3, 4)
+    assert failed(workspace, "spending") == ["up_to_date"]
+    found = outcomes(workspace, "spending")["up_to_date"]
+    newest, first = Interval(day(3), day(4)), Interval(day(0), day(3))
+    assert found.description == f"{newest} is materialized, but not all before it: {first} is the first gap."
+    assert found.counts["gaps"] == 2
+    materialize(workspace, "spending", 0, 3)
     assert failed(workspace, "spending") == []
-    assert outcomes(workspace, "spending")["up_to_date"].counts["gaps"] == 2
 
 
 def test_rows_outside_the_materialized_intervals_are_counted(workspace: Workspace) -> None:
     materialize(workspace, "last_payment", 3, 4)
     rows = [{"user_id": "a", "paid_at": day(1), "amount": 1.0}, {"user_id": "b", "paid_at": day(1), "amount": 1.0}]
     write_rows(workspace, "last_payment", rows, Interval(day(1), day(2)))
-    assert failed(workspace, "last_payment") == ["inside_coverage"]
+    assert failed(workspace, "last_payment") == ["inside_coverage", "up_to_date"]
     assert outcomes(workspace, "last_payment")["inside_coverage"].counts["rows_outside"] == 2
 
 
@@ -81,7 +86,7 @@ def test_rows_with_the_same_keys_and_time_are_counted(workspace: Workspace) -> N
     materialize(workspace, "last_payment", 3, 4)
     rows = [{"user_id": "a", "paid_at": day(3), "amount": float(n)} for n in range(3)]
     write_rows(workspace, "last_payment", rows, Interval(day(3), day(4)))
-    assert failed(workspace, "last_payment") == ["unique_rows"]
+    assert failed(workspace, "last_payment") == ["unique_rows", "up_to_date"]
     assert outcomes(workspace, "last_payment")["unique_rows"].counts["repeated"] == 1
 
 
@@ -99,7 +104,7 @@ def test_table_with_other_columns_than_declared_fails(workspace: Workspace) -> N
 def test_lost_table_of_a_covered_view_fails_every_offline_check(workspace: Workspace) -> None:
     materialize(workspace, "last_payment", 3, 4)
     Path(workspace.stores.offline.location("last_payment")).rename(Path(workspace.lake, "elsewhere"))
-    assert failed(workspace, "last_payment") == ["schema", "inside_coverage", "unique_rows"]
+    assert failed(workspace, "last_payment") == ["schema", "inside_coverage", "unique_rows", "up_to_date"]
 
 
 def test_checks_can_be_run_without_materializing(workspace: Workspace) -> None:
