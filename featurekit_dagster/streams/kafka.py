@@ -1,0 +1,143 @@
+"""Follows Kafka topics from offsets of our own.
+
+Partitions are assigned outright, so no consumer group moves them and nothing is committed to the broker. A source
+partition is `topic/number`, a position is the offset of the next event. The client reconnects by itself; while the
+brokers are away nothing comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from featurekit_dagster.domain.stream_sources import KafkaConfig
+from featurekit_dagster.errors import StreamPositionLost, StreamUnavailable
+from featurekit_dagster.streams.reading import OLDEST, PartitionLag, StreamBatch
+
+_ANSWER_SECONDS = 30.0
+_QUEUED_KILOBYTES = 16 * 1024
+_DEFAULTS: Mapping[str, str | int] = {"queued.max.messages.kbytes": _QUEUED_KILOBYTES}
+_OURS: Mapping[str, str | int | bool] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",  # another choice would go on elsewhere without a word
+}
+
+
+class KafkaReader:
+    """Reads the topics of a Kafka source; see `StreamReader`.
+
+    Args:
+        source: Name of the source.
+        config: Its declaration; `options` are librdkafka's, as text.
+    """
+
+    def __init__(self, source: str, config: KafkaConfig) -> None:
+        self._source, self._config = source, config
+        self._topics = sorted({topic.strip() for topic in config.topics.split(",") if topic.strip()})
+        self._next: dict[str, int] = {}
+        self._unsaid: set[str] = set()
+        settings = {"group.id": f"featurekit-{source}", **_DEFAULTS, **config.options}
+        settings |= {"bootstrap.servers": config.kafka_bootstrap_servers, **_OURS}
+        try:
+            self._consumer = Consumer(settings, logger=None)
+        except KafkaException as error:
+            raise StreamUnavailable(source=source, reason=f"its options are not accepted ({_code(error)})") from error
+
+    def partitions(self) -> tuple[str, ...]:
+        """Return all partitions of all topics."""
+        found = []
+        for topic in self._topics:
+            try:
+                known = self._consumer.list_topics(topic, _ANSWER_SECONDS).topics[topic]
+            except KafkaException as error:
+                raise StreamUnavailable(source=self._source, reason=_code(error)) from error
+            if known.error is not None or not known.partitions:
+                raise StreamUnavailable(source=self._source, reason=f"there is no topic {topic!r}")
+            found += [f"{topic}/{number}" for number in sorted(known.partitions)]
+        return tuple(found)
+
+    def seek(self, positions: Mapping[str, str | None]) -> None:
+        """Follow these partitions from these offsets on; see `StreamReader.seek`."""
+        is_first = not any(positions.values()) and self._config.initial_stream_position == "latest"
+        self._next, self._unsaid = {}, set()
+        for partition, position in positions.items():
+            if position is not None and position != OLDEST:
+                self._next[partition] = int(position)
+                continue
+            oldest, newest = self._ends(partition)
+            self._next[partition] = newest if is_first and position is None else oldest
+            self._unsaid.add(partition)
+        try:
+            self._consumer.assign([_place(partition, offset) for partition, offset in self._next.items()])
+        except KafkaException as error:
+            raise StreamUnavailable(source=self._source, reason=_code(error)) from error
+
+    def poll(self, most: int, timeout: timedelta) -> list[StreamBatch]:
+        """Return what comes next; see `StreamReader.poll`."""
+        payloads: dict[str, list[bytes]] = {partition: [] for partition in self._unsaid}
+        wait = 0.0 if self._unsaid else timedelta.total_seconds(timeout)
+        self._unsaid = set()
+        # A consumer that is told to wait for many messages waits until it has them all, so wait for one of them.
+        first = self._consumer.poll(wait)
+        more = self._consumer.consume(most - 1, 0) if first is not None and most > 1 else []
+        for message in [*([] if first is None else [first]), *more]:
+            if (error := message.error()) is not None:
+                self._check(message, error)
+                continue
+            partition = f"{message.topic()}/{message.partition()}"
+            payloads.setdefault(partition, []).append(message.value() or b"")
+            offset = message.offset()
+            assert offset is not None
+            self._next[partition] = offset + 1
+        return [
+            StreamBatch(partition=partition, payloads=found, position=str(self._next[partition]))
+            for partition, found in payloads.items()
+        ]
+
+    def lag(self) -> tuple[PartitionLag, ...]:
+        """Return the number of offsets between each partition's position and its end."""
+        ends = {partition: self._ends(partition)[1] for partition in self._next}
+        return tuple(
+            PartitionLag(partition, max(ends[partition] - offset, 0)) for partition, offset in self._next.items()
+        )
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        self._consumer.close()
+
+    def _ends(self, partition: str) -> tuple[int, int]:
+        """Return the offset of the oldest event of a partition, and the one that the next event will have."""
+        try:
+            ends = self._consumer.get_watermark_offsets(_place(partition, OFFSET_END), _ANSWER_SECONDS)
+        except KafkaException as error:
+            raise StreamUnavailable(source=self._source, reason=_code(error)) from error
+        if ends is None:
+            raise StreamUnavailable(source=self._source, reason="the brokers did not answer in time")
+        return ends
+
+    def _check(self, message: Message, error: KafkaError) -> None:
+        """Raise for an error that does not pass by itself."""
+        lost = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+        if error.code() in lost:
+            partition = f"{message.topic()}/{message.partition()}"
+            raise StreamPositionLost(
+                source=self._source, partition=partition, position=str(self._next.get(partition, "unknown"))
+            )
+        gone = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC)
+        refused = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
+        if error.fatal() or error.code() in (*gone, *refused, KafkaError._AUTHENTICATION):
+            raise StreamUnavailable(source=self._source, reason=error.name())
+
+
+def _place(partition: str, offset: int) -> TopicPartition:
+    topic, number = partition.rsplit("/", 1)
+    return TopicPartition(topic, int(number), offset)
+
+
+def _code(error: KafkaException) -> str:
+    """Return the name of an error; its text may hold addresses."""
+    cause = error.args[0] if error.args else None
+    return cause.name() if isinstance(cause, KafkaError) else type(error).__name__
