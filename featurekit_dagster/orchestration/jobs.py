@@ -19,6 +19,7 @@ from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL, 
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import BATCH, KIND, TRIGGER, VIEW, view_key
 from featurekit_dagster.planning.grid import last_ready_end
+from featurekit_dagster.planning.planner import stores_of
 
 _TAGS = {KIND: BATCH, "dagster/max_retries": "0"}
 _TIME = "ISO text such as 2024-01-01 or 2024-01-01T06:00; without a zone it is UTC."
@@ -60,8 +61,9 @@ def _range_job(
     full_name, resource = f"{prefix}_{name}" if prefix else name, resource_key(prefix)
     op_name = f"{full_name}_range"
     times_needed = overwrite is True
+    names = ", ".join(sorted(view.name for view in workspace.repo.views if stores_of(view)))
     schema = {
-        "view": dg.Field(str, description="Name of the feature view."),
+        "view": dg.Field(str, description=f"Name of the feature view: {names}."),
         "start": dg.Field(str, is_required=times_needed, description=f"First instant inside: {_TIME}"),
         "end": dg.Field(str, is_required=times_needed, description=f"First instant after: {_TIME}"),
     }
