@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.architecture.python_files import ROOT
-
-_READY = "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus locationOrLoadError { __typename "
-_READY += "... on PythonError { message causes { message } } } } } } }"
-
-# A shell that starts tests in the background makes them ignore SIGINT; Dagster copies that to SIGTERM and never ends.
-_WITH_SIGNALS = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+from tests.support.dagster_processes import (
+    Process,
+    end_process,
+    free_port,
+    graphql,
+    is_loaded,
+    script,
+    start_process,
+    tail,
 )
 
 
@@ -40,13 +34,7 @@ class DagsterServer:
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
         """Return the `data` of a GraphQL answer; errors of the query are raised."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
-        if "errors" in answer:
-            raise AssertionError(answer["errors"])
-        return answer["data"]
+        return graphql(self.url, query, variables)
 
 
 @contextlib.contextmanager
@@ -69,61 +57,23 @@ def dagster_server(
     """
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "dagster.yaml", home / "dagster.yaml")
-    port = _free_port()
-    script = Path(sys.executable).with_name("dagster" if daemon else "dagster-webserver")
-    command = [str(script), *(["dev"] if daemon else []), "-h", "127.0.0.1", "-p", str(port), "-f", str(definitions)]
-    log = home / "server.log"
-    settings = {"DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _WITH_SIGNALS, *command],
-            cwd=ROOT,
-            env={**os.environ, **settings, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    port, log = free_port(), home / "server.log"
+    program = [script("dagster"), "dev"] if daemon else [script("dagster-webserver")]
+    command = [*program, "-h", "127.0.0.1", "-p", str(port), "-f", str(definitions)]
+    process = start_process(command, {"DAGSTER_HOME": str(home), **(environment or {})}, log)
     server = DagsterServer(process.pid, f"http://127.0.0.1:{port}", home, log)
     try:
         _wait_until_loaded(server, process, time.monotonic() + timeout_seconds)
         yield server
     finally:
-        _end(process)
+        end_process(process)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_loaded(server: DagsterServer, process: subprocess.Popen[bytes], deadline: float) -> None:
+def _wait_until_loaded(server: DagsterServer, process: Process, deadline: float) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise AssertionError(f"the server ended with {process.returncode}:\n{_tail(server.log)}")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            entries = server.graphql(_READY)["workspaceOrError"]["locationEntries"]
-            errors = [e["locationOrLoadError"] for e in entries if "message" in (e["locationOrLoadError"] or {})]
-            reasons = [reason["message"] for error in errors for reason in (error, *error["causes"])]
-            if reasons:
-                raise AssertionError("the definitions do not load:\n" + "".join(reasons))
-            if entries and all(entry["loadStatus"] == "LOADED" for entry in entries):
-                return
+            raise AssertionError(f"the server ended with {process.returncode}:\n{tail(server.log)}")
+        if is_loaded(server.url):
+            return
         time.sleep(0.5)
-    raise AssertionError(f"the server was not ready in time:\n{_tail(server.log)}")
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-4_000:]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole process group: asked first, killed after 20 seconds; children that outlive the leader too."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(20)
+    raise AssertionError(f"the server was not ready in time:\n{tail(server.log)}")
