@@ -99,7 +99,8 @@ def materialize(
     """Do what is missing up to now, or a given interval.
 
     The jobs run in this process, as Dagster runs that its UI shows like any other; with --no-wait they are queued for
-    the daemon, and `featurekit wait` waits for one of them.
+    the daemon, and `featurekit wait` waits for one of them. Exit code 3 when a view was left out because it waits for
+    featurekit apply.
     """
     from featurekit_dagster.cli_materialize import (
         asked_runs,
@@ -126,9 +127,10 @@ def materialize(
         print_line(open_console(), f"Materialization of workspace {bound.name} at {format_time(now)}", style="bold")
         print_notes(open_console(), [(each.view.name, each.note) for each in work])
     print_notes(open_console(stderr=True), cautions(bound, work), title="Warnings")
+    waiting = start is None and any(view.name in snapshot.changes for view in chosen)
     if not wait:
         print_queued(open_console(), queue_runs(bound, work), json=json)
-        return
+        raise typer.Exit(NEEDS_DECISION if waiting else 0)
     outcomes = carry_out(bound, work, open_console(stderr=True), quiet=json)
     if json:
         print_json(outcome_record(each) for each in outcomes)
@@ -136,6 +138,8 @@ def materialize(
         print_outcomes(open_console(), outcomes)
     if not all(outcome.is_success for outcome in outcomes):
         raise typer.Exit(1)
+    if waiting:
+        raise typer.Exit(NEEDS_DECISION)
 
 
 @app.command()
