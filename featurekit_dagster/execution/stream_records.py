@@ -37,7 +37,8 @@ def stream_records(view: FeatureView, rows: pa.Table) -> pa.Table:
         return rows.rename_columns(names)
     tiles = tiles_of_events(view, rows, view.partials)
     times = microseconds(tiles[ANCHOR_TIME])[0]
-    for own, timed in zip(_ordered(view.partials), view.online_partials[len(view.partials) :], strict=True):
+    timed_partials = view.online_partials[len(view.partials) :]
+    for own, timed in zip(_ordered(view.partials) if timed_partials else [], timed_partials, strict=True):
         tiles = tiles.append_column(timed.name, _times_of(tiles[own.name], times, is_list=own.kind != "last"))
     starts = pa.array(floor_us(times, view.tile_us or 1)).cast(TIMESTAMP)
     tiles = tiles.set_column(tiles.column_names.index(ANCHOR_TIME), ANCHOR_TIME, starts)

@@ -36,6 +36,7 @@ from featurekit_dagster import (
     stream_feature_view,
 )
 from tests.support import oracle, oracle_ranges
+from tests.support.clock import Clock
 
 MICROSECOND, MINUTE, HOUR, DAY = timedelta(microseconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOTHING = timedelta(0)
@@ -112,8 +113,8 @@ class World:
 
 
 @st.composite
-def worlds(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> World:
-    kind, origin = draw(st.sampled_from(kinds)), draw(st.sampled_from(ORIGINS))
+def worlds(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, origins: tuple[datetime, ...] = ORIGINS) -> World:
+    kind, origin = draw(st.sampled_from(kinds)), draw(st.sampled_from(origins))
     schedule = draw(st.sampled_from([HOUR, 6 * HOUR, DAY]))
     delay = draw(st.sampled_from([NOTHING, 20 * MINUTE, 3 * HOUR]))
     spread = draw(st.sampled_from([3 * HOUR, DAY, 4 * DAY]))
@@ -304,7 +305,8 @@ def _declared(function: str, given: dict[str, Any]) -> Any:
     return function
 
 
-def build(world: World, folder: Path) -> Workspace:
+def build(world: World, folder: Path, clock: Clock | None = None) -> Workspace:
+    """Return the workspace of a world; a stream view is online if there is a clock to move."""
     pl.DataFrame(world.events, schema=SCHEMA).write_parquet(folder / "events.parquet")
     config = FileConfig(
         uri=str(folder / "events.parquet"), file_format="parquet", timestamp_field="ts", data_delay=world.delay
@@ -327,12 +329,17 @@ def build(world: World, folder: Path) -> Workspace:
     declared: FeatureView
     if world.kind.startswith("stream"):
         mode = {"stream events": StreamProcessingMode.CONTINUOUS, "stream tiles": StreamProcessingMode.TIME_INTERVAL}
-        stream = KafkaConfig(kafka_bootstrap_servers="unused:9092", topics="events", timestamp_field="ts")
+        stream = KafkaConfig(
+            kafka_bootstrap_servers="unused:9092",
+            topics="events",
+            timestamp_field="ts",
+            initial_stream_position="trim_horizon",
+        )
         source = StreamSource(name="events", stream_config=stream, batch_config=config)
         if world.kind in mode:
             options["stream_processing_mode"] = mode[world.kind]
-        declared = stream_feature_view(source=source, **options)(view)
+        declared = stream_feature_view(source=source, online=clock is not None, **options)(view)
     else:
         batch = BatchSource(name="events", batch_config=config)
         declared = batch_feature_view(sources=[FilteredSource(batch)], online=world.is_online, **options)(view)
-    return Workspace("laws", [declared], home=folder / "home", clock=world.now)
+    return Workspace("laws", [declared], home=folder / "home", clock=clock or world.now)
