@@ -88,9 +88,18 @@ def run_request(view: FeatureView, run: DueRun, instance: dg.DagsterInstance, jo
     if any(_overlaps(view, unfinished, run.interval) for unfinished in instance.get_runs(batch)):
         return None
     started = instance.get_runs_count(dg.RunsFilter(job_name=job_name, tags=same))
+    return _request(run, tags, started, job_name)
+
+
+def first_request(view: FeatureView, run: DueRun, job_name: str) -> dg.RunRequest:
+    """Return the request of a run whose batch was just made, so that no run of it can exist."""
+    return _request(run, run_tags_of(view, run), 0, job_name)
+
+
+def _request(run: DueRun, tags: Mapping[str, str], started: int, job_name: str) -> dg.RunRequest:
     tried = sum(len(job.attempts) for job in run.jobs)
     key = f"{run.batch}:{tags[RANGE_START]}:{tags[RANGE_END]}:{tried}.{started}"
-    return dg.RunRequest(run_key=key, tags=tags, job_name=job_name)
+    return dg.RunRequest(run_key=key, tags=dict(tags), job_name=job_name)
 
 
 def _overlaps(view: FeatureView, run: dg.DagsterRun, interval: Interval) -> bool:
