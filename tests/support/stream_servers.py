@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -78,7 +77,7 @@ def valkey_server(folder: Path, port: int | None = None) -> Iterator[str]:
 def kinesis_server(folder: Path) -> Iterator[str]:
     """Run a server that answers like Kinesis, and give its URL."""
     port = free_port()
-    command = [os.path.join(os.path.dirname(sys.executable), "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "tests.support.kinesis_moto", "-H", "127.0.0.1", "-p", str(port)]
     with process(command, port, folder / "kinesis.log"):
         yield f"http://127.0.0.1:{port}"
 
