@@ -51,7 +51,7 @@ def days(first: int, last: int) -> Interval:
 
 
 def claim(ledger: Ledger, interval: Interval, **more: Any) -> JobRecord:
-    facts = {"workspace": "w", "view": "v", "online": True, "offline": True, "trigger": "manual"} | more
+    facts: dict[str, Any] = {"workspace": "w", "view": "v", "online": True, "offline": True, "trigger": "manual"} | more
     return ledger.claim(interval=interval, **facts)
 
 
