@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurekit_dagster.cli_apply import NEEDS_DECISION
 from tests.conftest import ROOT
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -59,12 +61,14 @@ def run_python(code: str, folder: Path, environment: Mapping[str, str]) -> str:
 def run_featurekit(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
     """Return what a command of ours prints on a page of 80 columns, without spaces at the ends of lines."""
     narrow = {"COLUMNS": "80", **environment}
-    output = run_program(Path(sys.executable), ["-c", _FEATUREKIT, *arguments], folder, narrow)
+    output = run_program(
+        Path(sys.executable), ["-c", _FEATUREKIT, *arguments], folder, narrow, codes=(0, NEEDS_DECISION)
+    )
     return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
 
 
 def run_shown(command: str, folder: Path, environment: Mapping[str, str]) -> str:
-    """Return what a command of a page prints: one of ours, a script that Python runs, or files being removed."""
+    """Return what a command of a page prints: one of ours, a script that Python runs, or files removed or edited."""
     program, *arguments = shlex.split(command)
     if program == "rm":
         found = [file for pattern in arguments for file in folder.glob(pattern)]
@@ -72,6 +76,10 @@ def run_shown(command: str, folder: Path, environment: Mapping[str, str]) -> str
         for file in found:
             file.unlink()
         return ""
+    if program == "sed":
+        path = shutil.which(program)
+        assert path is not None
+        return run_program(Path(path), arguments, folder, {})
     if program == "python":
         return run_program(Path(sys.executable), arguments, folder, environment)
     assert program == "featurekit", command
@@ -95,8 +103,10 @@ class JobIds:
         return JOB_ID.sub(lambda found: self._actual.get(found.group(), found.group()), text)
 
 
-def run_program(program: Path, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
-    """Return what a program prints, run in a folder with nothing of a user's settings; it has to succeed."""
+def run_program(
+    program: Path, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], codes: Sequence[int] = (0,)
+) -> str:
+    """Return what a program prints, run in a folder with nothing of a user's settings; ending with one of the codes."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "DAGSTER_DISABLE_TELEMETRY") if name in os.environ}
     done = subprocess.run(
         [program, *arguments],
@@ -106,5 +116,5 @@ def run_program(program: Path, arguments: Sequence[str], folder: Path, environme
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in codes, done.stderr
     return done.stdout
