@@ -17,7 +17,7 @@ from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
 from featurekit_dagster.errors import ChangedDeclaration, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
-from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, newest_views, run_request
+from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, first_request, newest_views
 from featurekit_dagster.orchestration.materializations import SCHEDULE
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, cron_of, interval_of_keys
 from featurekit_dagster.orchestration.reconcile import reconcile
@@ -128,7 +128,7 @@ def view_schedule(
         failed = stores.ledger.jobs(stores.workspace, view.name, states=[JobState.FAILURE.value])
         left_alone = snapshot.left_alone.get(view.name, IntervalSet())
         due = due_windows(view, plan, left_alone, failed, _in_runs(view, context.instance, job.name))
-        requests = [_queue(view, run, stores, context.instance, job.name) for run in due.runs]
+        requests = [_queue(view, run, stores, job.name) for run in due.runs]
         yield from [request for request in requests if request is not None]
         if not due.runs:
             again = f"; {restated:,} covered partitions reported again" if restated else ""
@@ -146,9 +146,7 @@ def has_schedule(view: FeatureView) -> bool:
     return scheduled or view.manual_trigger_backfill_end_time is not None
 
 
-def _queue(
-    view: FeatureView, run: RunPlan, stores: WorkspaceStores, instance: dg.DagsterInstance, job_name: str
-) -> dg.RunRequest | None:
+def _queue(view: FeatureView, run: RunPlan, stores: WorkspaceStores, job_name: str) -> dg.RunRequest | None:
     """Put a planned run's jobs into the ledger and return the request that starts them; None if somebody was faster."""
     task = run.tasks[0]
     try:
@@ -163,7 +161,7 @@ def _queue(
     except (OverlappingMaterialization, ChangedDeclaration):
         return None
     (due,) = due_runs(made)
-    return run_request(view, due, instance, job_name)
+    return first_request(view, due, job_name)
 
 
 def _in_runs(view: FeatureView, instance: dg.DagsterInstance, job_name: str) -> IntervalSet:
