@@ -31,7 +31,7 @@ from featurekit_dagster.intervals import Interval, from_us
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.grid import floor_us
-from featurekit_dagster.planning.job_state import ONCE, RetryPolicy
+from featurekit_dagster.planning.job_state import ONCE, JobState, RetryPolicy
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_records import JobRecord
@@ -104,7 +104,7 @@ def run_tasks(
     """Run the jobs of one contiguous range, one after another, and yield a report as each commits.
 
     A job that fails leaves the finished ones finished, and the later ones are still tried. A run whose lease was taken
-    over ends at once and leaves them to its successor.
+    over, or of which a job was drained for newer code, ends at once and leaves them to its successor.
 
     Args:
         view: The feature view.
@@ -128,8 +128,11 @@ def run_tasks(
             try:
                 job = _begin(view, task, writer, lease, trigger, run_id, policy)
                 yield _run_job(view, task, writer, job, lease, on_step=on_step)
-            except (JobStopped, JobNotWaiting):
+            except JobNotWaiting:
                 continue  # the ledger knows it; the other jobs of the run are unharmed
+            except JobStopped as stopped:
+                if stores.ledger.job(stopped.job_id).state == JobState.DRAINED:
+                    break  # newer code does what is left
             except LeaseLost as lost:
                 failures.append((task.interval, lost))
                 break  # whoever has the lease now does what is left
@@ -217,14 +220,14 @@ def _begin(
     A waiting job of other code, or of a generation that is not written any more, is drained.
 
     Raises:
-        JobStopped: It was drained.
+        JobNotWaiting: It was drained, or does not wait any more.
     """
     generation, code = stores.generation(view), fingerprint(view)
     if task.job_id is not None:
         waiting = stores.ledger.job(task.job_id)
         if waiting.generation != generation or waiting.code_version not in (None, code):
-            stores.ledger.drain(task.job_id)
-            raise JobStopped(job_id=task.job_id)
+            drained = stores.ledger.drain(task.job_id)
+            raise JobNotWaiting(job_id=drained.id, state=drained.state, event="START", reason=drained.reason)
         return stores.ledger.begin(task.job_id, run_id=run_id, code_version=code, lease=lease)
     return stores.ledger.claim(
         workspace=stores.workspace,
