@@ -1,4 +1,4 @@
-"""Keys that had tiles in an interval and have none after its overwrite: online they get an empty tile.
+"""Keys that have tiles in an interval online and none after its overwrite: they get an empty tile.
 
 An online write only touches keys that it has records of, so without this a key that vanished from the source would keep
 its old tiles and online would differ from offline.
@@ -6,6 +6,7 @@ its old tiles and online would differ from offline.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ import pyarrow as pa
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
-from featurekit_dagster.engine.keys import encode_keys
-from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.execution.online_rows import complete_part
 from featurekit_dagster.execution.stream_records import with_no_times
+from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.tasks import ONLINE, Task
-from featurekit_dagster.stores.online import ANCHOR_TIME
+from featurekit_dagster.stores.online import ANCHOR_TIME, Key, OnlineLayout
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 # What a number is of no events; every other partial column is an empty list then.
@@ -26,9 +27,10 @@ _NOTHING = {"count": 0, **dict.fromkeys(("sum", "min", "max", "last", "mean", "m
 
 
 def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, rows: pa.Table, epoch: int) -> int:
-    """Replace the tiles of keys that are in the offline store's interval, but not in `rows`, by an empty one online.
+    """Replace the tiles of keys that are online in the interval, but not in `rows`, by an empty one.
 
-    Done before the offline store forgets those keys, so that it can be repeated after a crash.
+    The online store itself is asked for them: the offline store may have been overwritten alone, or not be written at
+    all.
 
     Args:
         view: The feature view; nothing happens without aggregates.
@@ -40,24 +42,43 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
     Returns:
         How many keys have vanished.
     """
-    if not (view.is_aggregate and task.online and task.overwrite):
+    part = complete_part(view, task.interval, stores.clock())
+    if part is None or not (view.is_aggregate and task.online and task.overwrite):
         return 0
-    before = stores.read_offline(view, stored_schema(view), task.interval, list(view.key_names))
-    if not before.num_rows:
-        return 0
-    codes = encode_keys(rows.select(list(view.key_names)), before, view.key_names)
-    distinct, places = np.unique(codes.probes, return_index=True)
-    vanished = before.take(pa.array(places[~np.isin(distinct, codes.rows)]))
-    count: int = vanished.num_rows
-    if count:
+    layout = stores.online_layout(view)
+    vanished = [
+        key
+        for key, tiles in _tiles(stores, layout, stores.online.keys_besides(layout, rows, part), part)
+        if not all(_is_empty(view, layout, tile) for tile in tiles)
+    ]
+    if vanished:
         stores.online.write(
-            stores.online_layout(view),
-            _empty_tiles(view, vanished, task.interval.start_us),
+            layout,
+            _empty_tiles(view, _key_columns(layout, vanished), part.start_us),
             covered=stores.coverage(view, ONLINE),
             epoch=epoch,
-            replace=task.interval,
+            replace=part,
         )
-    return count
+    return len(vanished)
+
+
+def _tiles(
+    stores: WorkspaceStores, layout: OnlineLayout, keys: Sequence[Key], part: Interval
+) -> Iterable[tuple[Key, list[tuple[Any, ...]]]]:
+    return zip(keys, stores.online.read(layout, keys, part.start_us, part.end_us), strict=True)
+
+
+def _is_empty(view: FeatureView, layout: OnlineLayout, tile: tuple[Any, ...]) -> bool:
+    """Tell whether a tile is what an earlier overwrite has left of a key."""
+    nothing = {partial.name: _NOTHING.get(partial.kind, []) for partial in view.partials}
+    cells = zip(layout.value_fields, tile[1:], strict=True)
+    own = [(nothing[field.name], cell) for field, cell in cells if field.name in nothing]
+    return all(cell in ([], None) or cell == empty for empty, cell in own)
+
+
+def _key_columns(layout: OnlineLayout, keys: Sequence[Key]) -> pa.Table:
+    columns = zip(layout.key_fields, zip(*keys, strict=True), strict=True)
+    return pa.table({field.name: pa.array(values, arrow_type(field.dtype)) for field, values in columns})
 
 
 def _empty_tiles(view: FeatureView, keys: pa.Table, start_us: int) -> pa.Table:

@@ -22,6 +22,7 @@ from featurekit_dagster.stores.lmdb_environment import (
     environment_at,
     release,
 )
+from featurekit_dagster.stores.lmdb_keys import keys_besides
 from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_generation
 from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView
 from featurekit_dagster.stores.lmdb_stream import (
@@ -130,6 +131,10 @@ class LmdbOnlineStore:
         """Return the records of all keys with a prefix as `OnlineSnapshot.read_prefix` does."""
         with self.snapshot(layout) as snapshot:
             return snapshot.read_prefix(prefix, since_us, until_us)
+
+    def keys_besides(self, layout: OnlineLayout, given: pa.Table, interval: Interval) -> list[Key]:
+        """Return other keys than the given ones that have tiles in an interval (see `OnlineStore.keys_besides`)."""
+        return keys_besides(self._view(layout), given, interval)
 
     def coverage(self, layout: OnlineLayout) -> IntervalSet:
         """Return what has been written online."""

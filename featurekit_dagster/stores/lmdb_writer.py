@@ -137,6 +137,13 @@ def trailer_of(full_key: bytes) -> bytes:
     return full_key + bytes(-len(full_key) % WORD_BYTES) + _FULL_KEY_BYTES.pack(len(full_key))
 
 
+def full_key_of(value: bytes) -> bytes:
+    """Return the whole encoded key that follows the value of a hashed key."""
+    (length,) = _FULL_KEY_BYTES.unpack(value[-_FULL_KEY_BYTES.size :])
+    begin = len(value) - _FULL_KEY_BYTES.size - length - -length % WORD_BYTES
+    return value[begin : begin + length]
+
+
 def _body(
     generation: Generation,
     slab: RecordSlab,

@@ -218,6 +218,18 @@ class OnlineStore(Protocol):
         """Return the records of all keys with a prefix as `OnlineSnapshot.read_prefix` does."""
         ...
 
+    def keys_besides(self, layout: OnlineLayout, given: pa.Table, interval: Interval) -> list[Key]:
+        """Return the stored keys other than the given ones that have a tile which starts in an interval; in no order.
+
+        It looks at every stored key of the generation.
+
+        Args:
+            layout: Layout of a generation of tiles.
+            given: Columns of the join keys, others are ignored; rows may repeat.
+            interval: Where tiles start.
+        """
+        ...
+
     def coverage(self, layout: OnlineLayout) -> IntervalSet:
         """Return what has been written online."""
         ...

@@ -1,0 +1,67 @@
+"""Which join keys have tiles in an interval of the embedded online store: a walk over the keys of a generation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from featurekit_dagster.intervals import Interval
+from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of
+from featurekit_dagster.stores.lmdb_environment import ReadTransaction
+from featurekit_dagster.stores.lmdb_snapshot import StoredView
+from featurekit_dagster.stores.lmdb_writer import full_key_of
+from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key
+from featurekit_dagster.stores.packing import WORD_BYTES, arrow_type
+
+if TYPE_CHECKING:
+    import lmdb
+
+
+def keys_besides(view: StoredView, given: pa.Table, interval: Interval) -> list[Key]:
+    """Return the keys with a tile that starts in an interval, other than the given ones; in no order.
+
+    Args:
+        view: What is stored.
+        given: The columns of the join keys; rows may repeat.
+        interval: Where tiles start.
+    """
+    fields = view.layout.key_fields
+    distinct = given.select([field.name for field in fields]).group_by([field.name for field in fields]).aggregate([])
+    columns = [distinct[field.name].cast(arrow_type(field.dtype)).combine_chunks() for field in fields]
+    known = set(view.keys.encode_columns(columns)[0])
+    with ReadTransaction(view.environment) as transaction:
+        if transaction is None or transaction.get(view.layout_key) != view.signature:
+            return []
+        return list(_keys(view, transaction, known, interval))
+
+
+def _keys(
+    view: StoredView, transaction: lmdb.Transaction[bytes], known: set[bytes], interval: Interval
+) -> Iterator[Key]:
+    tile_us = view.layout.tile_us or 1
+    first, last = -(-interval.start_us // tile_us), -(-interval.end_us // tile_us) - 1
+    prefix, cursor = view.keys.generation_prefix, transaction.cursor()
+    done = known
+    if not cursor.set_range(prefix):
+        return
+    for stored, value in cursor:
+        if not stored.startswith(prefix):
+            return
+        base = stored[:-CHUNK_BYTES]
+        if base in done or not _has_tile(value, chunk_of(stored) * TILES_PER_CHUNK, first, last):
+            continue
+        done.add(base)
+        whole = prefix + full_key_of(value) if view.keys.is_hashed(base) else base
+        yield view.keys.decode(whole)
+
+
+def _has_tile(value: bytes, chunk_start: int, first: int, last: int) -> bool:
+    """Tell whether a stored chunk has a tile `first..last`."""
+    low, high = max(first - chunk_start, 0), min(last - chunk_start, TILES_PER_CHUNK - 1)
+    if low > high:
+        return False
+    present = int.from_bytes(value[:WORD_BYTES], sys.byteorder)
+    return bool(present >> low & ((1 << (high - low + 1)) - 1))

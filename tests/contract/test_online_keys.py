@@ -1,0 +1,60 @@
+"""Which keys have tiles in an interval of an online store, as an overwrite asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurekit_dagster.intervals import Interval, from_us
+from featurekit_dagster.stores.lmdb import LmdbOnlineStore
+from featurekit_dagster.stores.online import Key, OnlineStore
+from tests.support.online_records import HOUR_US, TILES, WILDCARD, Tiles, tile_records, write
+
+OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore}
+NAMES = ("a", "b", "a" * 399, "a" * 500, "b" * 1000, "with \0 inside", "", None)
+
+
+@pytest.fixture(params=OPENERS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineStore]:
+    opened = OPENERS[request.param](tmp_path / "online")
+    yield opened
+    opened.close()
+
+
+def hours(first: int, end: int) -> Interval:
+    return Interval(from_us(first * HOUR_US), from_us(end * HOUR_US))
+
+
+def test_nothing_is_there_before_the_first_write(store: OnlineStore) -> None:
+    assert store.keys_besides(TILES, tile_records(TILES, {}), hours(0, 5)) == []
+
+
+def test_keys_of_a_wildcard_view_are_whole_keys(store: OnlineStore) -> None:
+    tiles: Tiles = {(("a", 1), 3): (1,), (("a", 2), 3): (1,), (("b", 1), 70): (1,), (("c", None), 3): (1,)}
+    write(store, WILDCARD, tile_records(WILDCARD, tiles))
+    known = tile_records(WILDCARD, {(("a", 2), 9): (1,)})
+    assert set(store.keys_besides(WILDCARD, known, hours(0, 10))) == {("a", 1), ("c", None)}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(st.tuples(st.sampled_from(NAMES), st.integers(-200, 200)), st.integers(1, 9), max_size=25),
+    st.sets(st.sampled_from(NAMES)),
+    st.integers(-210, 200),
+    st.integers(1, 90),
+)
+def test_exactly_the_other_keys_with_a_tile_in_the_interval_are_found(
+    store: OnlineStore, tiles: dict[tuple[str | None, int], int], known: set[str | None], first: int, count: int
+) -> None:
+    store.drop(TILES.workspace, TILES.view, None, epoch=1)
+    stored: Tiles = {((name,), number): (value, 1.0) for (name, number), value in tiles.items()}
+    write(store, TILES, tile_records(TILES, stored))
+    given_keys = tile_records(TILES, {((name,), 0): (1, 1.0) for name in known})
+    found: list[Key] = store.keys_besides(TILES, given_keys, hours(first, first + count))
+    wanted = {(name,) for name, number in tiles if first <= number < first + count and name not in known}
+    assert set(found) == wanted
+    assert len(found) == len(wanted)
