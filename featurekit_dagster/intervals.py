@@ -204,11 +204,12 @@ class IntervalSet:
     def intersect(self, other: Iterable[Interval]) -> IntervalSet:
         """Return the instants in both sets."""
         others = (other if isinstance(other, IntervalSet) else IntervalSet(other)).intervals
+        few, many = sorted((self.intervals, others), key=len)
         shared: list[Interval] = []
-        for interval in self.intervals:
-            position = _first_after(others, interval.start)
-            while position < len(others) and others[position].start < interval.end:
-                start, end = max(interval.start, others[position].start), min(interval.end, others[position].end)
+        for interval in few:
+            position = _first_after(many, interval.start)
+            while position < len(many) and many[position].start < interval.end:
+                start, end = max(interval.start, many[position].start), min(interval.end, many[position].end)
                 shared.append(Interval(start, end))
                 position += 1
         return IntervalSet(shared)
