@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy import BigInteger, Column, Connection, Integer, String, Text, update
 
 from featurekit_dagster.stores.ledger_tables import SCHEMA_VERSION, facts
 
-Step = Callable[[Operations], None]
+if TYPE_CHECKING:
+    from alembic.operations import Operations
+
+Step = Callable[["Operations"], None]
 
 
 def _add_retries(operations: Operations) -> None:
@@ -63,6 +65,9 @@ def migrate(connection: Connection, version: str) -> bool:
             return False
         found, step = STEPS[found]
         path.append(step)
+    from alembic.migration import MigrationContext  # loaded for a migration only: it takes a sixth of a second
+    from alembic.operations import Operations
+
     operations = Operations(MigrationContext.configure(connection))
     for step in path:
         step(operations)
