@@ -63,7 +63,7 @@ class OverlappingMaterialization(PlanError):
         if running:
             what = f"{other} is queued or running there; wait for it or cancel it first"
         else:
-            what = f"{other} succeeded there; pass overwrite=True to replace what it wrote"
+            what = f"{other} succeeded there; pass overwrite=True (--overwrite) to replace what it wrote"
         super().__init__(f"{view}: {interval} overlaps {overlap} in the {store} store: {what}")
 
 

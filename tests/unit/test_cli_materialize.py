@@ -91,7 +91,7 @@ def test_covered_intervals_are_replaced_only_with_overwrite_and_filled_round(sho
     answer = refused("materialize", *asked, exit_code=1)
     assert answer.startswith("error: spend: [2024-01-03T00:00Z, 2024-01-05T00:00Z) overlaps")
     (job,) = shop.stores.ledger.jobs("shop")
-    assert answer.endswith(f"job {job.id} succeeded there; pass overwrite=True to replace what it wrote")
+    assert answer.endswith(f"job {job.id} succeeded there; pass overwrite=True (--overwrite) to replace what it wrote")
     overwritten = CliRunner().invoke(app, ["materialize", *asked, "--overwrite", "--json"], env={"COLUMNS": "100"})
     assert " ".join(overwritten.stderr.split()) == (
         "Warnings spend: overwriting [2024-01-03T00:00Z, 2024-01-05T00:00Z) online replaces its tiles, and those of no "

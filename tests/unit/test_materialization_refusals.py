@@ -130,7 +130,7 @@ def test_an_overlap_with_a_success_names_the_job_and_the_store(
     trigger = spending.trigger_materialization_job
     assert refusal(OverlappingMaterialization, trigger, day(1), day(3), online=True, offline=True) == (
         "spending: [2023-01-02T00:00Z, 2023-01-04T00:00Z) overlaps [2023-01-02T00:00Z, 2023-01-03T00:00Z) in the "
-        f"offline store: job {done} succeeded there; pass overwrite=True to replace what it wrote"
+        f"offline store: job {done} succeeded there; pass overwrite=True (--overwrite) to replace what it wrote"
     )
     assert trigger(day(1), day(3), online=True, offline=False), "each store counts for itself"
 

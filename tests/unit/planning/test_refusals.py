@@ -140,7 +140,7 @@ def test_an_overlap_with_a_finished_job_says_what_overwrites_it() -> None:
     )
     assert str(refused) == (
         "spending: [2024-01-01T00:00Z, 2024-01-03T00:00Z) overlaps [2024-01-01T00:00Z, 2024-01-02T00:00Z) in the "
-        "offline store: job j1 succeeded there; pass overwrite=True to replace what it wrote"
+        "offline store: job j1 succeeded there; pass overwrite=True (--overwrite) to replace what it wrote"
     )
 
 
