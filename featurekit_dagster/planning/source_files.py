@@ -110,10 +110,14 @@ class Project:
     def of(cls, module: str, path: str) -> Project:
         """Return the project of a module."""
         file = Path(os.path.realpath(path))
+        # a file that is loaded by its path has another name, and the same project
+        package = file.parent
+        while (package / "__init__.py").exists():
+            package = package.parent
         steps = file.parent.parts if file.name == "__init__.py" else file.with_suffix("").parts
         parts = tuple(module.split("."))
         root = Path(*steps[: -len(parts)]) if steps[-len(parts) :] == parts else file.parent
-        return cls(module, str(root))
+        return cls(module, min(str(root), str(package), key=len))
 
     def holds(self, module: str, path: str | None) -> bool:
         """Tell whether a module is of the same top-level package, or lies below the same directory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
 import os
 import sys
@@ -224,6 +225,23 @@ def test_a_module_under_another_name_and_an_environment_variable_change_nothing(
     first = text_of(features=view)
     monkeypatch.setenv("SOME_HOME", "b")
     assert text_of(features="from elsewhere import view\n", elsewhere=view) == first
+
+
+def test_a_file_that_is_loaded_by_its_path_has_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, source in {"__init__": "", "views": VIEW.replace("helpers", "project_rates.clean")}.items():
+        (tmp_path / "project_views").mkdir(exist_ok=True)
+        (tmp_path / "project_views" / f"{name}.py").write_text(source)
+    (tmp_path / "project_rates").mkdir()
+    (tmp_path / "project_rates" / "clean.py").write_text(CLEAN)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    imported = importlib.import_module("project_views.views")
+    spec = importlib.util.spec_from_file_location("views", tmp_path / "project_views" / "views.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    assert called_code_text(imported.view) == called_code_text(loaded.view)
+    assert "Add" in called_code_text(loaded.view)
 
 
 def test_a_hundred_views_of_one_project_are_read_in_0_3_cpu_seconds(
