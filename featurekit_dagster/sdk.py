@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featurekit_dagster.domain.feature_view import FeatureView
     from featurekit_dagster.handles import FeatureViewHandle
     from featurekit_dagster.service_handles import FeatureServiceHandle
+    from featurekit_dagster.source_handles import StreamSourceHandle
     from featurekit_dagster.stores.ledger_records import JobRecord
     from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -127,6 +128,16 @@ class Workspace:
         from featurekit_dagster.service_handles import FeatureServiceHandle  # noqa: PLC0415 - planning does without
 
         return FeatureServiceHandle(self, self.repo.service(name))
+
+    def get_stream_source(self, name: str) -> StreamSourceHandle:
+        """Return a stream source by name; one whose events are pushed takes them by its `ingest`.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        from featurekit_dagster.source_handles import StreamSourceHandle  # noqa: PLC0415 - planning does without
+
+        return StreamSourceHandle(self, self.repo.stream_source(name))
 
     def snapshot(self) -> LedgerSnapshot:
         """Return what the ledger knows now; nothing where none exists yet."""

@@ -88,6 +88,17 @@ class Repository:
                 return service
         raise NotFoundError(kind="feature service", name=name, known=[s.name for s in self.services])
 
+    def stream_source(self, name: str) -> StreamSource:
+        """Return a stream source by name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        for source in self.stream_sources:
+            if source.name == name:
+                return source
+        raise NotFoundError(kind="stream source", name=name, known=[s.name for s in self.stream_sources])
+
 
 def _several(declarations: Any) -> Iterable[Any]:
     is_list = isinstance(declarations, Iterable) and not isinstance(declarations, str)

@@ -67,6 +67,9 @@ from featurekit_dagster.errors.stores import (
 )
 from featurekit_dagster.errors.streams import (
     DuplicateEvents,
+    EventsRefused,
+    IngestError,
+    NotAPushSource,
     StreamError,
     StreamExtraMissing,
     StreamPositionLost,
@@ -83,7 +86,9 @@ __all__ = [
     "DeclarationError",
     "DeletionNotRetried",
     "DuplicateEvents",
+    "EventsRefused",
     "FeatureKitError",
+    "IngestError",
     "IntervalNotComplete",
     "InvalidMemoryBudget",
     "JobFailedException",
@@ -99,6 +104,7 @@ __all__ = [
     "LedgerVersionMismatch",
     "MaterializationFailed",
     "MisalignedInterval",
+    "NotAPushSource",
     "NotFoundError",
     "NotMaterialized",
     "OnlineLayoutMismatch",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from featurekit_dagster.errors.base import FeatureKitError
+from collections.abc import Sequence
+
+from featurekit_dagster.errors.base import FeatureKitError, TectonValidationError
+
+_REFUSALS_SHOWN = 10
 
 
 class StreamError(FeatureKitError):
@@ -65,3 +69,33 @@ class DuplicateEvents(StreamError):
             "events of this commit have been counted by another loop meanwhile; nothing was written, look for "
             "duplicates again"
         )
+
+
+class IngestError(FeatureKitError):
+    """Events cannot be taken."""
+
+
+class EventsRefused(IngestError, TectonValidationError):
+    """Some of the events that were sent do not fit their source, so none of them was taken.
+
+    Args:
+        source: Name of the push source.
+        refused: Place of the event among those sent, field concerned (empty: the whole event), and the rule it breaks.
+    """
+
+    def __init__(self, *, source: str, refused: Sequence[tuple[int, str, str]]) -> None:
+        self.source, self.refused = source, tuple(refused)
+        lines = [f"  - event {index}: {f'{field} {rule}'.strip()}" for index, field, rule in refused[:_REFUSALS_SHOWN]]
+        more = [f"  - and {len(refused) - _REFUSALS_SHOWN} more faults"] if len(refused) > _REFUSALS_SHOWN else []
+        count = len({index for index, _, _ in refused})
+        events = "1 event does" if count == 1 else f"{count:,} events do"
+        head = f"push source {source!r}: {events} not fit it, so nothing was logged; correct them:"
+        super().__init__("\n".join([head, *lines, *more]))
+
+
+class NotAPushSource(IngestError, TectonValidationError):
+    """Events were sent to a source that takes none, or cannot be checked."""
+
+    def __init__(self, *, source: str, reason: str) -> None:
+        self.source, self.reason = source, reason
+        super().__init__(f"events cannot be sent to source {source!r}: {reason}")

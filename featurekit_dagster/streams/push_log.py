@@ -35,8 +35,8 @@ CREATE TABLE IF NOT EXISTS batches (
   appended_us INTEGER NOT NULL,
   records BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS trimmed (id INTEGER PRIMARY KEY CHECK (id = 0), up_to INTEGER NOT NULL);
-INSERT OR IGNORE INTO trimmed VALUES (0, 0);
+CREATE TABLE IF NOT EXISTS trimmed (id INTEGER PRIMARY KEY CHECK (id = 0), up_to INTEGER NOT NULL, log TEXT NOT NULL);
+INSERT OR IGNORE INTO trimmed VALUES (0, 0, lower(hex(randomblob(8))));
 """
 _NEWEST = "SELECT max((SELECT coalesce(max(last), 0) FROM batches), (SELECT up_to FROM trimmed))"
 _READ = "SELECT last, count, records FROM batches WHERE last > ? ORDER BY last"
@@ -143,6 +143,11 @@ class PushLog:
         """Return the sequence number up to which records were trimmed; 0 if none were."""
         with self._reading() as connection:
             return int(connection.execute("SELECT up_to FROM trimmed").fetchone()[0])
+
+    def identity(self) -> str:
+        """Return a name of this very log: one that is begun anew in its place has another."""
+        with self._reading() as connection:
+            return str(connection.execute("SELECT log FROM trimmed").fetchone()[0])
 
     def newest_before(self, when: datetime) -> int:
         """Return the sequence number of the newest record that was logged before an instant; 0 if none was."""

@@ -181,3 +181,8 @@ def test_a_log_that_was_trimmed_or_begun_again_behind_a_position_is_refused(tmp_
     for position in ("1", "3"):
         with pytest.raises(StreamPositionLost, match=f"'visits' .* position {position} "):
             reader.seek({ONLY_PARTITION: position})
+
+
+def test_a_log_that_is_begun_anew_has_another_identity(log: PushLog, tmp_path: Path) -> None:
+    assert log.identity() == PushLog(tmp_path / "push" / "visits.db").identity()
+    assert log.identity() != PushLog(tmp_path / "other.db").identity()

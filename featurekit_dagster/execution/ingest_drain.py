@@ -1,0 +1,128 @@
+"""Takes the log of a push source to the source's own Delta table, each event exactly once, and trims the log.
+
+A Delta commit carries the number of the last event that it has, so a drain that dies anywhere is simply done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.sources import DeltaTableConfig
+from featurekit_dagster.domain.stream_sources import StreamSource
+from featurekit_dagster.errors import NotAPushSource
+from featurekit_dagster.execution.ingest import PushSource, applied_sequence
+from featurekit_dagster.stores.dead_letters import DeadLetters
+from featurekit_dagster.stores.stream_state import DeadLetter
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+from featurekit_dagster.streams.decoding import decode
+from featurekit_dagster.streams.event_types import arrow_type
+from featurekit_dagster.streams.push_log import LogSlice
+
+EVENTS_AT_ONCE = 50_000
+_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What a drain did.
+
+    Args:
+        source: Name of the source.
+        rows: Events that it has put into the table.
+        refused: Events that do not fit the schema as it is declared now; they are dead letters of the source.
+        drained: Number of the newest event of the log that is in the table.
+        trimmed: Number up to which the log was trimmed.
+    """
+
+    source: str
+    rows: int
+    refused: int
+    drained: int
+    trimmed: int
+
+
+def drain_push_log(
+    source: StreamSource, views: Iterable[FeatureView], stores: WorkspaceStores, *, keep: timedelta | None = None
+) -> DrainReport:
+    """Append what was logged since the last drain to the source's Delta table, then trim what nobody needs any more.
+
+    Args:
+        source: A push source whose batch side is a Delta table, which is made if it is missing.
+        views: The views of the workspace; an event is kept in the log until those that follow the source have it.
+        stores: The workspace's stores.
+        keep: How long an event is kept in the log in any case; by default twice the longest `batch_schedule` of these
+            views, so that a view that is followed for the first time finds what its batch side does not have yet.
+
+    Raises:
+        NotAPushSource: The source is no push source, or its batch side is no Delta table.
+    """
+    push, uri = PushSource(source, views, stores), _table_uri(source)
+    log = push.log
+    letters = DeadLetters(f"{stores.lake.rstrip('/')}/{stores.workspace}/dead_letters_of_sources/{source.name}")
+    app = f"featurekit.push_log.{log.identity()}"
+    DeltaTable.create(uri, pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields]), mode="ignore")
+    drained, rows, refused = _drained(uri, app), 0, 0
+    while (found := log.read(drained, EVENTS_AT_ONCE)).records:
+        decoded = decode(found.records, push.fields, never_null=push.never_null, time_field=push.time_field)
+        reasons = {each.index: f"{each.field} {each.rule}".strip() for each in reversed(decoded.refused)}
+        if reasons:
+            letters.append(_letters(log.identity(), found, reasons), stores.clock())
+        _append(uri, decoded.rows, app, found.last)
+        drained, rows, refused = found.last, rows + decoded.rows.num_rows, refused + len(reasons)
+    schedules = [view.batch_schedule for view in push.views]
+    kept = keep if keep is not None else 2 * max(schedules, default=timedelta(days=1))
+    needed = [drained, log.newest_before(stores.clock() - kept)]
+    needed += [applied for view in push.views if (applied := _applied(stores, view)) is not None]
+    log.trim(min(needed))
+    return DrainReport(source.name, rows, refused, drained, log.oldest())
+
+
+def _table_uri(source: StreamSource) -> str:
+    if not isinstance(source.batch_config, DeltaTableConfig):
+        reason = "its batch side is no Delta table to drain into; declare batch_config=DeltaTableConfig(...)"
+        raise NotAPushSource(source=source.name, reason=reason)
+    return source.batch_config.uri
+
+
+def _applied(stores: WorkspaceStores, view: FeatureView) -> int | None:
+    """Return up to which number a view has the log online; None if it is not written online or was never followed."""
+    return applied_sequence(stores, view) if view.online else None
+
+
+def _drained(uri: str, app: str) -> int:
+    return DeltaTable(uri).transaction_version(app) or 0
+
+
+def _append(uri: str, rows: pa.Table, app: str, last: int) -> None:
+    """Commit rows and the number of the last event, once, whoever else drains or writes."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(CommitFailedError),
+        wait=wait_random_exponential(multiplier=0.05, max=2),
+        stop=stop_after_attempt(_TRIES),
+        reraise=True,
+    )
+    retrying(_append_once, uri, rows, app, last)
+
+
+def _append_once(uri: str, rows: pa.Table, app: str, last: int) -> None:
+    # The handle that is looked at is the one that writes, so another drain's commit in between makes this one fail.
+    table = DeltaTable(uri)
+    if (table.transaction_version(app) or 0) < last:
+        properties = CommitProperties(app_transactions=[Transaction(app, last)])
+        write_deltalake(table, rows, mode="append", commit_properties=properties)
+
+
+def _letters(log: str, found: LogSlice, reasons: dict[int, str]) -> list[DeadLetter]:
+    first = found.last - len(found.records) + 1
+    return [
+        DeadLetter(partition=f"log {log}", reason=reason, payload=found.records[index], number=first + index)
+        for index, reason in sorted(reasons.items())
+    ]

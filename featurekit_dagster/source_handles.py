@@ -1,0 +1,81 @@
+"""Stream sources of a workspace, as people use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from featurekit_dagster.domain.stream_sources import StreamSource
+from featurekit_dagster.engine.arrow import to_arrow
+from featurekit_dagster.errors import EventsRefused
+from featurekit_dagster.execution.ingest import IngestResult, PushSource, event_payloads
+
+if TYPE_CHECKING:
+    from featurekit_dagster.execution.ingest_drain import DrainReport
+    from featurekit_dagster.sdk import Workspace
+
+
+class StreamSourceHandle:
+    """A stream source of a workspace."""
+
+    def __init__(self, workspace: Workspace, source: StreamSource) -> None:
+        self._workspace = workspace
+        self.declaration = source
+
+    def __repr__(self) -> str:
+        return f"<stream source {self.name!r} of workspace {self._workspace.name!r}>"
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.declaration.name
+
+    def ingest(self, records: Any, *, dry_run: bool = False, wait: timedelta = timedelta(0)) -> IngestResult:
+        """Send events of a push source, all of them or none, by the rules of `POST /ingest`.
+
+        They are on disk when this returns; views that follow the source have them online as soon as the stream's run
+        has applied them.
+
+        Args:
+            records: A list of mappings, or a pandas, polars or Arrow frame; fields as in the source's schema. Times
+                without a zone are UTC.
+            dry_run: Only check; what does not fit is in the result.
+            wait: How long to wait until CONTINUOUS views have the events online.
+
+        Raises:
+            EventsRefused: Some events do not fit the schema, so none was taken (not in a dry run).
+            NotAPushSource: Events cannot be sent to this source.
+            TectonValidationError: A value has no place in JSON.
+        """
+        result = self._push.ingest(event_payloads(records, _rows), dry_run=dry_run)
+        if result.refused and not dry_run:
+            faults = [(each.index, each.field, each.rule) for each in result.refused]
+            raise EventsRefused(source=self.name, refused=faults)
+        if result.sequence is not None and wait:
+            self._push.wait_until_applied(result.sequence, wait)
+        return result
+
+    def drain(self, *, keep: timedelta | None = None) -> DrainReport:
+        """Take what was sent to the source's own Delta table, each event once, and trim the log.
+
+        Args:
+            keep: How long an event stays in the log at least; twice the longest `batch_schedule` by default.
+
+        Raises:
+            NotAPushSource: The source's batch side is no Delta table.
+        """
+        from featurekit_dagster.execution.ingest_drain import drain_push_log
+
+        workspace = self._workspace
+        return drain_push_log(self.declaration, workspace.repo.views, workspace.stores, keep=keep)
+
+    @cached_property
+    def _push(self) -> PushSource:
+        return PushSource(self.declaration, self._workspace.repo.views, self._workspace.stores)
+
+
+def _rows(frame: Any) -> Sequence[Mapping[str, Any]]:
+    rows: list[dict[str, Any]] = to_arrow(frame).to_pylist()
+    return rows
