@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +68,10 @@ def cpu_of(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def median_cpu(work: Callable[[], object]) -> float:
+def median_cpu(work: Callable[[], object], repeats: int) -> float:
     """Return the median of several calls, after a first one."""
     work()
-    return statistics.median(cpu_of(work) for _ in range(REPEATS))
+    return statistics.median(cpu_of(work) for _ in range(repeats))
 
 
 def tick(workspace: Workspace, defs: dg.Definitions, instance: dg.DagsterInstance) -> int:
@@ -88,7 +88,7 @@ def statuses(workspace: Workspace) -> list[ViewStatus]:
     return [ViewStatus.of(view, snapshot, status_jobs(workspace, view), now) for view in workspace.repo.views]
 
 
-def planning_cases(folder: Path, partitions: int) -> Iterator[Result]:
+def planning_cases(folder: Path, partitions: int, repeats: int) -> Iterator[Result]:
     """Measure plan, status, the whole command and ticks on one long history."""
     workspace, holes = make_workspace(folder, partitions), len(holes_of(partitions))
     fill_ledger(workspace, partitions)
@@ -96,9 +96,11 @@ def planning_cases(folder: Path, partitions: int) -> Iterator[Result]:
     if (plan.partitions, len(plan.runs)) != (holes, holes):
         raise SystemExit(f"{plan.partitions} partitions in {len(plan.runs)} runs are planned instead of {holes}")
     about = f"{partitions:,} partitions"
-    yield Result(case=f"plan, {about}", ours=median_cpu(workspace.plan), target=1.0)
-    yield Result(case=f"status, {about}", ours=median_cpu(lambda: statuses(workspace)), target=1.0)
-    yield Result(case=f"featurekit plan, the whole command, {about}", ours=command_cpu(folder, partitions), target=2.0)
+    yield Result(case=f"plan, {about}", ours=median_cpu(workspace.plan, repeats), target=1.0)
+    yield Result(case=f"status, {about}", ours=median_cpu(lambda: statuses(workspace), repeats), target=1.0)
+    yield Result(
+        case=f"featurekit plan, the whole command, {about}", ours=command_cpu(folder, partitions, repeats), target=2.0
+    )
     defs = workspace.definitions()
     with open_instance(workspace) as instance:
         fill_dagster(workspace, instance, partitions)
@@ -107,11 +109,11 @@ def planning_cases(folder: Path, partitions: int) -> Iterator[Result]:
         if requested != [holes]:
             raise SystemExit(f"the tick requests {requested} runs instead of {holes}")
         yield Result(case=f"tick that starts {holes} runs, {about}", ours=first, target=1.0)
-        idle = median_cpu(lambda: tick(workspace, defs, instance))
+        idle = median_cpu(lambda: tick(workspace, defs, instance), repeats)
         yield Result(case=f"tick that finds everything started, {about}", ours=idle, target=1.0)
 
 
-def queue_cases(folder: Path, partitions: int) -> Iterator[Result]:
+def queue_cases(folder: Path, partitions: int, repeats: int) -> Iterator[Result]:
     """Measure what as many jobs as partitions cost that are planned, queued and due at one time."""
     workspace = make_workspace(folder, partitions, incremental=True)
     ledger, view = workspace.stores.ledger, view_of(workspace)
@@ -119,16 +121,16 @@ def queue_cases(folder: Path, partitions: int) -> Iterator[Result]:
     if plan.jobs != partitions:
         raise SystemExit(f"{plan.jobs} jobs are planned instead of {partitions}")
     about = f"{partitions:,} jobs at once"
-    yield Result(case=f"plan, {about}", ours=median_cpu(workspace.plan), target=1.0)
+    yield Result(case=f"plan, {about}", ours=median_cpu(workspace.plan, repeats), target=1.0)
     facts = {"workspace": workspace.name, "view": view.name, "online": True, "offline": True, "trigger": "schedule"}
     intervals = [task.interval for task in plan.tasks]
     yield Result(case=f"queue, {about}", ours=cpu_of(lambda: ledger.queue(intervals=intervals, **facts)), target=4.0)
-    yield Result(case=f"plan while they wait, {about}", ours=median_cpu(workspace.plan), target=1.0)
-    due = median_cpu(lambda: due_runs(ledger.due(workspace.name)))
+    yield Result(case=f"plan while they wait, {about}", ours=median_cpu(workspace.plan, repeats), target=1.0)
+    due = median_cpu(lambda: due_runs(ledger.due(workspace.name)), repeats)
     yield Result(case=f"what is due, {about}", ours=due, target=2.0)
 
 
-def command_cpu(folder: Path, partitions: int) -> float:
+def command_cpu(folder: Path, partitions: int, repeats: int) -> float:
     """Return the CPU seconds of `featurekit plan` beyond importing the project's module."""
     project = folder / "project"
     project.mkdir(exist_ok=True)
@@ -136,15 +138,15 @@ def command_cpu(folder: Path, partitions: int) -> float:
     (project / "pyproject.toml").write_text('[tool.featurekit.workspaces]\nbenchmark = "features:workspace"\n')
     command = [str(Path(sys.executable).with_name("featurekit")), "plan"]
     importing = [sys.executable, "-c", "import features"]
-    return child_cpu(command, project) - child_cpu(importing, project)
+    return child_cpu(command, project, repeats) - child_cpu(importing, project, repeats)
 
 
-def child_cpu(command: list[str], folder: Path) -> float:
+def child_cpu(command: list[str], folder: Path, repeats: int) -> float:
     """Return the median of the CPU seconds of a process, after a first one."""
     environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{folder}"}
     environment = {name: value for name, value in environment.items() if not name.startswith("FEATUREKIT_")}
     costs = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -184,14 +186,14 @@ def run_ours(workspace: Workspace, instance: dg.DagsterInstance, first: int, end
         raise SystemExit(failure_text(result))
 
 
-def results(
-    partitions: int, run_partitions: int, postgres: str | None
-) -> Iterator[tuple[str, Callable[[Path], Iterator[Result]]]]:
+def groups(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path], Iterable[Result]]]]:
     """Yield the groups of cases by name."""
-    yield "history", lambda folder: planning_cases(folder, partitions)
-    yield "queue", lambda folder: queue_cases(folder, partitions)
-    where = "SQLite" if postgres is None else "PostgreSQL"
-    yield "run", lambda folder: iter([run_case(folder, run_partitions, where)])
+    repeats = 1 if given.quick else REPEATS
+    partitions, run_partitions = (2_000, 20) if given.quick else (given.partitions, given.run_partitions)
+    where = "SQLite" if given.postgres is None else "PostgreSQL"
+    yield "history", lambda folder: planning_cases(folder, partitions, repeats)
+    yield "queue", lambda folder: queue_cases(folder, partitions, repeats)
+    yield "run", lambda folder: [run_case(folder, run_partitions, where)]
 
 
 def main() -> None:
@@ -202,13 +204,10 @@ def main() -> None:
     parser.add_argument("--case", choices=("history", "queue", "run"), help="only this group of cases")
     parser.add_argument("--partitions", type=int, default=20_000, help="of the history (default 20,000)")
     parser.add_argument("--run-partitions", type=int, default=500, help="of the ranged run (default 500)")
-    parser.add_argument(
-        "--postgres", metavar="URL", help="keep Dagster's events of the run there: postgresql+psycopg2://…"
-    )
+    parser.add_argument("--postgres", metavar="URL", help="where Dagster keeps the run: postgresql+psycopg2://...")
     given = parser.parse_args()
     os.environ.pop("DAGSTER_HOME", None)
-    sizes = (2_000, 20) if given.quick else (given.partitions, given.run_partitions)
-    for name, measure in results(*sizes, given.postgres):
+    for name, measure in groups(given):
         if given.case not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as temporary:
