@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.errors import LeaseHeld, MaterializationFailed, PlanError
+from featurekit_dagster.errors import LeaseHeld, MaterializationFailed, OverlappingMaterialization, PlanError
 from featurekit_dagster.execution.materialize import JobReport, run_tasks
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.lineage import column_lineage
@@ -23,7 +23,7 @@ from featurekit_dagster.orchestration.partitions import key_of
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import MANAGED, ONCE
 from featurekit_dagster.planning.planner import missing_runs, split_tasks, stores_of
-from featurekit_dagster.planning.tasks import LedgerSnapshot, Task
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, Task
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -186,11 +186,35 @@ def _reports(
             yield from run_tasks(view, tasks, stores, trigger=request.trigger, run_id=request.run_id, policy=policy)
         except LeaseHeld as held:
             if not waits:
+                _refuse_overlap(view, request, stores)
                 log.info(f"waiting: {held}")
             waits = True
         else:
             return
         time.sleep(_POLL_SECONDS)
+
+
+def _refuse_overlap(view: FeatureView, request: MaterializationRequest, stores: WorkspaceStores) -> None:
+    """Refuse what a person wants written that a job is writing now; what only fills gaps waits for its turn instead.
+
+    Raises:
+        OverlappingMaterialization: A job under way overlaps the range in a chosen store.
+    """
+    if request.batch is not None or (request.overwrite is None and request.trigger != ADOPTED):
+        return
+    chosen = {OFFLINE: request.offline, ONLINE: request.online}
+    for job in stores.ledger.jobs(stores.workspace, view.name, states=ACTIVE_STATES):
+        overlap = IntervalSet([request.interval]).intersect([job.interval])
+        shared = [store for store in job.stores if chosen[store]]
+        if overlap and shared and job.next_attempt_at is None:
+            raise OverlappingMaterialization(
+                view=view.name,
+                interval=request.interval,
+                store=shared[0],
+                overlap=overlap,
+                running=True,
+                job_id=job.id,
+            )
 
 
 def _planned(
