@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,8 @@ class PlanReview:
         forgotten: Views that are declared no more and of which nothing is stored.
         retired: Generations that nothing uses any more.
         rows: Name of a view and a generation that would go to its number of rows, where that is known.
+        replaced: View to the number of rows that its runs replace, because intervals of its grid are covered in part;
+            None where it is not known. Views that replace nothing are left out.
     """
 
     workspace: str
@@ -72,6 +74,7 @@ class PlanReview:
     forgotten: tuple[str, ...] = ()
     retired: tuple[RetiredGeneration, ...] = ()
     rows: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    replaced: Mapping[str, int | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, bound: Workspace, names: Sequence[str] | None) -> PlanReview:
@@ -105,6 +108,7 @@ class PlanReview:
             forgotten=tuple(name for name in empty if name in chosen),
             retired=retired,
             rows=_row_counts(bound, reviews, removed, retired),
+            replaced=dict(_replaced_rows(bound, views, reviews)),
         )
 
     @property
@@ -174,13 +178,18 @@ def _review_record(each: ViewReview, review: PlanReview) -> dict[str, Any]:
         "removed": False,
         "stored": stored,
         "rebuild": rebuild and {**_counts(rebuild), "generation": rebuild.generation},
+        "replaces": _replaces_record(each.plan.view, review),
     }
+
+
+def _replaces_record(view: str, review: PlanReview) -> dict[str, int | None] | None:
+    return {"rows": review.replaced[view]} if view in review.replaced else None
 
 
 def _removed_record(removed: RemovedView, review: PlanReview) -> dict[str, Any]:
     rows = [review.rows[removed.view, g] for g in removed.generations if (removed.view, g) in review.rows]
     stored = {"generations": removed.generations, "rows": sum(rows) if rows else None, "covered": removed.covered}
-    nothing = {"news": [], "changes": [], "needs_decision": False, "rebuild": None, "retired": []}
+    nothing = {"news": [], "changes": [], "needs_decision": False, "rebuild": None, "replaces": None, "retired": []}
     return {**_plan_record(removed_record(removed)), **nothing, "removed": True, "stored": stored}
 
 
@@ -198,7 +207,8 @@ def print_plan(console: Console, review: PlanReview, advice: str = DO_IT) -> Non
     print_line(console, f"Plan of workspace {review.workspace} at {format_time(review.now)}", style="bold")
     console.print()
     _print_table(console, review)
-    print_notes(console, [(each.view, each.reason) for each in review.plans if not each.needs_decision])
+    reasons = [(each.view, each.reason + _replaces(each, review)) for each in review.plans if not each.needs_decision]
+    print_notes(console, reasons)
     news = [(each.plan.view, "; ".join(each.news)) for each in review.reviews if each.news != (NEW,) and each.news]
     print_notes(console, news, title="Changed, without anything to decide")
     print_decisions(console, review)
@@ -266,6 +276,15 @@ def _retired_text(each: RetiredGeneration, review: PlanReview) -> str:
     return f"generation {each.generation} ({rows}) is not read any more; featurekit apply removes it{when}"
 
 
+def _replaces(plan: ViewPlan, review: PlanReview) -> str:
+    """Return what is replaced where intervals are covered in part, as the end of a sentence."""
+    if plan.view not in review.replaced:
+        return ""
+    rows = review.replaced[plan.view]
+    known = "some offline rows" if rows is None else count_of(rows, "offline row")
+    return f"; replaces {known} of intervals that are covered in part"
+
+
 def _rows(review: PlanReview, view: str, generations: Iterable[int]) -> str:
     """Return the number of offline rows of generations, in words."""
     known = [review.rows[view, each] for each in generations if (view, each) in review.rows]
@@ -303,6 +322,18 @@ def _row_counts(
     going += [(each.view, each.generation) for each in retired]
     counts = {(view, number): bound.stores.offline.row_count(view, number) for view, number in going}
     return {place: count for place, count in counts.items() if count is not None}
+
+
+def _replaced_rows(
+    bound: Workspace, views: Sequence[FeatureView], reviews: Sequence[ViewReview]
+) -> Iterator[tuple[str, int | None]]:
+    """Yield the views that replace rows without being asked, with the number of rows."""
+    for view, each in zip(views, reviews, strict=True):
+        spans = [task.interval for task in each.plan.tasks if task.overwrite and task.offline]
+        if spans:
+            count, column = bound.stores.offline.row_count, view.stored_time_column
+            counts = [count(view.name, each.plan.generation, interval=span, time_column=column) for span in spans]
+            yield view.name, None if None in counts else sum(n for n in counts if n is not None)
 
 
 def _with_current_coverage(

@@ -26,6 +26,8 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_a
 
 from featurekit_dagster.errors import CommitConflict, LeaseLost, StoredSchemaMismatch, TableMissing, UnusableLakePath
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.delta_files import remove_table, rows_of_files
+from featurekit_dagster.stores.delta_listing import generations_in
 from featurekit_dagster.stores.delta_record import (
     OURS,
     commit_properties,
@@ -34,7 +36,6 @@ from featurekit_dagster.stores.delta_record import (
     lease_epoch_of,
     partition_size_of,
 )
-from featurekit_dagster.stores.delta_removal import remove_table
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
 from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, quote, rows_of
@@ -109,6 +110,13 @@ class DeltaOfflineStore:
     def exists(self, view: str, generation: int = 1) -> bool:
         """Tell whether the view was ever written."""
         return DeltaTable.is_deltatable(self.location(view, generation), self._options)
+
+    def generations(self, view: str) -> tuple[int, ...]:
+        """Return the generations that have a table; see `OfflineStore.generations`."""
+        found = generations_in(
+            f"{self._root}/offline/{view}", self._options, is_local=_local_path(self._root) is not None
+        )
+        return tuple(generation for generation in found if self.exists(view, generation))
 
     def version(self, view: str, generation: int = 1) -> int:
         """Return the version of the newest commit.
@@ -201,12 +209,14 @@ class DeltaOfflineStore:
         read = {name: types[name] for name in dict.fromkeys([*names, time_column])}
         return f"(SELECT {', '.join(map(quote, names))} FROM {parquet_scan(files, read)}{where})"
 
-    def row_count(self, view: str, generation: int = 1) -> int | None:
+    def row_count(
+        self, view: str, generation: int = 1, *, interval: Interval | None = None, time_column: str | None = None
+    ) -> int | None:
         """Return the number of stored rows, from the table's log; see `OfflineStore.row_count`."""
         if not self.exists(view, generation):
             return None
-        counts = pa.table(self._open(view, generation).get_add_actions(flatten=True)).column("num_records")
-        return None if counts.null_count else sum(counts.to_pylist())
+        files = pa.table(self._open(view, generation).get_add_actions(flatten=True))
+        return rows_of_files(files, interval, time_column)
 
     def drop(self, view: str, generation: int) -> None:
         """Remove a generation's table; see `OfflineStore.drop`."""

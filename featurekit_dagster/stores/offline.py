@@ -125,12 +125,28 @@ class OfflineStore(Protocol):
         """
         ...
 
+    def generations(self, view: str) -> tuple[int, ...]:
+        """Return the generations of a view that were ever written and are still there, ascending."""
+        ...
+
     def exists(self, view: str, generation: int = 1) -> bool:
         """Tell whether the view was ever written."""
         ...
 
-    def row_count(self, view: str, generation: int = 1) -> int | None:
-        """Return the number of stored rows without reading them; None where it is not known, or nothing is stored."""
+    def row_count(
+        self, view: str, generation: int = 1, *, interval: Interval | None = None, time_column: str | None = None
+    ) -> int | None:
+        """Return the number of stored rows without reading them.
+
+        Args:
+            view: The feature view.
+            generation: Generation of the view's stored layout.
+            interval: Only rows with `start <= time_column < end`; None for all.
+            time_column: Column of event times; needed with an interval.
+
+        Returns:
+            None where it is not known: nothing is stored, or a file has rows inside and outside the interval.
+        """
         ...
 
     def drop(self, view: str, generation: int) -> None:

@@ -18,7 +18,7 @@ from featurekit_dagster.errors import LeaseLost, TableMissing
 from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.stores import lmdb_removal
 from featurekit_dagster.stores.delta import DeltaOfflineStore
-from featurekit_dagster.stores.delta_removal import remove_everything, remove_table
+from featurekit_dagster.stores.delta_files import remove_everything, remove_table
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, environment_at, release
 from featurekit_dagster.stores.online import OnlineStore
@@ -128,6 +128,18 @@ def test_rows_are_counted_from_the_log_alone(lake: DeltaOfflineStore, tmp_path: 
         data.write_bytes(b"not read")
     assert lake.row_count("view") == 4
     assert lake.row_count("view", 2) is None
+
+
+def test_rows_of_an_interval_are_counted_where_no_file_has_others_too(lake: DeltaOfflineStore) -> None:
+    replace(lake, [("a", T0 + half * DAY / 2, 1.0) for half in range(10)], days(0, 5))
+    replace(lake, [], days(1, 2))
+
+    def count(first: float, last: float) -> int | None:
+        return lake.row_count("view", interval=days(first, last), time_column="time")
+
+    assert [count(0, 5), count(0, 1), count(1, 2), count(2, 4), count(9, 10)] == [8, 2, 0, 4, 0]
+    assert [count(0, 0.5), count(0.5, 3), count(0, 2.5)] == [None, None, None]
+    assert lake.row_count("other", interval=days(0, 1), time_column="time") is None
 
 
 # ---- online --------------------------------------------------------------------------------------------------------

@@ -158,6 +158,27 @@ def test_kept_rows_stand_and_nothing_has_to_be_done(folder: Path, monkeypatch: p
     assert (plan["changes"], plan["runs"]) == ([], [])
 
 
+def test_rows_of_intervals_that_another_schedule_covers_in_part_are_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound(folder, monkeypatch, {"spend": {"batch_schedule": 2 * DAY}})
+    output("apply", "spend", "--keep", "--yes")
+    (plan,) = json.loads(output("plan", "spend", "--json"))
+    # the grid of two days begins on 31 December, of which nothing is stored
+    assert plan["runs"][0]["interval"] == {"start_time": "2023-12-31T00:00Z", "end_time": "2024-01-02T00:00Z"}
+    assert plan["replaces"] == {"rows": 2}
+    said = " ".join(output("plan", "spend").split())
+    assert "; replaces 2 offline rows of intervals that are covered in part" in said
+
+
+def test_what_changed_without_a_decision_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"spend": {"feature_start_time": FIRST_DAY + 5 * DAY, "online": False}}
+    bound(folder, monkeypatch, changes)
+    said = output("plan", "spend")
+    news = "spend: materialization start 2024-01-01T00:00Z -> 2024-01-03T00:00Z; no longer online"
+    assert f"Changed, without anything to decide {news} " in " ".join(said.split())
+
+
 def test_rows_that_lack_columns_cannot_be_kept_and_the_columns_are_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Taking a Delta table away, local or remote; `delta.py` says where tables lie."""
+"""Counting the rows of a Delta table by its log, and taking it away, local or remote; `delta.py` says where it lies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,45 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
+from featurekit_dagster.intervals import Interval
+
 _LOG = "_delta_log"
+_STATISTICS_STEP = timedelta(milliseconds=1)
 _TABLE = re.compile(r"/offline/(?!\.{1,2}/)[^/\\]+/g[1-9][0-9]*")
+
+
+def rows_of_files(files: pa.Table, interval: Interval | None, time_column: str | None) -> int | None:
+    """Return the number of rows in files, or of those in an interval; None where the log does not say it.
+
+    Args:
+        files: The table's files with their statistics, times of which are cut to milliseconds.
+        interval: `[start, end)`, or None for all rows.
+        time_column: The column of times.
+    """
+    counts = files.column("num_records").to_pylist()
+    if interval is None:
+        return None if None in counts else sum(counts)
+    found = 0
+    names = [f"{end}.{time_column}" for end in ("min", "max")]
+    if files.num_rows and not set(names) <= set(files.column_names):
+        return None
+    spans = [files.column(name).to_pylist() for name in names] if files.num_rows else [[], []]
+    for count, first, last in zip(counts, *spans, strict=True):
+        if count is None or (count and (first is None or last is None)):
+            return None
+        if not count or last + _STATISTICS_STEP <= interval.start or first >= interval.end:
+            continue
+        if first < interval.start or last + _STATISTICS_STEP > interval.end:
+            return None
+        found += count
+    return found
 
 
 def remove_table(root: str, location: str, options: Mapping[str, str] | None, *, is_local: bool) -> None:
