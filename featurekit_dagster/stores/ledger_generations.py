@@ -124,6 +124,27 @@ class GenerationBook(LedgerDatabase):
             self._switch_if_built(connection, place)
         return place.generation
 
+    def adopt(self, workspace: str, view: str, fitting: Mapping[int, bool]) -> None:
+        """Make generations known that were found in the stores, in a ledger that knows none of the view.
+
+        What they store is not known any more. Of those that fit the declaration the newest that covers as much as the
+        ones before is current, and later ones are being built; all others are retired. Coverage has to be there.
+
+        Args:
+            workspace: Name of the workspace.
+            view: Name of the view.
+            fitting: Generation to whether its rows have what the declaration needs.
+        """
+        with self._write() as connection:
+            now_us = to_us(self._clock())
+            for generation, fits in sorted(fitting.items()):
+                place = Place(workspace, view, generation)
+                state = GenerationState.BUILDING if fits else GenerationState.RETIRED
+                row = {"workspace": workspace, "view": view, "generation": generation, "state": state.value}
+                connection.execute(insert(generations), row | {"created_us": now_us, "changed_us": now_us})
+                self._switch_if_built(connection, place)
+            self.generation_changes += 1
+
     def forget(self, workspace: str, view: str, generation: int | None = None) -> None:
         """Forget a generation of a view, or all of it, and what it covers; jobs stay, as history.
 

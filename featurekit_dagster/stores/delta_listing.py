@@ -1,0 +1,29 @@
+"""Which generations of a view have a Delta table, found in the lake itself, local or remote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from deltalake.fs import DeltaStorageHandler
+from pyarrow import fs
+
+_GENERATION = re.compile(r"g([1-9][0-9]*)")
+
+
+def generations_in(folder: str, options: Mapping[str, str] | None, *, is_local: bool) -> tuple[int, ...]:
+    """Return the numbers of the folders `g<number>`, ascending; none where the folder is not there.
+
+    Args:
+        folder: `<root>/offline/<view>`, a path or a URI.
+        options: Credentials and endpoint of a remote root.
+        is_local: Whether it is a path of this machine.
+    """
+    if is_local:
+        names = [path.name for path in Path(folder).glob("g*") if path.is_dir()]
+    else:
+        files = fs.PyFileSystem(DeltaStorageHandler(folder, dict(options) if options else None))
+        names = [each.base_name for each in files.get_file_info(fs.FileSelector("", allow_not_found=True))]
+    found = (_GENERATION.fullmatch(name) for name in names)
+    return tuple(sorted(int(match[1]) for match in found if match))
