@@ -24,7 +24,7 @@ from featurekit_dagster.stores.lmdb_environment import (
 )
 from featurekit_dagster.stores.lmdb_keys import keys_besides
 from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_generation
-from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView
+from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView, marked_generations
 from featurekit_dagster.stores.lmdb_stream import (
     StreamKeys,
     drop_letters,
@@ -177,6 +177,15 @@ class LmdbOnlineStore:
         view = self._view(layout)
         with ReadTransaction(view.environment) as transaction:
             return nothing if transaction is None else read(transaction, view.stream)
+
+    def generations(self, workspace: str, view: str) -> tuple[int, ...]:
+        """Return the generations with a coverage marker (see `OnlineStore.generations`)."""
+        environment = environment_at(self._root / _folder(workspace) / _folder(view), self._map_bytes)
+        try:
+            with ReadTransaction(environment) as transaction:
+                return () if transaction is None else marked_generations(transaction)
+        finally:
+            release(environment)
 
     def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:
         """Remove a generation, or everything of a view (see `OnlineStore.drop`)."""

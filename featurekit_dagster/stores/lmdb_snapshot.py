@@ -39,6 +39,7 @@ class _Marker:
 
 
 _NOT_COVERED = _Marker(0, IntervalSet(), ())
+_FACTS = b"\x00\x00"
 
 
 def _signature(layout: OnlineLayout) -> bytes:
@@ -46,6 +47,17 @@ def _signature(layout: OnlineLayout) -> bytes:
     fields = [(field.name, str(field.dtype)) for field in (*layout.key_fields, *layout.value_fields)]
     shape = (len(layout.key_fields), layout.index_length, layout.tile_us, fields)
     return hashlib.sha256(_FORMAT + repr(shape).encode()).digest()[:8]
+
+
+def marked_generations(transaction: lmdb.Transaction[bytes]) -> tuple[int, ...]:
+    """Return the generations with a coverage marker, ascending; whatever else is known of them is skipped."""
+    cursor, found, following = transaction.cursor(), [], 1
+    while cursor.set_range(_FACTS + struct.pack(">H", following)) and cursor.key().startswith(_FACTS):
+        (generation,) = struct.unpack_from(">H", cursor.key(), len(_FACTS))
+        if transaction.get(_FACTS + struct.pack(">H", generation) + b"marker") is not None:
+            found.append(generation)
+        following = generation + 1
+    return tuple(found)
 
 
 class StoredView:
@@ -57,7 +69,7 @@ class StoredView:
         self.values = ValueCodec(layout.value_fields, is_tiled=layout.tile_us is not None)
         self.chunk_us = TILES_PER_CHUNK * (layout.tile_us or 1)
         self.signature = _signature(layout)
-        meta = b"\x00\x00" + self.keys.generation_prefix
+        meta = _FACTS + self.keys.generation_prefix
         self.layout_key, self.marker_key, self.fence_key = (meta + name for name in (b"layout", b"marker", b"fence"))
         self.stream = StreamKeys(meta)
         self.encode = self.keys.encode

@@ -281,6 +281,10 @@ class OnlineStore(Protocol):
         """Forget the dead letters of a source partition up to a number, inclusive."""
         ...
 
+    def generations(self, workspace: str, view: str) -> tuple[int, ...]:
+        """Return the generations of a view that something is covered of, ascending."""
+        ...
+
     def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:
         """Remove a stored generation, or everything of a view; what is not there is left at that.
 
