@@ -1,7 +1,7 @@
 """Coverage read back from the stores, for a ledger that was lost or does not agree with them any more.
 
 Every commit of a Delta table carries the whole offline coverage, and the online store keeps a marker of its own; the
-history of jobs is in the ledger alone and is not restored.
+history of jobs, and what else a generation stores than its columns, are in the ledger alone and are not restored.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.errors import OnlineLayoutMismatch, TableMissing
 from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.planning.planner import stores_of
 from featurekit_dagster.planning.tasks import OFFLINE
@@ -23,12 +25,14 @@ class Repair:
     Args:
         view: The feature view.
         store: `offline` or `online`.
+        generation: The generation of the view.
         before: What the ledger said.
         after: What the store says, and the ledger now.
     """
 
     view: str
     store: str
+    generation: int = 1
     before: IntervalSet
     after: IntervalSet
 
@@ -43,13 +47,51 @@ def repair_coverage(views: Iterable[FeatureView], stores: WorkspaceStores) -> It
     """
     for view in views:
         with stores.ledger.lease(f"batch:{stores.workspace}/{view.name}", holder="repair"):
-            for store in stores_of(view):
-                found = _stored(view, store, stores)
-                before = stores.ledger.restore_coverage(stores.workspace, view.name, store, found)
-                yield Repair(view=view.name, store=store, before=before, after=found)
+            known = [record.generation for record in stores.ledger.generations(stores.workspace, view.name)]
+            found = known or _found(view, stores)
+            for generation in found or [1]:
+                yield from _repaired(view, stores.pinned(view, generation))
+            if found and not known:
+                fitting = {generation: _fits(view, stores.pinned(view, generation)) for generation in found}
+                stores.ledger.adopt(stores.workspace, view.name, fitting)
+
+
+def _found(view: FeatureView, stores: WorkspaceStores) -> list[int]:
+    """Return the generations that are in any store that the view writes."""
+    numbers: set[int] = set()
+    if view.offline:
+        numbers.update(stores.offline.generations(view.name))
+    if view.online:
+        numbers.update(stores.online.generations(stores.workspace, view.name))
+    return sorted(numbers)
+
+
+def _repaired(view: FeatureView, stores: WorkspaceStores) -> Iterator[Repair]:
+    """Repair one generation, which the stores are pinned to."""
+    generation = stores.generation(view)
+    for store in stores_of(view):
+        found = _stored(view, store, stores)
+        before = stores.ledger.restore_coverage(stores.workspace, view.name, store, found, generation)
+        yield Repair(view=view.name, store=store, generation=generation, before=before, after=found)
 
 
 def _stored(view: FeatureView, store: str, stores: WorkspaceStores) -> IntervalSet:
     if store == OFFLINE:
-        return stores.offline.coverage(view.name)
-    return stores.online.coverage(stores.online_layout(view))
+        return stores.offline.coverage(view.name, stores.generation(view))
+    try:
+        return stores.online.coverage(stores.online_layout(view))
+    except OnlineLayoutMismatch:
+        return IntervalSet()  # records of another layout answer nothing
+
+
+def _fits(view: FeatureView, stores: WorkspaceStores) -> bool:
+    """Tell whether a generation has the columns that the declaration needs, in each store that it writes."""
+    generation = stores.generation(view)
+    try:
+        if view.offline and stores.offline.schema_faults(view.name, stored_schema(view), generation):
+            return False
+        if view.online:
+            stores.online.coverage(stores.online_layout(view))
+    except (TableMissing, OnlineLayoutMismatch):
+        return False
+    return True
