@@ -87,7 +87,9 @@ def _numbered(coverage: IntervalSet) -> Iterator[tuple[str, int]]:
 
 
 def _kept_time(table: DeltaTable, number: int, side: str) -> datetime:
-    return from_us(table.transaction_version(f"{_COVERED}.{number}.{side}"))
+    kept = table.transaction_version(f"{_COVERED}.{number}.{side}")
+    assert kept is not None  # as many as the count says were kept with it
+    return from_us(kept)
 
 
 def _newest_own_commit(table: DeltaTable) -> Mapping[str, Any]:
