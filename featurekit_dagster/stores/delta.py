@@ -28,7 +28,6 @@ from featurekit_dagster.errors import CommitConflict, LeaseLost, StoredSchemaMis
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.delta_files import remove_table, rows_of_files
 from featurekit_dagster.stores.delta_listing import generations_in
-from featurekit_dagster.stores.delta_listing import generations_in
 from featurekit_dagster.stores.delta_record import (
     OURS,
     commit_properties,
@@ -111,13 +110,6 @@ class DeltaOfflineStore:
     def exists(self, view: str, generation: int = 1) -> bool:
         """Tell whether the view was ever written."""
         return DeltaTable.is_deltatable(self.location(view, generation), self._options)
-
-    def generations(self, view: str) -> tuple[int, ...]:
-        """Return the generations that have a table; see `OfflineStore.generations`."""
-        found = generations_in(
-            f"{self._root}/offline/{view}", self._options, is_local=_local_path(self._root) is not None
-        )
-        return tuple(generation for generation in found if self.exists(view, generation))
 
     def generations(self, view: str) -> tuple[int, ...]:
         """Return the generations that have a table; see `OfflineStore.generations`."""

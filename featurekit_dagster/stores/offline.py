@@ -129,10 +129,6 @@ class OfflineStore(Protocol):
         """Return the generations of a view that were ever written and are still there, ascending."""
         ...
 
-    def generations(self, view: str) -> tuple[int, ...]:
-        """Return the generations of a view that were ever written and are still there, ascending."""
-        ...
-
     def exists(self, view: str, generation: int = 1) -> bool:
         """Tell whether the view was ever written."""
         ...
