@@ -135,13 +135,13 @@ def plan_records(review: PlanReview) -> list[dict[str, Any]]:
         facts = {"generation": each.generation, "rows": rows, "removable_at": each.removable_at}
         retired.setdefault(each.view, []).append(facts)
     found = [
-        {**_plan_record(each.plan), **_review_record(each, review), "retired": retired.get(each.plan.view, [])}
+        {**plan_record(each.plan), **_review_record(each, review), "retired": retired.get(each.plan.view, [])}
         for each in review.reviews
     ]
     return found + [_removed_record(each, review) for each in review.removed]
 
 
-def _plan_record(plan: ViewPlan) -> dict[str, Any]:
+def plan_record(plan: ViewPlan) -> dict[str, Any]:
     """Return what is done without being asked; counts first, then every run with its jobs."""
     return {
         "view": plan.view,
@@ -190,7 +190,7 @@ def _removed_record(removed: RemovedView, review: PlanReview) -> dict[str, Any]:
     rows = [review.rows[removed.view, g] for g in removed.generations if (removed.view, g) in review.rows]
     stored = {"generations": removed.generations, "rows": sum(rows) if rows else None, "covered": removed.covered}
     nothing = {"news": [], "changes": [], "needs_decision": False, "rebuild": None, "replaces": None, "retired": []}
-    return {**_plan_record(removed_record(removed)), **nothing, "removed": True, "stored": stored}
+    return {**plan_record(removed_record(removed)), **nothing, "removed": True, "stored": stored}
 
 
 def _counts(plan: ViewPlan) -> dict[str, int]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurekit_dagster.cli_output import plain as plain_json
-from featurekit_dagster.cli_reports import plan_record
+from featurekit_dagster.cli_plan import plan_record
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import FilteredSource
 from featurekit_dagster.errors import TooManyPartitions
