@@ -5,8 +5,10 @@ What it is told lies in its folder, so that a code location in another process s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -96,13 +98,15 @@ class Rides:
         lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
         return [int(pid) for name, pid in lines if name == view]
 
-    def hold(self, view: str) -> None:
-        """Let queries of a view begin and not end until `release`."""
-        (self.folder / f"hold_{view}").touch()
-
-    def release(self, view: str) -> None:
-        """Let held queries go on."""
-        (self.folder / f"hold_{view}").unlink()
+    @contextlib.contextmanager
+    def held(self, view: str) -> Iterator[None]:
+        """Let queries of a view begin, and end only after the block."""
+        mark = self.folder / f"hold_{view}"
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink()
 
     def workspace(self) -> Workspace:
         """Return the workspace; its clock stands still for definitions, too, if it was made so."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,9 +18,7 @@ from featurekit_dagster.planning.grid import floor_time
 _KEY = "%Y-%m-%dT%H:%MZ"
 
 
-def assert_agreement(
-    workspace: Workspace, name: str, instance: dg.DagsterInstance, rows_per_cell: int, *, shown: Mapping[str, str] = {}
-) -> IntervalSet:
+def assert_agreement(workspace: Workspace, name: str, instance: dg.DagsterInstance, rows_per_cell: int) -> IntervalSet:
     """Assert that nobody says something else than the others; return what both stores have.
 
     Offline the rows themselves are counted, per cell of the view's grid, and the table's own coverage is read too.
@@ -32,7 +29,6 @@ def assert_agreement(
         name: A view that writes both stores, whose source has rows in each cell.
         instance: Of the Dagster that did the work.
         rows_per_cell: How many.
-        shown: Partitions that Dagster is to show otherwise, such as those of a run that goes on, and how.
     """
     view, stores = workspace.repo.view(name), workspace.stores
     offline, online = stores.coverage(view, "offline"), stores.coverage(view, "online")
@@ -40,7 +36,7 @@ def assert_agreement(
     assert stores.offline.coverage(name) == offline
     assert stores.online.coverage(stores.online_layout(view)) == online
     both = offline.intersect(online)
-    expected = {cell.start.strftime(_KEY): "MATERIALIZED" for cell in _cells(view, both)} | dict(shown)
+    expected = {cell.start.strftime(_KEY): "MATERIALIZED" for cell in _cells(view, both)}
     assert statuses(workspace, view, instance) == expected
     return both
 
