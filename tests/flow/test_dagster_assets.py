@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
-import pandas as pd
 import pytest
 
 from featurekit_dagster import Workspace
+from featurekit_dagster.execution import materialize
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.materializations import MaterializationRequest, materializations
-from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from tests.flow.payments import (
     AMOUNT,
     USERS,
@@ -263,16 +262,17 @@ def test_run_waits_while_another_one_writes_the_view(workspace: Workspace, insta
 def test_interrupted_run_leaves_its_range_to_whoever_comes_next(
     workspace: Workspace, instance: dg.DagsterInstance, *, retries: bool
 ) -> None:
-    def interrupted(payments: pd.DataFrame) -> pd.DataFrame:
+    def interrupted(step: str, task: Task) -> None:
         raise KeyboardInterrupt
 
-    view = replace(workspace.repo.view("last_payment"), function=interrupted)
     request = MaterializationRequest(
         interval=Interval(day(0), day(2)), trigger="manual", run_id="run", managed_retries=retries
     )
-    log = logging.getLogger("interrupted")
-    with pytest.raises(KeyboardInterrupt):
-        list(materializations(view, dg.AssetKey("last_payment"), request, workspace.stores, log))
+    log, view = logging.getLogger("interrupted"), workspace.repo.view("last_payment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(materialize.run_tasks.__kwdefaults__, "on_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(materializations(view, dg.AssetKey("last_payment"), request, workspace.stores, log))
     (job,) = workspace.stores.ledger.jobs(workspace.name, "last_payment")
     assert (job.state, job.reason) == ("RUNNING" if retries else "FAILURE", "its run was ended before it was done")
     assert job.next_attempt_at == (day(10) if retries else None), "a lost attempt is repeated at once"
