@@ -95,7 +95,7 @@ def graphql(url: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any
     return answer["data"]
 
 
-def wait_for(what: str, condition: Callable[[], bool], timeout_seconds: float = 180) -> None:
+def wait_for(what: str, condition: Callable[[], bool], timeout_seconds: float = 300) -> None:
     """Return when a condition holds.
 
     Raises:
