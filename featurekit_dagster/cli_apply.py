@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurekit_dagster.errors import ChangeNotKeepable, TectonValidationError
-from featurekit_dagster.intervals import format_time
+from featurekit_dagster.intervals import format_time, to_us
+from featurekit_dagster.planning.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from featurekit_dagster.cli_plan import PlanReview
@@ -168,8 +169,9 @@ def _removed(view: str, action: str, generation: int | None, text: str, jobs: Se
 
 
 def _decide(bound: Workspace, each: ViewReview, *, rebuild: bool) -> Done:
-    """Let the ledger know what was decided about a changed view."""
+    """Let the ledger know what was decided about a changed view; code locations that were loaded before follow this."""
     ledger, view, shape = bound.stores.ledger, each.plan.view, bound.shapes()[each.plan.view]
+    ledger.deploy(bound.name, {view: fingerprint(bound.repo.view(view))}, to_us(bound.loaded_at))
     if not rebuild:
         kept = ledger.keep(bound.name, view, shape)
         text = f"generation {kept} stands as it is, under the changed declaration"
