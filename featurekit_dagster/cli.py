@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from featurekit_dagster.cli_apply import NEEDS_DECISION, apply
+from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_repair import repair
@@ -227,6 +228,7 @@ def historical(
 add_job_commands(app)
 app.command()(apply)
 app.command()(repair)
+app.add_typer(ingest)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
