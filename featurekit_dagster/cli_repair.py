@@ -56,7 +56,10 @@ def repair(
         _print_stores(console, found)
     marks = _repaired_marks(bound, chosen, open_console(stderr=True), quiet=json) if dagster else None
     if json:
-        stores = [{"view": r.view, "store": r.store, "before": r.before, "after": r.after} for r in found]
+        stores = [
+            {"view": r.view, "store": r.store, "generation": r.generation, "before": r.before, "after": r.after}
+            for r in found
+        ]
         told = [{"view": m.view, "reported": m.reported, "wrongly_shown": m.wrong} for m in marks or ()]
         print_json({"stores": stores, "dagster": None if marks is None else told})
     elif marks is not None:
@@ -75,11 +78,19 @@ def _repaired_marks(
 
 
 def _print_stores(console: Console, found: Sequence[Repair]) -> None:
+    several = any(r.generation != 1 for r in found)
     rows = [
-        (r.view, r.store, "as it was" if r.before == r.after else short_intervals(r.before), short_intervals(r.after))
+        (
+            r.view,
+            *((r.generation,) if several else ()),
+            r.store,
+            "as it was" if r.before == r.after else short_intervals(r.before),
+            short_intervals(r.after),
+        )
         for r in found
     ]
-    print_table(console, ("Feature view", "Store", "The ledger said", "The store says"), rows)
+    generation = ("Generation",) if several else ()
+    print_table(console, ("Feature view", *generation, "Store", "The ledger said", "The store says"), rows)
 
 
 def _print_marks(console: Console, views: dict[str, FeatureView], marks: Sequence[MarksRepair]) -> None:

@@ -14,6 +14,7 @@ from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.partitions import keys_of
 from featurekit_dagster.orchestration.run import open_instance
+from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.planner import split_tasks
 from tests.support.delta_log import forget_log
 from tests.unit.cli_runner import bind, output
@@ -80,6 +81,21 @@ def test_coverage_is_read_back_after_the_log_of_the_table_was_cleaned_up(shop: W
     lose_ledger(shop)
     repaired("last_purchase", "--no-dagster")
     assert shop.snapshot().covered == known
+
+
+def test_a_view_that_was_rebuilt_is_told_by_generation(shop: Workspace) -> None:
+    fill(shop, "spend", days(0, 10))
+    shop.stores.ledger.rebuild(shop.name, "spend", StoredShape.of(shop.repo.view("spend")))
+    fill(shop, "spend", days(0, 10))
+    known = shop.snapshot()
+    assert known.generation["spend"] == 2
+    lose_ledger(shop)
+    text = output("repair", "spend", "--no-dagster", width=120)
+    assert [line.split()[:4] for line in text.splitlines()[2:]] == [
+        ["spend", str(generation), store, "nothing"] for generation in (1, 2) for store in ("offline", "online")
+    ]
+    assert (shop.snapshot().covered, shop.snapshot().generation) == (known.covered, known.generation)
+    assert [each["generation"] for each in repaired("spend", "--no-dagster")["stores"]] == [1, 1, 2, 2]
 
 
 def test_covered_partitions_that_dagster_does_not_show_are_reported_to_it(shop: Workspace) -> None:
