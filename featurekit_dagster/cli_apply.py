@@ -82,15 +82,20 @@ def apply(
     _check(review, rebuild=rebuild, keep=keep)
     if _removes_anything(review) or review.decisions:
         _ask(yes=yes, json=json)
-    done = list(_carry_out(bound, review, rebuild=rebuild))
-    left = PlanReview.of(bound, [view.name for view in review.views]) if review.views else review
+    done: list[Done] = []
+    try:
+        for each in _carry_out(bound, review, rebuild=rebuild):
+            done.append(each)
+    finally:  # what was done before an error is told, too
+        if not json:
+            print_notes(open_console(), [(each.view, each.text) for each in done], title="Done")
+    left = PlanReview.of(bound, [view.name for view in review.views]) if review.views else None
     if json:
-        print_json({"done": [_record(each) for each in done], "plan": plan_records(left)})
+        print_json({"done": [_record(each) for each in done], "plan": plan_records(left) if left else []})
         return
-    print_notes(open_console(), [(each.view, each.text) for each in done], title="Done")
     if not done:
         print_line(open_console(), "There was nothing to apply.")
-    if left.views:
+    if left:
         open_console().print()
         print_plan(open_console(), left, advice=DO_IT if bound.fixed_now else _NEXT)
 

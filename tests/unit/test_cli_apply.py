@@ -141,6 +141,7 @@ def test_a_removal_needs_no_decision_and_is_one_job(folder: Path, monkeypatch: p
     workspace = bound(folder, monkeypatch, {}, without=("last_purchase",))
     applied = json.loads(output("apply", "last_purchase", "--yes", "--json"))
     (done,) = applied["done"]
+    assert applied["plan"] == []
     (job,) = workspace.stores.ledger.jobs("shop", "last_purchase", limit=1)
     assert (done["action"], done["job_ids"]) == ("remove", [job.id])
     assert (job.kind, job.state, job.stats) == ("DELETION", "SUCCESS", {"rows_removed": 20})
