@@ -13,6 +13,8 @@ import typer
 from featurekit_dagster.errors import ChangeNotKeepable, TectonValidationError
 from featurekit_dagster.intervals import format_time, to_us
 from featurekit_dagster.planning.fingerprint import fingerprint
+from featurekit_dagster.planning.partition_limits import too_many_partitions
+from featurekit_dagster.planning.tasks import LedgerSnapshot
 
 if TYPE_CHECKING:
     from featurekit_dagster.cli_plan import PlanReview
@@ -105,7 +107,14 @@ def _check(review: PlanReview, *, rebuild: bool, keep: bool) -> None:
 
     Raises:
         ChangeNotKeepable: What is stored of a view cannot stand.
+        TooManyPartitions: A view that would be rebuilt has more partitions than Dagster can take.
     """
+    if rebuild:
+        changed = {each.plan.view for each in review.decisions}
+        for view in review.views:
+            too_many = too_many_partitions(view, LedgerSnapshot(), review.now) if view.name in changed else None
+            if too_many is not None:
+                raise too_many
     if keep:
         for each in review.decisions:
             refused = [change.text for change in each.plan.changes if not change.keepable]
