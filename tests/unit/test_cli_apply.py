@@ -66,6 +66,13 @@ def states(workspace: Workspace, view: str) -> list[str]:
     return [record.state.value for record in workspace.stores.ledger.generations("shop", view)]
 
 
+def test_rebuild_into_too_many_partitions_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = bound(folder, monkeypatch, {"last_purchase": {"batch_schedule": timedelta(seconds=5)}})
+    said = refused("apply", "last_purchase", "--rebuild", "--yes")
+    assert said.startswith("error: last_purchase: batch_schedule 5s makes 172,800 partitions; Dagster gets slow above")
+    assert states(workspace, "last_purchase") == ["CURRENT"]
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_plan_text_of_what_has_changed_at_both_widths(
     folder: Path, monkeypatch: pytest.MonkeyPatch, width: int
