@@ -112,7 +112,7 @@ def test_thousands_of_allowed_requests_are_answered_as_the_page_says(server: Ing
 
 @pytest.mark.slow
 def test_thousands_of_forbidden_requests_are_refused(server: IngestServer) -> None:
-    assert 200 not in _follow_the_page(server, KINDS[1], 300 * TIMES)
+    assert {400, 422} <= _follow_the_page(server, KINDS[1], 300 * TIMES).keys()
 
 
 @pytest.mark.slow
