@@ -183,6 +183,7 @@ class StreamFollower:
         self._checkpoints: Mapping[str, StreamCheckpoint] = {}
         self._watermark = Watermark(None, {})
         self._start_us: int | None = None
+        self._is_told = False
         self._batches: list[StreamBatch] = []
         self._lag, self._lag_seen = 0, float("-inf")
 
@@ -258,7 +259,19 @@ class StreamFollower:
         self._checkpoints = {**self._checkpoints, **stored}
         for name in stored:
             self._move_letters(name)
+        self._tell_ledger()
         return written
+
+    def _tell_ledger(self) -> None:
+        """Let planning know from when on batch jobs need not write online."""
+        if self._is_told:
+            return
+        with self._stores.online.snapshot(self._layout) as snapshot:
+            start_us = snapshot.stream.start_us
+        if start_us is not None:
+            place = (self._stores.workspace, self._view.name, self._layout.generation)
+            self._stores.ledger.stream_started(*place, from_us(start_us))
+            self._is_told = True
 
     def _moved(self, batches: Sequence[StreamBatch], found: PolledEvents, now: datetime) -> dict[str, StreamCheckpoint]:
         """Return the checkpoints behind what was polled."""

@@ -163,8 +163,8 @@ def _check_up_to_date(view: FeatureView, stores: WorkspaceStores, now: datetime)
     if wanted is None:
         return CheckOutcome(name=UP_TO_DATE, passed=True, description="Nothing has to be materialized by itself yet.")
     newest = Interval(max(wanted.start, wanted.end - view.batch_schedule), wanted.end)
-    lacking = [store for store in stores_of(view) if not stores.coverage(view, store).covers(newest)]
-    gaps = [gap for store in stores_of(view) for gap in IntervalSet([wanted]).subtract(stores.coverage(view, store))]
+    lacking = [store for store in stores_of(view) if not stores.provided(view, store).covers(newest)]
+    gaps = [gap for store in stores_of(view) for gap in IntervalSet([wanted]).subtract(stores.provided(view, store))]
     said = f"{wanted} is materialized."
     if lacking:
         said = f"{newest} is not materialized {' and '.join(lacking)}."

@@ -157,8 +157,8 @@ def materializations(
 
 
 def covered_everywhere(view: FeatureView, stores: WorkspaceStores) -> IntervalSet:
-    """Return what is covered in every store that the view writes."""
-    first, *others = (stores.coverage(view, store) for store in stores_of(view))
+    """Return what is covered in every store that the view writes, by batch jobs or by its stream."""
+    first, *others = (stores.provided(view, store) for store in stores_of(view))
     for covered in others:
         first = first.intersect(covered)
     return first

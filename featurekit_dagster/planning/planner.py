@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 
 from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
+from featurekit_dagster.domain.stream_rules import stream_warnings
 from featurekit_dagster.domain.windows import format_duration
 from featurekit_dagster.errors import BeforeFeatureStart, IntervalNotComplete, MisalignedInterval, PlanError
 from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, ceil_time, floor_time, format_time, is_aligned
@@ -212,15 +213,26 @@ def _wanted_in(
 ) -> IntervalSet:
     """Return what should be materialized in a store; while it is built anew, also all that there was before.
 
-    Of what there was, nothing before the materialization start, nothing that is not complete on today's grid.
+    Of what there was, nothing before the materialization start, nothing that is not complete on today's grid. Online
+    a stream brings itself what is after its start, so batch jobs only write what is before.
     """
     whole = IntervalSet([] if wanted is None else [wanted])
+    streamed = snapshot.stream_starts.get(view.name)
+    if store == ONLINE and streamed is not None:
+        whole = _before(whole, floor_time(streamed, view.batch_schedule))
     start, end = view.materialization_start, last_complete_end(view, now)
     before = snapshot.superseded.get((view.name, store), IntervalSet())
     if start is None or start >= end:
         return whole
     width = view.batch_schedule
+    if store == ONLINE and streamed is not None:
+        before = _before(before, floor_time(streamed, width))
     return whole.union(IntervalSet(i.aligned_outward(width) for i in before).intersect([Interval(start, end)]))
+
+
+def _before(intervals: IntervalSet, end: datetime) -> IntervalSet:
+    """Return what of intervals is before a time."""
+    return IntervalSet(Interval(i.start, min(i.end, end)) for i in intervals if i.start < end)
 
 
 def _cut(interval: Interval, step: timedelta | None) -> Iterator[Interval]:
@@ -238,6 +250,7 @@ def _warnings(view: FeatureView) -> Iterator[str]:
             f"every job reads the whole of {', '.join(plain)}, because it is used unfiltered and the function takes no "
             "context; FilteredSource(...) hands over only the interval"
         )
+    yield from stream_warnings(view)
 
 
 def _why_nothing(view: FeatureView, now: datetime) -> str:

@@ -43,6 +43,7 @@ class LedgerSnapshot:
             is being built covers as much.
         retired: Declared view to its generations that nothing uses any more.
         undeclared: Name of a view that nobody declares any more to what is known of it.
+        stream_starts: View to the time from which on its stream covers everything online; none before it began.
     """
 
     covered: Mapping[tuple[str, str], IntervalSet] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class LedgerSnapshot:
     superseded: Mapping[tuple[str, str], IntervalSet] = field(default_factory=dict)
     retired: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     undeclared: Mapping[str, RemovedView] = field(default_factory=dict)
+    stream_starts: Mapping[str, datetime] = field(default_factory=dict)
 
     def coverage(self, view: str, store: str) -> IntervalSet:
         """Return what is materialized of a view in a store."""

@@ -20,8 +20,8 @@ from featurekit_dagster.stores.ledger_generations import read_all_generations
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, BATCH, JobRecord, read_jobs
-from featurekit_dagster.stores.ledger_snapshot import take_snapshot
-from featurekit_dagster.stores.ledger_tables import insert_new, jobs, views
+from featurekit_dagster.stores.ledger_snapshot import stream_fact, take_snapshot
+from featurekit_dagster.stores.ledger_tables import facts, insert_new, jobs, views
 
 
 class Ledger(JobBook):
@@ -139,6 +139,19 @@ class Ledger(JobBook):
             insert_new(connection, views, new, None)
             known = select(views.c.created_us).filter_by(**key)
             return from_us(connection.execute(known).scalar_one())
+
+    def stream_started(self, workspace: str, view: str, generation: int, start: datetime) -> None:
+        """Remember from when on a view's stream covers everything online; what is known already stays."""
+        row = {"name": stream_fact(workspace, view, generation), "value": str(to_us(start))}
+        with self._write() as connection:
+            insert_new(connection, facts, row, None)
+
+    def stream_start(self, workspace: str, view: str, generation: int) -> datetime | None:
+        """Return from when on a view's stream covers everything online; None before it began."""
+        name = stream_fact(workspace, view, generation)
+        with self._engine.connect() as connection:
+            value = connection.execute(select(facts.c.value).where(facts.c.name == name)).scalar_one_or_none()
+        return None if value is None else from_us(int(value))
 
     def acquire(self, name: str, holder: str, ttl: timedelta = LEASE_TIME) -> Lease:
         """Take a lease; see `LeaseBook.acquire`."""

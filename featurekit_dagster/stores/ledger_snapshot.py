@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
-from featurekit_dagster.intervals import IntervalSet
+from featurekit_dagster.intervals import IntervalSet, from_us
 from featurekit_dagster.planning.generations import GenerationRecord, GenerationState, Resolution, StoredShape, resolve
 from featurekit_dagster.planning.tasks import LedgerSnapshot, RemovedView
 from featurekit_dagster.stores.ledger_generations import known_views, read_all_generations
 from featurekit_dagster.stores.ledger_records import read_coverage
 from featurekit_dagster.stores.ledger_spans import read_spans
-from featurekit_dagster.stores.ledger_tables import jobs
+from featurekit_dagster.stores.ledger_tables import facts, jobs
 
 _Coverage = Mapping[tuple[str, int, str], IntervalSet]
 
@@ -44,7 +45,20 @@ def take_snapshot(
         superseded=superseded,
         retired={view: each.retired for view, each in resolved.items() if each.retired},
         undeclared={view: _removed(view, records.get(view, ()), every) for view in sorted(unknown)},
+        stream_starts=_stream_starts(connection, workspace, chosen),
     )
+
+
+def stream_fact(workspace: str, view: str, generation: int) -> str:
+    """Return the name of the fact that says from when on a stream covers everything online."""
+    return f"stream_start:{workspace}/{view}/{generation}"
+
+
+def _stream_starts(connection: Connection, workspace: str, chosen: Mapping[str, int]) -> dict[str, datetime]:
+    found = select(facts).where(facts.c.name.startswith(f"stream_start:{workspace}/", autoescape=True))
+    values = {row.name: row.value for row in connection.execute(found)}
+    names = {view: stream_fact(workspace, view, generation) for view, generation in chosen.items()}
+    return {view: from_us(int(values[name])) for view, name in names.items() if name in values}
 
 
 def _shown(records: Sequence[GenerationRecord], resolved: Resolution | None) -> int:

@@ -10,13 +10,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.intervals import Interval, IntervalSet, floor_time
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape, laid_out_fields, resolve
 from featurekit_dagster.planning.job_state import MANAGED, RetryPolicy
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LEDGER_VARIABLE = "FEATUREKIT_LEDGER"
 _SECONDS_BETWEEN_LOOKS = 1.0
+_FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,16 @@ class WorkspaceStores:
     def coverage(self, view: FeatureView, store: str) -> IntervalSet:
         """Return what the ledger knows to be materialized of a view in `online` or `offline`."""
         return self.ledger.coverage(self.workspace, view.name, store, self.generation(view, store))
+
+    def provided(self, view: FeatureView, store: str) -> IntervalSet:
+        """Return what is materialized of a view in `online` or `offline`, or is brought there by its stream."""
+        covered = self.coverage(view, store)
+        if store != ONLINE or not view.is_stream:
+            return covered
+        start = self.ledger.stream_start(self.workspace, view.name, self.generation(view, store))
+        if start is None:
+            return covered
+        return covered.union([Interval(floor_time(start, view.batch_schedule), _FOR_EVER)])
 
     def read_offline(
         self, view: FeatureView, schema: pa.Schema, interval: Interval, columns: Sequence[str] | None = None

@@ -24,6 +24,7 @@ from featurekit_dagster.errors import LeaseHeld, LeaseLost
 from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.execution.stream import StreamFollower, StreamReport, run_stream_loop
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.orchestration.materializations import covered_everywhere
 from featurekit_dagster.planning.planner import split_tasks
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN
 from tests.support.clicks import CONTINUOUS, continuous, followed, live, tiled
@@ -186,6 +187,18 @@ def test_a_bootstrap_after_the_stream_began_keeps_what_only_the_stream_has(tmp_p
     world.send(both, streamed)
     world.materialize(day(1), day(3))
     assert world.online(1, NOON) == [3.0]
+
+
+def test_batch_jobs_are_planned_online_only_up_to_the_streams_start(tmp_path: Path) -> None:
+    world = Followed(tmp_path, live(_from_start(followed(tmp_path, [visit(1, day(2.5))])), online=True))
+    (plan,) = world.workspace.plan()
+    assert [(task.interval, task.online) for task in plan.tasks] == [(Interval(day(1), day(3)), True)]
+    world.clock.now = day(5.5)
+    (plan,) = world.workspace.plan()
+    tasks = [(task.interval, task.online) for task in plan.tasks]
+    assert tasks == [(Interval(day(1), day(3)), True), (Interval(day(3), day(5)), False)]
+    list(run_tasks(world.view, plan.tasks, world.workspace.stores, trigger="manual"))
+    assert covered_everywhere(world.view, world.workspace.stores).covers(Interval(day(1), day(5)))
 
 
 def test_batch_beats_stream_at_equal_times(tmp_path: Path) -> None:

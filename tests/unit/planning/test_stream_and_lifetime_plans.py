@@ -7,6 +7,7 @@ from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
 from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindowSeries
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.planner import plan_view
+from featurekit_dagster.planning.tasks import LedgerSnapshot
 from tests.unit.domain.declared import DAY, START, aggregated, streamed
 from tests.unit.planning.test_planner import EMPTY, NOW
 
@@ -15,6 +16,24 @@ def test_a_stream_view_is_planned_for_its_batch_side_and_offline_only() -> None:
     view = streamed()
     plan = plan_view(view, EMPTY, NOW)
     assert [(t.interval, t.online, t.offline) for t in plan.tasks] == [(Interval(START - 7 * DAY, NOW), False, True)]
+
+
+def test_online_batch_jobs_are_planned_up_to_the_interval_in_which_the_stream_began_and_offline_for_ever() -> None:
+    view, first = streamed(online=True), START - 7 * DAY
+    plan = plan_view(view, EMPTY, NOW)
+    assert [(t.interval, t.online, t.offline) for t in plan.tasks] == [(Interval(first, NOW), True, True)]
+    began = START + 2 * DAY
+    plan = plan_view(view, LedgerSnapshot(stream_starts={view.name: began + DAY / 3}), NOW)
+    assert [(t.interval, t.online, t.offline) for t in plan.tasks] == [
+        (Interval(first, began), True, True),
+        (Interval(began, NOW), False, True),
+    ]
+
+
+def test_a_plan_warns_of_a_stream_without_a_watermark() -> None:
+    (warning,) = plan_view(streamed(online=True), EMPTY, NOW).warnings
+    assert warning.startswith("aggregates of intervals without a watermark: ")
+    assert plan_view(streamed(), EMPTY, NOW).warnings == ()
 
 
 def test_a_stream_without_batch_side_is_not_planned_and_says_why() -> None:

@@ -1,0 +1,71 @@
+"""A consumer killed anywhere and started again: no event is lost, none counts twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featurekit_dagster.streams.push_log import PushLog
+from tests.support import killed_consumer
+from tests.support.killed_consumer import EVENTS, PIECE, USERS
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = 200 if os.environ.get("FEATUREKIT_SOAK") else 20
+POINTS = ["polled", "transforming", "committed"]
+LONGEST_DELAY_SECONDS = 0.03  # about three commits
+
+
+def start(root: Path, point: str, commits: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.support.killed_consumer", str(root), point, str(commits)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def kill(root: Path, number: int, commits: int) -> str:
+    """Start a consumer that dies; return where it died."""
+    point = POINTS[number % 4] if number % 4 < len(POINTS) else f"{random.uniform(0, LONGEST_DELAY_SECONDS):.4f}"
+    died = start(root, point, commits)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    last = died.stdout.split()[-1]
+    return f"{point}, after event {last}"
+
+
+def check(root: Path) -> None:
+    """Read the log to its end, in this process, and compare every user's features."""
+    killed_consumer.follow(root, "end", 0)
+    workspace = killed_consumer.open_workspace(root, killed_consumer.make_view())
+    handle = workspace.get_feature_view("totals")
+    for user in range(USERS):
+        amounts = [event["amount"] for event in killed_consumer.events() if event["user"] == user]
+        found = handle.get_online_features({"user": user}).to_dict()
+        assert found == {"sum": sum(amounts), "count": len(amounts)}
+    layout = workspace.stores.online_layout(killed_consumer.make_view())
+    assert workspace.stores.online.checkpoints(layout)["0"].events == EVENTS
+    workspace.stores.online.close()
+    workspace.stores.ledger.close()
+
+
+def test_a_consumer_killed_at_each_point_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+    PushLog(killed_consumer.log_path(tmp_path)).append(killed_consumer.documents())
+    for number in range(4):
+        kill(tmp_path, number, random.randrange(2, 6))
+    check(tmp_path)
+
+
+@pytest.mark.slow
+def test_it_does_so_however_often_it_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, documents = PushLog(killed_consumer.log_path(tmp_path)), killed_consumer.documents()
+    most = 1 + EVENTS // (PIECE * KILLS)
+    log.append(documents[: EVENTS // 2])
+    for number in range(KILLS):
+        where = kill(tmp_path, number, random.randrange(1, 1 + most))
+        if number == KILLS // 2:
+            log.append(documents[EVENTS // 2 :])
+        with capsys.disabled():
+            print(f"kill {number + 1}: {where}")
+    check(tmp_path)

@@ -1,0 +1,152 @@
+"""A process that follows a push log and kills itself at a named point; its arguments are ROOT POINT COMMITS.
+
+After COMMITS commits it dies: at `polled` before the next commit writes, at `transforming` amid making rows, at
+`committed` before anything else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from featurekit_dagster import (
+    Aggregation,
+    Entity,
+    FeatureView,
+    Field,
+    Int64,
+    PushConfig,
+    StreamProcessingMode,
+    StreamSource,
+    Timestamp,
+    TimeWindow,
+    Workspace,
+    stream_feature_view,
+)
+from featurekit_dagster.execution.stream import StreamReport, run_stream_loop
+from featurekit_dagster.streams.push_log import PushLogReader, push_log_path
+from tests.support.stream_lists import document
+
+NOW = datetime(2024, 3, 2, tzinfo=UTC)
+USERS, EVENTS, PIECE = 50, 2_000, 50
+_DIE_TRANSFORMING = "TEST_DIE_TRANSFORMING"
+FIELDS = [Field("user", Int64), Field("ts", Timestamp), Field("amount", Int64)]
+
+
+class Deadline:
+    """Whether the point was reached at which the process dies."""
+
+    def __init__(self, point: str, commits: int) -> None:
+        self.point, self.left, self.is_armed = point, commits, False
+
+    def at(self, point: str) -> None:
+        if self.is_armed and point == self.point:
+            die()
+
+    def committed(self, report: StreamReport) -> None:
+        print(f"events {report.events}", flush=True)
+        self.at("committed")
+        self.left -= 1
+        if self.left == 0:
+            self.is_armed = True
+            if self.point == "transforming":
+                os.environ[_DIE_TRANSFORMING] = "now"
+            if self.point[0].isdigit():
+                threading.Timer(float(self.point), die).start()
+
+
+def die() -> None:
+    """End this process at once, as kill -9 does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def events() -> list[dict[str, Any]]:
+    """Return all events: each user has as many, and each amount is another."""
+    return [{"user": n % USERS, "ts": NOW - timedelta(seconds=n % 600 + 1), "amount": n} for n in range(EVENTS)]
+
+
+def make_view() -> FeatureView:
+    """Return a view of sums and numbers of events, over tiles of a minute."""
+
+    def as_it_is(event: dict[str, Any]) -> dict[str, Any]:
+        if os.environ.get(_DIE_TRANSFORMING):
+            die()
+        return event
+
+    made = stream_feature_view(
+        name="totals",
+        mode="python",
+        source=StreamSource(name="payments", stream_config=PushConfig(timestamp_field="ts"), schema=FIELDS),
+        entities=[Entity(name="user", join_keys=[Field("user", Int64)])],
+        schema=FIELDS,
+        aggregation_interval=timedelta(minutes=1),
+        aggregations=[
+            Aggregation("amount", "sum", TimeWindow(timedelta(hours=1)), name="sum"),
+            Aggregation("amount", "count", TimeWindow(timedelta(hours=1)), name="count"),
+        ],
+        stream_processing_mode=StreamProcessingMode.TIME_INTERVAL,
+        batch_schedule=timedelta(days=1),
+        feature_start_time=datetime(2024, 3, 1, tzinfo=UTC),
+        online=True,
+    )(as_it_is)
+    assert isinstance(made, FeatureView)
+    return made
+
+
+def log_path(root: Path) -> Path:
+    return push_log_path(root / "home", "w", "payments")
+
+
+def documents() -> list[bytes]:
+    return [document(event) for event in events()]
+
+
+def open_workspace(root: Path, view: FeatureView) -> Workspace:
+    return Workspace("w", [view], home=root / "home", clock=NOW)
+
+
+class _Reader(PushLogReader):
+    """Brings the log in small pieces, and says when it is at its end."""
+
+    def __init__(self, path: Path, stop: threading.Event | None) -> None:
+        super().__init__(path)
+        self._stop = stop
+
+    def poll(self, most: int, timeout: timedelta) -> Any:
+        found = super().poll(min(most, PIECE), timeout)
+        if not found and self._stop is not None:
+            self._stop.set()
+        return found
+
+
+def follow(root: Path, point: str, commits: int) -> None:
+    """Follow the log until the process dies, or to its end."""
+    deadline, view = Deadline(point, commits), make_view()
+    workspace, stop = open_workspace(root, view), threading.Event()
+
+    def clock() -> datetime:
+        deadline.at("polled")
+        return NOW
+
+    reader = _Reader(log_path(root), stop)
+    run_stream_loop(
+        view,
+        reader,
+        workspace.stores,
+        stop=stop,
+        clock=clock,
+        commit_every=timedelta(0),
+        on_report=deadline.committed,
+    )
+    workspace.stores.online.close()
+    workspace.stores.ledger.close()
+
+
+if __name__ == "__main__":
+    folder, where, after = sys.argv[1:]
+    follow(Path(folder), where, int(after))
