@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from deltalake.exceptions import TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
@@ -23,7 +24,10 @@ def generations_in(folder: str, options: Mapping[str, str] | None, *, is_local: 
     if is_local:
         names = [path.name for path in Path(folder).glob("g*") if path.is_dir()]
     else:
-        files = fs.PyFileSystem(DeltaStorageHandler(folder, dict(options) if options else None))
+        try:
+            files = fs.PyFileSystem(DeltaStorageHandler(folder, dict(options) if options else None))
+        except TableNotFoundError:
+            return ()  # where folders are more than parts of names
         names = [each.base_name for each in files.get_file_info(fs.FileSelector("", allow_not_found=True))]
     found = (_GENERATION.fullmatch(name) for name in names)
     return tuple(sorted(int(match[1]) for match in found if match))
