@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_dagster.domain.context import MaterializationContext
 from featurekit_dagster.domain.feature_view import PASS_THROUGH, FeatureView
 from featurekit_dagster.domain.schema import (
     Array,
@@ -29,7 +30,7 @@ from featurekit_dagster.domain.sources import BatchSource, SourceRange, pandas_b
 from featurekit_dagster.engine.conform import conform_table
 from featurekit_dagster.engine.duck import connect, quoted
 from featurekit_dagster.engine.scan import register_inputs
-from featurekit_dagster.engine.transform import transform
+from featurekit_dagster.engine.transform import transform, transform_frame
 from featurekit_dagster.errors import TransformError
 from featurekit_dagster.intervals import Interval
 
@@ -51,14 +52,30 @@ def transform_events(view: FeatureView, events: pa.Table) -> pa.Table:
     """
     if view.mode == PASS_THROUGH:
         known = [column.name for column in view.columns if column.name in events.column_names]
-        rows = conform_table(view, events.select(known))
-        if rows[view.timestamp_field].null_count:
-            raise TransformError(f"{view.name}: a row has no {view.timestamp_field}; leave such rows out or fill it")
-        return rows
+        return _timed(view, conform_table(view, events.select(known)))
     fed = _fed_by_hand(view)
     (parameter,) = fed.inputs
-    with connect() as con:
-        return transform(con, fed, _ALWAYS, {parameter: events}).table()
+    if view.mode == "sql" or any(pa.types.is_nested(column.type) for column in events.schema):
+        with connect() as con:
+            return transform(con, fed, _ALWAYS, {parameter: events}).table()
+    context = MaterializationContext.for_interval(_ALWAYS, view.batch_schedule)
+    extra = {view.context_parameter: context} if view.context_parameter else {}
+    return _timed(view, transform_frame(view, parameter, _without_zones(events), extra))
+
+
+def _timed(view: FeatureView, rows: pa.Table) -> pa.Table:
+    if rows[view.timestamp_field].null_count:
+        raise TransformError(f"{view.name}: a row has no {view.timestamp_field}; leave such rows out or fill it")
+    return rows
+
+
+def _without_zones(events: pa.Table) -> pa.Table:
+    """Return the events with naive UTC timestamps, which is what transformations see."""
+    for place, column in enumerate(events.schema):
+        if pa.types.is_timestamp(column.type):
+            naive = events.column(place).cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
+            events = events.set_column(place, column.name, naive)
+    return events
 
 
 @lru_cache(maxsize=256)

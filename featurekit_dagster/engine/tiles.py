@@ -231,21 +231,21 @@ def event_tile_pieces(
     Reading it raises `duckdb.Error` where the relation cannot be computed.
     """
     wanted = tuple(partials)
-    states = {_own_state(partial): _own_value(partial) for partial in wanted}
+    states = {own_state(partial): _own_value(partial) for partial in wanted}
     found = con.sql(_event_query(relation, keys, timestamp, states)).to_arrow_reader(_PIECE_ROWS)
-    schema = _single_tiles(found.schema.empty_table(), len(keys), wanted).schema
+    schema = single_tiles(found.schema.empty_table(), len(keys), wanted).schema
 
     def pieces() -> Iterator[pa.RecordBatch]:
         try:
             for batch in found:
-                yield from _single_tiles(pa.Table.from_batches([batch]), len(keys), wanted).to_batches()
+                yield from single_tiles(pa.Table.from_batches([batch]), len(keys), wanted).to_batches()
         except OSError as error:  # what DuckDB says while it is read comes as Arrow's word
             raise duckdb.Error(str(error)) from None
 
     return pa.RecordBatchReader.from_batches(schema, pieces())
 
 
-def _single_tiles(table: pa.Table, keys: int, partials: Sequence[PartialColumn]) -> pa.Table:
+def single_tiles(table: pa.Table, keys: int, partials: Sequence[PartialColumn]) -> pa.Table:
     """Return single events as tiles: the first `keys` columns, `_anchor_time` and the partial columns."""
     keyed = [
         column.cast(TIMESTAMP) if pa.types.is_timestamp(column.type) else column for column in table.columns[:keys]
@@ -253,7 +253,7 @@ def _single_tiles(table: pa.Table, keys: int, partials: Sequence[PartialColumn])
     columns = [*keyed, table.column(keys).cast(TIMESTAMP)]
     sketches: dict[str, tuple[pa.ListArray, pa.ListArray]] = {}
     for partial in partials:
-        name = _own_state(partial)
+        name = own_state(partial)
         found = table.column(name)
         if partial.kind in LIST_FUNCTIONS:
             found = _singles(found).array()
@@ -272,7 +272,7 @@ def _event_query(relation: str, keys: Sequence[str], timestamp: str, states: Map
     return f"SELECT {names}{anchor}{columns} FROM {relation} WHERE {quoted(timestamp)} IS NOT NULL"
 
 
-def _own_state(partial: PartialColumn) -> str:
+def own_state(partial: PartialColumn) -> str:
     """Return the name of what a partial column of a single event is finished from."""
     return f"__value {partial.column}" if partial.kind in LIST_FUNCTIONS else _state(partial)
 

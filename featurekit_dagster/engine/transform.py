@@ -124,6 +124,29 @@ def _row_by_row(
     ((parameter, name),) = names.items()
     with readable(view.inputs[parameter].source):
         table = con.sql(f"FROM {quoted(name)}").to_arrow_table()
+    return _made_of_rows(view, parameter, table, extra)
+
+
+def transform_frame(view: FeatureView, parameter: str, table: pa.Table, extra: Mapping[str, Any]) -> pa.Table:
+    """Return the declared columns that a Python function makes of rows that are at hand.
+
+    Args:
+        view: A feature view with a function in another mode than `sql`.
+        parameter: The parameter that receives the rows.
+        table: The rows; timestamps without a zone.
+        extra: The other arguments of the function.
+
+    Raises:
+        OutputSchemaMismatch: The output's columns or types are not the declared ones.
+        TransformError: The function failed, or its output is no table.
+    """
+    if view.mode == "python":
+        return conform_table(view, _made_of_rows(view, parameter, table, extra))
+    frame = _as_frame(table, view.mode)
+    return conform_table(view, _as_table(view, _called(view, {parameter: frame, **extra})))
+
+
+def _made_of_rows(view: FeatureView, parameter: str, table: pa.Table, extra: Mapping[str, Any]) -> pa.Table:
     made = [_called(view, {parameter: row, **extra}) for batch in table.to_batches() for row in batch.to_pylist()]
     rows = [row for row in made if row is not None]
     odd = next((type(row).__name__ for row in rows if not isinstance(row, dict)), None)
@@ -203,6 +226,10 @@ def _checked_sql(con: duckdb.DuckDBPyConnection, view: FeatureView, query: Any) 
 def _frame(con: duckdb.DuckDBPyConnection, name: str, mode: str, source: BatchSource) -> Any:
     with readable(source):
         table = con.sql(f"FROM {quoted(name)}").to_arrow_table()
+    return _as_frame(table, mode)
+
+
+def _as_frame(table: pa.Table, mode: str) -> Any:
     if mode == "polars":
         import polars as pl  # noqa: PLC0415 - only this mode needs it
 

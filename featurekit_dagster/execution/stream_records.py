@@ -14,7 +14,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.engine.columns import microseconds
-from featurekit_dagster.engine.local import tiles_of_events
+from featurekit_dagster.engine.event_cells import event_cells
 from featurekit_dagster.planning.grid import floor_us
 from featurekit_dagster.stores.cell_codec import decoder, encode_raw
 from featurekit_dagster.stores.online import ANCHOR_TIME, OnlineLayout
@@ -35,7 +35,7 @@ def stream_records(view: FeatureView, rows: pa.Table) -> pa.Table:
     if not view.is_aggregate:
         names = [ONLINE_TIMESTAMP if name == view.timestamp_field else name for name in rows.column_names]
         return rows.rename_columns(names)
-    tiles = tiles_of_events(view, rows, view.partials)
+    tiles = event_cells(rows, keys=view.tile_keys, timestamp=view.timestamp_field, partials=view.partials)
     times = microseconds(tiles[ANCHOR_TIME])[0]
     timed_partials = view.online_partials[len(view.partials) :]
     for own, timed in zip(_ordered(view.partials) if timed_partials else [], timed_partials, strict=True):
