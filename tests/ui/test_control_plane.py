@@ -21,7 +21,7 @@ from tests.ui.support.driven_browser import SECONDS, driven_page
 
 pytestmark = pytest.mark.ui
 
-RUN_TIME = 150 * SECONDS
+RUN_TIME = 300 * SECONDS
 
 
 @pytest.fixture(scope="module")
