@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from featurekit_dagster.domain.stream_sources import (
     KinesisConfig,
     PushConfig,
     RedisStreamConfig,
+    StreamConfig,
     StreamSource,
 )
-from featurekit_dagster.errors import StreamPositionLost, StreamUnavailable
+from featurekit_dagster.errors import StreamExtraMissing, StreamPositionLost, StreamUnavailable
 from featurekit_dagster.streams.kafka import KafkaReader
 from featurekit_dagster.streams.kinesis import ENDED, KinesisReader
 from featurekit_dagster.streams.push_log import PushLog, push_log_path
@@ -246,3 +248,21 @@ def test_each_kind_of_source_has_its_reader(tmp_path: Path) -> None:
     reader.seek({ONLY_PARTITION: None})
     drain(reader, 1, 1, seen)
     assert _flat(seen) == _events(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "config"),
+    [
+        ("confluent_kafka", "kafka", KafkaConfig(kafka_bootstrap_servers="127.0.0.1:1", topics="a")),
+        ("botocore", "kinesis", KinesisConfig(stream_name="a", region="us-west-2")),
+        ("redis", "redis", RedisStreamConfig(url="redis://127.0.0.1:1", stream_key="a")),
+    ],
+)
+def test_a_library_that_is_not_installed_is_told_with_its_extra(
+    library: str, extra: str, config: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    batch = FileConfig(uri="rows.parquet", file_format="parquet", timestamp_field="ts")
+    source = StreamSource(name="visits", stream_config=config, batch_config=batch)
+    with pytest.raises(StreamExtraMissing, match=rf"pip install 'featurekit_dagster\[{extra}\]'"):
+        open_reader(source, tmp_path, workspace="prod")
