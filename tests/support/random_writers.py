@@ -1,6 +1,7 @@
 """Three views that stamp what they write, and worker processes that are told what to do with their jobs over a pipe.
 
-A worker is forked from a server that has imported everything, so that one that was killed is replaced in no time.
+The stamp is a number that the worker was given, elsewhere the time of the query in microseconds. A worker is forked from
+a server that has imported everything, so that one that was killed is replaced in no time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pandas as pd
 from featurekit_dagster import (
     Aggregation,
     BatchSource,
+    BatchTriggerType,
     Entity,
     Field,
     FileConfig,
@@ -35,7 +37,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import JobStateError, LeaseHeld, MaterializationFailed, OverlappingMaterialization
 from featurekit_dagster.execution.materialize import CLAIMED, run_tasks
-from featurekit_dagster.intervals import Interval, from_us
+from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
@@ -68,15 +70,16 @@ def make_views(root: Path) -> dict[str, FeatureView]:
         "mode": "pandas",
         "schema": [Field("key", String), Field("at", Timestamp), Field("stamp", Int64)],
         "batch_schedule": DAY,
+        "batch_trigger": BatchTriggerType.MANUAL,
         "offline": True,
         "timestamp_field": "at",
     }
 
     def stamped(events: pd.DataFrame) -> pd.DataFrame:
-        return events[~events["key"].str.startswith("d")].assign(stamp=_stamp)
+        return events[~events["key"].str.startswith("d")].assign(stamp=_stamp or to_us(datetime.now(UTC)))
 
     def stamped_days(events: pd.DataFrame) -> pd.DataFrame:
-        return events[events["key"].str.startswith("d")].assign(stamp=_stamp)
+        return events[events["key"].str.startswith("d")].assign(stamp=_stamp or to_us(datetime.now(UTC)))
 
     newest = Aggregation(column="stamp", function="max", time_window=TimeWindow(window_size=DAY))
     tiles = {"aggregation_interval": DAY, "aggregations": [newest], "feature_start_time": START + DAY, "online": True}
