@@ -82,11 +82,12 @@ class IngestServer:
     workspace: Workspace
     url: str
     key: str
+    client: httpx.Client
 
     def send(self, records: Any, **changes: Any) -> httpx.Response:
         """Send events."""
         body = {"workspace": "prod", "source": "payments", "records": records, **changes}
-        return httpx.post(f"{self.url}/ingest", json=body, headers=self.headers, timeout=30)
+        return self.client.post("/ingest", json=body, headers=self.headers)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -96,7 +97,7 @@ class IngestServer:
     def send_raw(self, body: bytes, **headers: str) -> httpx.Response:
         """Send a body as it is."""
         sent = {**self.headers, "Content-Type": "application/json", **headers}
-        return httpx.post(f"{self.url}/ingest", content=body, headers=sent, timeout=30)
+        return self.client.post("/ingest", content=body, headers=sent)
 
 
 @contextmanager
@@ -111,8 +112,10 @@ def ingest_server(workspace: Workspace, limits: IngestLimits | None = None) -> I
         thread.start()
         while not server.started:
             time.sleep(0.01)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            yield IngestServer(workspace, f"http://127.0.0.1:{listener.getsockname()[1]}", key)
+            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+                yield IngestServer(workspace, url, key, client)
         finally:
             server.should_exit = True
             thread.join(20)
