@@ -1,7 +1,7 @@
 """Three views that stamp what they write, and worker processes that are told what to do with their jobs over a pipe.
 
-The stamp is a number that the worker was given, elsewhere the time of the query in microseconds. A worker is forked from
-a server that has imported everything, so that one that was killed is replaced in no time.
+The stamp is a number that the worker was given, elsewhere the time of the query in microseconds. A worker is forked
+from a server that has imported everything, so that one that was killed is replaced in no time.
 """
 
 from __future__ import annotations
