@@ -26,9 +26,10 @@ from featurekit_dagster.errors import (
     TransformError,
     safe_reason,
 )
+from featurekit_dagster.execution.stream_post_processing import PostProcessor, texts_of
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.stores.stream_state import DeadLetter
-from featurekit_dagster.streams.decoding import decode
+from featurekit_dagster.streams.decoding import TOO_LATE, decode
 from featurekit_dagster.streams.deduplication import Deduplication
 from featurekit_dagster.streams.reading import StreamBatch
 from featurekit_dagster.streams.watermark import Watermark
@@ -85,6 +86,13 @@ class EventProcessor:
         self._fields = _fields(view, self._source)
         self._time = config.timestamp_field or view.timestamp_field
         self._is_strict = isinstance(config, PushConfig)
+        function, self._input = config.post_processor, self._fields
+        self._post_processor = None
+        if function is not None:
+            by_row = isinstance(config, PushConfig) and config.post_processor_mode != "pandas"
+            self._post_processor = PostProcessor(function, self._fields, by_row=by_row)
+        if isinstance(config, PushConfig) and config.input_schema:
+            self._input = tuple(config.input_schema)
         self._deduplication = Deduplication(tuple(config.deduplication_columns))
 
     @property
@@ -131,13 +139,27 @@ class EventProcessor:
         self, payloads: Sequence[bytes], owners: Sequence[str], now: datetime
     ) -> tuple[pa.Table, IntArray, list[DeadLetter]]:
         """Return rows of the source, the place of each one's payload, and dead letters."""
-        timed = self._time if any(each.name == self._time for each in self._fields) else None
-        found = decode(payloads, self._fields, time_field=timed, latest=now + FUTURE, allow_unknown=not self._is_strict)
-        reasons: dict[int, str] = {}
-        for refusal in found.refused:
-            reasons.setdefault(refusal.index, f"{refusal.field} {refusal.rule}".strip())
-        letters = [_letter(owners[at], reason, payloads[at]) for at, reason in reasons.items()]
-        return found.rows, np.array(found.accepted, np.int64), letters
+        if self._post_processor is not None and not self._is_strict:
+            records, places = texts_of(payloads)
+            wrong = sorted({*range(len(payloads))} - {*places.tolist()})
+            reasons = dict.fromkeys(wrong, "the event is no text")
+        else:
+            timed = self._time if any(each.name == self._time for each in self._input) else None
+            found = decode(
+                payloads, self._input, time_field=timed, latest=now + FUTURE, allow_unknown=not self._is_strict
+            )
+            records, places, reasons = found.rows, np.array(found.accepted, np.int64), {}
+            for refusal in found.refused:
+                reasons.setdefault(refusal.index, f"{refusal.field} {refusal.rule}".strip())
+        if self._post_processor is not None:
+            made = self._post_processor.apply(records)
+            reasons |= {int(places[at]): reason for at, reason in made.refused}
+            records, places = made.rows, places[made.places]
+            times = self._times(records)
+            if times is not None and (far := times > to_us(now + FUTURE)).any():
+                reasons |= dict.fromkeys(places[far].tolist(), f"{self._time} {TOO_LATE}")
+                records, places = records.filter(pa.array(~far)), places[~far]
+        return records, places, [_letter(owners[at], reason, payloads[at]) for at, reason in sorted(reasons.items())]
 
     def _times(self, rows: pa.Table) -> IntArray | None:
         """Return the event times; None where only the transformation knows them."""
