@@ -107,8 +107,8 @@ class Stopper:
         Ledger.succeed = self._after(AT_LEDGER, Ledger.succeed)
         write_records, transact = lmdb.write_records, LmdbEnvironment.transact
 
-        def stop_behind_records(*arguments: Any) -> int:
-            refused = write_records(*arguments)
+        def stop_behind_records(*arguments: Any, **options: Any) -> int:
+            refused = write_records(*arguments, **options)
             self.reached(AT_MARKER)
             return refused
 
