@@ -7,8 +7,10 @@ brokers are away nothing comes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -17,6 +19,7 @@ from featurekit_dagster.errors import StreamPositionLost, StreamUnavailable
 from featurekit_dagster.streams.reading import OLDEST, PartitionLag, StreamBatch
 
 _ANSWER_SECONDS = 30.0
+_PROBE_SECONDS = 5.0
 _QUEUED_KILOBYTES = 16 * 1024
 _DEFAULTS: Mapping[str, str | int] = {"queued.max.messages.kbytes": _QUEUED_KILOBYTES}
 _OURS: Mapping[str, str | int | bool] = {
@@ -32,15 +35,18 @@ class KafkaReader:
     Args:
         source: Name of the source.
         config: Its declaration; `options` are librdkafka's, as text.
+        patience_seconds: How long no broker may be in reach.
     """
 
-    def __init__(self, source: str, config: KafkaConfig) -> None:
+    def __init__(self, source: str, config: KafkaConfig, *, patience_seconds: float = 60.0) -> None:
+        self._patience_seconds = patience_seconds
         self._source, self._config = source, config
         self._topics = sorted({topic.strip() for topic in config.topics.split(",") if topic.strip()})
         self._next: dict[str, int] = {}
         self._unsaid: set[str] = set()
-        settings = {"group.id": f"featurekit-{source}", **_DEFAULTS, **config.options}
-        settings |= {"bootstrap.servers": config.kafka_bootstrap_servers, **_OURS}
+        settings: dict[str, Any] = {"group.id": f"featurekit-{source}", **_DEFAULTS, **config.options}
+        settings |= {"bootstrap.servers": config.kafka_bootstrap_servers, **_OURS, "error_cb": self._note}
+        self._down_since: float | None = None
         try:
             self._consumer = Consumer(settings, logger=None)
         except KafkaException as error:
@@ -82,6 +88,7 @@ class KafkaReader:
         self._unsaid = set()
         # A consumer that is told to wait for many messages waits until it has them all, so wait for one of them.
         first = self._consumer.poll(wait)
+        self._check_brokers(is_up=first is not None)
         more = self._consumer.consume(most - 1, 0) if first is not None and most > 1 else []
         for message in [*([] if first is None else [first]), *more]:
             if (error := message.error()) is not None:
@@ -98,11 +105,13 @@ class KafkaReader:
         ]
 
     def lag(self) -> tuple[PartitionLag, ...]:
-        """Return the number of offsets between each partition's position and its end."""
-        ends = {partition: self._ends(partition)[1] for partition in self._next}
-        return tuple(
-            PartitionLag(partition, max(ends[partition] - offset, 0)) for partition, offset in self._next.items()
-        )
+        """Return the number of offsets between each partition's position and its end, as the brokers told it last."""
+        lags = []
+        for partition, offset in self._next.items():
+            known = self._consumer.get_watermark_offsets(_place(partition, OFFSET_END), cached=True)
+            end = known[1] if known is not None and known[1] >= offset else self._ends(partition)[1]
+            lags.append(PartitionLag(partition, max(end - offset, 0)))
+        return tuple(lags)
 
     def close(self) -> None:
         """Leave the brokers."""
@@ -117,6 +126,23 @@ class KafkaReader:
         if ends is None:
             raise StreamUnavailable(source=self._source, reason="the brokers did not answer in time")
         return ends
+
+    def _note(self, error: KafkaError) -> None:
+        """Take note that no broker is in reach, which the client tells from within `poll`."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._down_since is None:
+            self._down_since = time.monotonic()
+
+    def _check_brokers(self, *, is_up: bool) -> None:
+        """Give up if no broker has been in reach for long; that one is back is told by its first event or answer."""
+        if is_up:
+            self._down_since = None
+        if self._down_since is None or time.monotonic() - self._down_since < self._patience_seconds:
+            return
+        try:
+            self._consumer.list_topics(self._topics[0], _PROBE_SECONDS)
+        except KafkaException as error:
+            raise StreamUnavailable(source=self._source, reason=f"no broker answers ({_code(error)})") from error
+        self._down_since = None
 
     def _check(self, message: Message, error: KafkaError) -> None:
         """Raise for an error that does not pass by itself."""

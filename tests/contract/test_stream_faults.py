@@ -24,6 +24,7 @@ from featurekit_dagster.domain.stream_sources import (
 from featurekit_dagster.errors import StreamExtraMissing, StreamPositionLost, StreamUnavailable
 from featurekit_dagster.streams.kafka import KafkaReader
 from featurekit_dagster.streams.kinesis import ENDED, KinesisReader
+from featurekit_dagster.streams.patience import Patience
 from featurekit_dagster.streams.push_log import PushLog, push_log_path
 from featurekit_dagster.streams.readers import open_reader
 from featurekit_dagster.streams.reading import ONLY_PARTITION
@@ -266,3 +267,27 @@ def test_a_library_that_is_not_installed_is_told_with_its_extra(
     source = StreamSource(name="visits", stream_config=config, batch_config=batch)
     with pytest.raises(StreamExtraMissing, match=rf"pip install 'featurekit_dagster\[{extra}\]'"):
         open_reader(source, tmp_path, workspace="prod")
+
+
+def test_kafka_gives_up_once_its_brokers_were_away_for_long(tmp_path: Path) -> None:
+    with kafka_broker(tmp_path) as port:
+        stream = KafkaStream(f"127.0.0.1:{port}")
+        stream.append(_events(0, 3))
+        config = KafkaConfig(
+            kafka_bootstrap_servers=stream.brokers, topics=stream.topic, initial_stream_position="trim_horizon"
+        )
+        reader = KafkaReader("visits", config, patience_seconds=0.5)
+        reader.seek(dict.fromkeys(reader.partitions()))
+        drain(reader, 10, 3, {})
+    with pytest.raises(StreamUnavailable, match="no broker answers"):
+        drain(reader, 10, 1, {})
+    reader.close()
+
+
+def test_a_server_out_of_reach_is_waited_for_and_then_told() -> None:
+    patience, error = Patience("visits", seconds=0.05), ConnectionError()
+    patience.failed(error, 0.1)
+    patience.reached()
+    patience.failed(error, 0.1)
+    with pytest.raises(StreamUnavailable, match="'visits' cannot be read: it has not answered for 0 s"):
+        patience.failed(error, 0)
