@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureView, StreamProcessingMode
 from featurekit_dagster.domain.stream_sources import PushConfig
-from featurekit_dagster.errors import DuplicateEvents
+from featurekit_dagster.errors import DuplicateEvents, KeyTooLong
 from featurekit_dagster.execution.stream_events import EventProcessor, PolledEvents
-from featurekit_dagster.execution.stream_records import TileCombiner, stream_records
+from featurekit_dagster.execution.stream_records import TileCombiner, long_keys, stream_records
 from featurekit_dagster.intervals import floor_time, from_us, to_us
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.stores.stream_state import (
@@ -238,29 +238,42 @@ class StreamFollower:
         """
         batches, now = self._batches, self._clock()
         self._look_at_lag(now)
+        found = self._processor.process(batches, self._watermark, now, self._seen)
         while True:
-            found = self._processor.process(batches, self._watermark, now, self._seen)
             records = stream_records(self._view, found.rows)
-            forget_us = found.watermark.at(to_us(now)) if found.marks else None
-            commit = StreamCommit(
-                partitions=self._moved(batches, found, now),
-                epochs=self._epochs,
-                start_us=self._start_us if self._has_positions(batches) else None,
-                seen=found.marks,
-                forget_us=forget_us,
-                letters=found.letters,
-            )
             try:
-                written, stored = self._write(records, commit, found.rows)
+                written, stored = self._write(records, self._commit_of(batches, found, now), found.rows)
                 break
             except DuplicateEvents:
-                continue
+                found = self._processor.process(batches, self._watermark, now, self._seen)
+            except KeyTooLong as error:
+                found = self._without_long_keys(found, records, str(error), batches[0].partition)
         self._batches, self._watermark = [], found.watermark
         self._checkpoints = {**self._checkpoints, **stored}
         for name in stored:
             self._move_letters(name)
         self._tell_ledger()
         return written
+
+    def _commit_of(self, batches: Sequence[StreamBatch], found: PolledEvents, now: datetime) -> StreamCommit:
+        forgets = bool(self._config.deduplication_columns)
+        return StreamCommit(
+            partitions=self._moved(batches, found, now),
+            epochs=self._epochs,
+            start_us=self._start_us if self._has_positions(batches) else None,
+            seen=found.marks,
+            forget_us=found.watermark.at(to_us(now)) if forgets else None,
+            letters=found.letters,
+        )
+
+    def _without_long_keys(self, found: PolledEvents, records: pa.Table, reason: str, partition: str) -> PolledEvents:
+        """Return the events without those whose key cannot be stored; these become dead letters."""
+        wrong = long_keys(self._layout, records)
+        letters = [
+            DeadLetter(partition=partition, reason=reason, payload=_as_json(found.rows, row))
+            for row in wrong.nonzero()[0].tolist()
+        ]
+        return replace(found, rows=found.rows.filter(pa.array(~wrong)), letters=[*found.letters, *letters])
 
     def _tell_ledger(self) -> None:
         """Let planning know from when on batch jobs need not write online."""

@@ -15,8 +15,10 @@ from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.event_cells import event_cells
+from featurekit_dagster.errors import KeyTooLong
 from featurekit_dagster.planning.grid import floor_us
 from featurekit_dagster.stores.cell_codec import decoder, encode_raw
+from featurekit_dagster.stores.key_codec import KeyCodec
 from featurekit_dagster.stores.online import ANCHOR_TIME, OnlineLayout
 from featurekit_dagster.stores.online import TIMESTAMP as ONLINE_TIMESTAMP
 from featurekit_dagster.stores.packing import is_fixed
@@ -43,6 +45,18 @@ def stream_records(view: FeatureView, rows: pa.Table) -> pa.Table:
     starts = pa.array(floor_us(times, view.tile_us or 1)).cast(TIMESTAMP)
     tiles = tiles.set_column(tiles.column_names.index(ANCHOR_TIME), ANCHOR_TIME, starts)
     return tiles if view.secondary_key is None else _nested(view, tiles)
+
+
+def long_keys(layout: OnlineLayout, records: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Tell which records have a key that is too long to be stored."""
+    codec, columns = KeyCodec(layout), [records[field.name].combine_chunks() for field in layout.key_fields]
+    found = np.zeros(records.num_rows, bool)
+    for row in range(records.num_rows):
+        try:
+            codec.encode_columns([column.slice(row, 1) for column in columns])
+        except KeyTooLong:
+            found[row] = True
+    return found
 
 
 def with_no_times(view: FeatureView, records: pa.Table) -> pa.Table:

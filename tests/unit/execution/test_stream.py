@@ -14,9 +14,12 @@ import pytest
 from featurekit_dagster import (
     Aggregation,
     AggregationLeadingEdge,
+    Entity,
     FeatureView,
+    Field,
     PushConfig,
     StreamSource,
+    String,
     TimeWindow,
     Workspace,
 )
@@ -30,7 +33,7 @@ from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN
 from tests.support.clicks import CONTINUOUS, continuous, followed, live, tiled
 from tests.support.clock import Clock
 from tests.support.stream_lists import ListReader, document
-from tests.support.visits import DAY, FIELDS, HOUR, MICROSECOND, Row, day, visit
+from tests.support.visits import DAY, FIELDS, HOUR, MICROSECOND, USER, Row, day, visit
 
 NOON = day(3.5)
 MINUTE = timedelta(minutes=1)
@@ -282,7 +285,7 @@ def test_an_event_for_which_the_transformation_fails_becomes_a_dead_letter(tmp_p
 
 def live_function(function: Any, source: StreamSource) -> FeatureView:
     from featurekit_dagster import stream_feature_view
-    from tests.support.visits import FIRST, USER
+    from tests.support.visits import FIRST
 
     made = stream_feature_view(
         name="live",
@@ -309,6 +312,19 @@ def test_a_row_that_its_tile_cannot_hold_becomes_a_dead_letter(tmp_path: Path) -
     (letter,) = world.workspace.stores.dead_letters(world.view).read().to_pylist()
     assert letter["reason"] == "the sum of integers of its tile does not fit 64 bits"
     assert b'"user": 1' in letter["payload"]
+
+
+def test_a_key_that_cannot_be_stored_becomes_a_dead_letter(tmp_path: Path) -> None:
+    entities = [Entity(name="page", join_keys=[Field("page", String)]), USER]
+    wild = {"entities": entities, "online_serving_index": ["page"], "online": True}
+    world = Followed(tmp_path, live(pushed(), schema=[*FIELDS[1:], FIELDS[0]], **wild))
+    good = visit(1, NOON)
+    report = world.send(good, json_of(good, page="x" * 500), json_of(good, user=2))
+    assert (report.events, report.refused) == (3, 1)
+    handle = world.workspace.get_feature_view("live")
+    assert handle.get_online_features({"page": "home", "user": 2}).to_dict() == {"amount": 1.0, "visits": 1}
+    (letter,) = world.workspace.stores.dead_letters(world.view).read().to_pylist()
+    assert "more than" in letter["reason"] or "400" in letter["reason"]
 
 
 # ---- who may write ---------------------------------------------------------------------------------------------------
