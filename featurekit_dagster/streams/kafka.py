@@ -7,6 +7,7 @@ brokers are away nothing comes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,6 +19,7 @@ from featurekit_dagster.domain.stream_sources import KafkaConfig
 from featurekit_dagster.errors import StreamPositionLost, StreamUnavailable
 from featurekit_dagster.streams.reading import OLDEST, PartitionLag, StreamBatch
 
+_log = logging.getLogger("featurekit.kafka")
 _ANSWER_SECONDS = 30.0
 _PROBE_SECONDS = 5.0
 _QUEUED_KILOBYTES = 16 * 1024
@@ -48,7 +50,7 @@ class KafkaReader:
         settings |= {"bootstrap.servers": config.kafka_bootstrap_servers, **_OURS, "error_cb": self._note}
         self._down_since: float | None = None
         try:
-            self._consumer = Consumer(settings, logger=None)
+            self._consumer = Consumer(settings, logger=_log)
         except KafkaException as error:
             raise StreamUnavailable(source=source, reason=f"its options are not accepted ({_code(error)})") from error
 
