@@ -72,6 +72,7 @@ from featurekit_dagster.errors.streams import (
     NotAPushSource,
     StreamError,
     StreamExtraMissing,
+    StreamFollowed,
     StreamPositionLost,
     StreamUnavailable,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "StoredSchemaMismatch",
     "StreamError",
     "StreamExtraMissing",
+    "StreamFollowed",
     "StreamPositionLost",
     "StreamUnavailable",
     "TableMissing",

@@ -59,6 +59,22 @@ class StreamExtraMissing(StreamError):
         )
 
 
+class StreamFollowed(StreamError):
+    """Somebody follows the stream of a view already.
+
+    Args:
+        view: The feature view.
+        job_id: The job that does it.
+    """
+
+    def __init__(self, *, view: str, job_id: str) -> None:
+        self.view, self.job_id = view, job_id
+        super().__init__(
+            f"{view}: its stream is followed by job {job_id} already; one run at a time does it, so let that one go "
+            "on, or cancel it first"
+        )
+
+
 class DuplicateEvents(StreamError):
     """Events of a commit were counted by another loop since they were looked for."""
 

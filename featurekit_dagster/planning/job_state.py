@@ -128,11 +128,18 @@ class RetryPolicy:
             return now if attempts < self.max_lost else None
         if attempts >= self.max_attempts:
             return None
-        wait = self.first_wait
-        for _ in range(attempts - 1):
-            wait = min(2 * wait, self.longest_wait)
-        return now + wait
+        return now + self.wait_after(attempts)
+
+    def wait_after(self, failures: int) -> timedelta:
+        """Return how long to wait after so many failures in a row, at least one."""
+        doublings = min(failures - 1, 40)  # more than any longest wait has room for
+        return min(self.first_wait * (1 << doublings), self.longest_wait)
 
 
 MANAGED = RetryPolicy()
 ONCE = RetryPolicy(max_attempts=1, max_lost=1)
+_MANY = 1_000_000_000
+FOLLOWED = RetryPolicy(
+    max_attempts=_MANY, max_lost=_MANY, first_wait=timedelta(seconds=5), longest_wait=timedelta(minutes=5)
+)
+"""A stream is followed for ever."""

@@ -17,7 +17,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobEvent, JobState
 from featurekit_dagster.stores.ledger_lifecycle import NOBODY, PROCESS_ENDED, carry_out, failed, is_live, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, interval_of
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, STREAM, interval_of
 from featurekit_dagster.stores.ledger_tables import coverage, jobs
 
 
@@ -39,7 +39,7 @@ def _overlapping(table: Table) -> ColumnElement[bool]:
 
 
 # Built once: making a statement costs more than running it.
-_ACTIVE_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state.in_(ACTIVE_STATES))
+_ACTIVE_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state.in_(ACTIVE_STATES), jobs.c.kind != STREAM)
 _SUCCEEDED_JOBS = (
     select(jobs).where(_overlapping(jobs), jobs.c.state == JobState.SUCCESS.value).order_by(jobs.c.sequence.desc())
 )

@@ -41,6 +41,7 @@ from featurekit_dagster.stores.ledger_lifecycle import (
 from featurekit_dagster.stores.ledger_records import (
     ACTIVE_STATES,
     DELETION,
+    STREAM,
     JobRecord,
     attempt_of,
     interval_of,
@@ -188,10 +189,10 @@ class JobBook(GenerationBook):
             return read_jobs(connection, jobs.c.workspace == workspace, *live)
 
     def due(self, workspace: str) -> list[JobRecord]:
-        """Return the jobs of a workspace whose next attempt is due, in order of view and time."""
-        due = jobs.c.next_attempt_us <= to_us(self._clock())
+        """Return the jobs of a workspace whose next attempt is due, in order of view and time; none of streams."""
+        due = (jobs.c.kind != STREAM, jobs.c.next_attempt_us <= to_us(self._clock()))
         with self._engine.connect() as connection:
-            found = read_jobs(connection, jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES), due)
+            found = read_jobs(connection, jobs.c.workspace == workspace, jobs.c.state.in_(ACTIVE_STATES), *due)
         return sorted(found, key=lambda job: (job.view, job.interval))
 
     def look(self, job_id: str, *, lease: Lease | None = None) -> JobState:

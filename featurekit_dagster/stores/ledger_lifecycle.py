@@ -15,9 +15,9 @@ from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import JobNotWaiting, JobStateError
 from featurekit_dagster.intervals import from_us, to_us
-from featurekit_dagster.planning.job_state import JobEvent, JobState, RetryPolicy, next_state
+from featurekit_dagster.planning.job_state import FOLLOWED, JobEvent, JobState, RetryPolicy, next_state
 from featurekit_dagster.stores.ledger_processes import current_process
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, STREAM
 from featurekit_dagster.stores.ledger_tables import attempts, jobs
 
 NOBODY = ""
@@ -205,7 +205,7 @@ def begin_attempt(
 
 def failed(job: Row[Any], reason: str, now_us: int, *, lost: bool = False, permanent: bool = False) -> Move:
     """Return the event of an attempt that ended with an error: another one follows, or the job is given up."""
-    policy = RetryPolicy(max_attempts=job.max_attempts)
+    policy = FOLLOWED if job.kind == STREAM else RetryPolicy(max_attempts=job.max_attempts)
     again = policy.next_attempt(from_us(now_us), max(job.attempts_used, 1), lost=lost, permanent=permanent)
     if again is None or job.state != JobState.RUNNING:
         return Move(job=job, event=JobEvent.GIVE_UP, reason=reason)

@@ -14,7 +14,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 
-BATCH, DELETION = "BATCH", "DELETION"
+BATCH, STREAM, DELETION = "BATCH", "STREAM", "DELETION"
 ACTIVE_STATES = tuple(state.value for state in JobState if not state.is_final)
 
 
@@ -52,8 +52,8 @@ class JobRecord:
         workspace: Name of the workspace.
         view: The feature view.
         generation: Generation of the view's stored layout.
-        kind: BATCH for a batch materialization, DELETION for the removal of a generation.
-        interval: The claimed range.
+        kind: BATCH for a batch materialization, STREAM for following a stream, DELETION for removing a generation.
+        interval: The claimed range; of a STREAM job from its beginning on without an end, and nothing is claimed.
         online: Whether the online store is written.
         offline: Whether the offline store is written.
         overwrite: Whether what was there may be replaced.

@@ -1,0 +1,147 @@
+"""Streams in the ledger: the job that follows a view's stream, whether it is paused, and how far it is.
+
+A stream's job claims no range: batch jobs go on beside it. It has one attempt per run and ends only when it is told to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
+from sqlalchemy.engine import Row
+
+from featurekit_dagster.errors import JobStateError, StreamFollowed
+from featurekit_dagster.intervals import from_us, to_us
+from featurekit_dagster.planning.job_state import JobEvent, JobState
+from featurekit_dagster.stores.ledger_claims import Place, lose_dead
+from featurekit_dagster.stores.ledger_generations import check_not_retired
+from featurekit_dagster.stores.ledger_jobs import JobBook
+from featurekit_dagster.stores.ledger_lifecycle import Move, begin_attempt, carry_out, insert_jobs, is_live
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, STREAM, JobRecord, read_jobs
+from featurekit_dagster.stores.ledger_tables import facts, insert_new, jobs
+
+STEADY_AFTER = timedelta(minutes=10)
+"""An attempt that has lasted so long makes those before it forgotten."""
+
+_FOR_EVER_US = to_us(datetime(9999, 1, 1, tzinfo=UTC))
+_STOPPED_STATES = (JobState.MANUALLY_CANCELLED.value, JobState.FAILURE.value)
+
+
+class StreamBook(JobBook):
+    """The streams of one ledger."""
+
+    def follow_stream(
+        self, *, workspace: str, view: str, generation: int, run_id: str | None, code_version: str
+    ) -> JobRecord:
+        """Let an attempt to follow a view's stream begin in this process; return its job, which is made if needed.
+
+        Args:
+            workspace: Name of the workspace.
+            view: The feature view.
+            generation: Generation of the view's stored layout.
+            run_id: The Dagster run that does it.
+            code_version: What the loop does, as one short text.
+
+        Raises:
+            StreamFollowed: Another process does it already.
+        """
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            lose_dead(connection, workspace, now_us)
+            row = _active(connection, workspace, view, generation)
+            if row is not None and is_live(row):
+                raise StreamFollowed(view=view, job_id=row.id)
+            job_id = self._new_id() if row is None else row.id
+            if row is None:
+                place = {"workspace": workspace, "view": view, "generation": generation}
+                what = {"kind": STREAM, "trigger": "stream", "online": True, "offline": False, "overwrite": False}
+                span = {"start_us": now_us, "end_us": _FOR_EVER_US}
+                insert_jobs(connection, [{"id": job_id, **place, **what, **span}], now_us)
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(code_version=code_version))
+            begin_attempt(connection, self._row(connection, job_id), self._new_id(), run_id, now_us)
+            return read_jobs(connection, jobs.c.id == job_id)[0]
+
+    def report_stream(self, job_id: str, stats: Mapping[str, int]) -> None:
+        """Remember how far a stream's job is; failures before count no more once an attempt has lasted long.
+
+        Args:
+            job_id: The job.
+            stats: Counts and times in microseconds, no values.
+        """
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            values: dict[str, str | int] = {"stats": json.dumps(dict(stats))}
+            if to_us(self._clock()) - row.updated_us >= STEADY_AFTER // timedelta(microseconds=1):
+                values["attempts_used"] = 1
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+
+    def stream_jobs(self, workspace: str, view: str) -> list[JobRecord]:
+        """Return the newest job that follows or followed a view's stream, and all that have not ended, newest first."""
+        own = _of_stream(workspace, view)
+        with self._engine.connect() as connection:
+            newest = read_jobs(connection, own, limit=1)
+            active = read_jobs(connection, own, jobs.c.state.in_(ACTIVE_STATES)) if newest else []
+        return newest + [job for job in active if job.id != newest[0].id]
+
+    def pause_stream(self, workspace: str, view: str) -> None:
+        """Let nobody follow a view's stream until it is resumed; a loop that does ends after its next commit."""
+        row = {"name": _pause(workspace, view), "value": str(to_us(self._clock()))}
+        with self._write() as connection:
+            insert_new(connection, facts, row, None)
+
+    def resume_stream(self, workspace: str, view: str) -> None:
+        """Let a view's stream be followed again, also if it was paused never but its job was cancelled by hand."""
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            connection.execute(delete(facts).where(facts.c.name == _pause(workspace, view)))
+            newest = select(jobs).where(_of_stream(workspace, view)).order_by(jobs.c.sequence.desc()).limit(1)
+            row = connection.execute(newest).one_or_none()
+            if row is not None and row.state in _STOPPED_STATES:
+                carry_out(connection, [Move(job=row, event=JobEvent.RETRY, next_attempt_us=now_us)], now_us)
+
+    def retry(self, job_id: str) -> JobRecord:
+        """Ask for a job that has ended to be done again, as `JobBook.retry`; a stream is then followed again.
+
+        Raises:
+            JobStateError: The job has not ended, or another one follows the stream.
+            OverlappingMaterialization: As for `JobBook.retry`.
+            RetiredGeneration: As for `JobBook.retry`.
+            DeletionNotRetried: It is a deletion.
+            NotFoundError: There is no such job.
+        """
+        now_us = to_us(self._clock())
+        with self._write() as connection:
+            row = self._row(connection, job_id)
+            if row.kind == STREAM:
+                other = _active(connection, row.workspace, row.view, row.generation)
+                if other is not None and other.id != job_id:
+                    because = f"job {other.id} follows the stream now"
+                    raise JobStateError(job_id=job_id, state=row.state, event=JobEvent.RETRY.value, reason=because)
+                check_not_retired(connection, Place(row.workspace, row.view, row.generation), job_id)
+                carry_out(connection, [Move(job=row, event=JobEvent.RETRY, next_attempt_us=now_us)], now_us)
+                return read_jobs(connection, jobs.c.id == job_id)[0]
+        return super().retry(job_id)
+
+    def stream_paused(self, workspace: str, view: str) -> datetime | None:
+        """Return since when a view's stream is paused; None where it is not."""
+        with self._engine.connect() as connection:
+            found = select(facts.c.value).where(facts.c.name == _pause(workspace, view))
+            value = connection.execute(found).scalar_one_or_none()
+        return None if value is None else from_us(int(value))
+
+
+def _pause(workspace: str, view: str) -> str:
+    return f"stream_paused:{workspace}/{view}"
+
+
+def _of_stream(workspace: str, view: str) -> ColumnElement[bool]:
+    return and_(jobs.c.workspace == workspace, jobs.c.view == view, jobs.c.kind == STREAM)
+
+
+def _active(connection: Connection, workspace: str, view: str, generation: int) -> Row[Any] | None:
+    """Return the job of a generation's stream that has not ended."""
+    own = (_of_stream(workspace, view), jobs.c.generation == generation, jobs.c.state.in_(ACTIVE_STATES))
+    return connection.execute(select(jobs).where(*own).order_by(jobs.c.sequence.desc()).limit(1)).one_or_none()
