@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,83 +16,24 @@ from featurekit_dagster import (
     Entity,
     FeatureView,
     Field,
-    PushConfig,
     StreamSource,
     String,
     TimeWindow,
-    Workspace,
+    stream_feature_view,
 )
 from featurekit_dagster.errors import LeaseHeld, LeaseLost
 from featurekit_dagster.execution.materialize import run_tasks
-from featurekit_dagster.execution.stream import StreamFollower, StreamReport, run_stream_loop
+from featurekit_dagster.execution.stream import StreamFollower, run_stream_loop
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.materializations import covered_everywhere
-from featurekit_dagster.planning.planner import split_tasks
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN
 from tests.support.clicks import CONTINUOUS, continuous, followed, live, tiled
-from tests.support.clock import Clock
-from tests.support.stream_lists import ListReader, document
-from tests.support.visits import DAY, FIELDS, HOUR, MICROSECOND, USER, Row, day, visit
+from tests.support.followed import Followed, json_of, pushed
+from tests.support.stream_lists import ListReader
+from tests.support.visits import DAY, FIELDS, FIRST, HOUR, MICROSECOND, USER, day, visit
 
 NOON = day(3.5)
 MINUTE = timedelta(minutes=1)
-
-
-def pushed(**settings: Any) -> StreamSource:
-    """A push source without a batch side."""
-    return StreamSource(name="visits", stream_config=PushConfig(timestamp_field="ts", **settings), schema=FIELDS)
-
-
-def json_of(row: Row, **changes: Any) -> bytes:
-    return document(dict(zip((field.name for field in FIELDS), row, strict=True)) | changes)
-
-
-class Followed:
-    """A workspace with one stream view, and a stream that tests add to."""
-
-    def __init__(
-        self, folder: Path, view: FeatureView, now: datetime = NOON, partitions: Sequence[str] = ("0",)
-    ) -> None:
-        self.clock, self.view = Clock(now), view
-        self.workspace = Workspace("w", [view], home=folder / "home", clock=self.clock)
-        self.payloads: dict[str, list[bytes]] = {name: [] for name in partitions}
-        self.epoch = 0
-        self.follower = self.take_over()
-
-    def take_over(self) -> StreamFollower:
-        """Return the loop that goes on from the last commit."""
-        self.epoch += 1
-        reader, epochs = ListReader(self.payloads), dict.fromkeys(self.payloads, self.epoch)
-        self.follower = StreamFollower(self.view, reader, self.workspace.stores, epochs, self.clock)
-        self.follower.begin()
-        self.follower.commit()
-        return self.follower
-
-    def send(self, *rows: Row | bytes, partition: str = "0") -> StreamReport:
-        """Let rows come in and commit them."""
-        self.payloads[partition] += [row if isinstance(row, bytes) else json_of(row) for row in rows]
-        self.follower.poll(timedelta(0))
-        return self.follower.report(self.follower.commit())
-
-    def materialize(self, start: datetime, end: datetime, **changes: bool) -> None:
-        wanted = {"online": True, "offline": True} | changes
-        tasks = split_tasks(self.view, Interval(start, end), **wanted)
-        list(run_tasks(self.view, tasks, self.workspace.stores, trigger="manual"))
-
-    def online(self, user: int | None, now: datetime | None = None) -> list[Any]:
-        self.clock.now = self.clock.now if now is None else now
-        return list(self.vector(user).to_dict().values())
-
-    def vector(self, user: int | None) -> Any:
-        return self.workspace.get_feature_view("live").get_online_features({"user": user})
-
-    def offline(self, user: int, at: datetime) -> list[Any]:
-        spine = {"user": [user], "ts": [at]}
-        import polars as pl
-
-        frame = self.workspace.get_feature_view("live").get_features_for_events(pl.DataFrame(spine))
-        (row,) = frame.to_arrow().to_pylist()
-        return [row[name] for name in row if name.startswith("live__")]
 
 
 # ---- what a read sees ------------------------------------------------------------------------------------------------
@@ -233,6 +173,27 @@ def test_the_watermark_survives_a_restart(tmp_path: Path) -> None:
     assert world.send(visit(1, NOON - HOUR)).late == 1
 
 
+def test_after_a_day_of_downtime_a_partition_far_behind_makes_nothing_late(tmp_path: Path) -> None:
+    source = pushed(watermark_delay_threshold=10 * MINUTE)
+    names = ("a", "b", "c", "d")
+    world = Followed(tmp_path, continuous(source, COUNT_OF_TWO_DAYS, online=True), partitions=names)
+    for name in names:
+        world.send(visit(1, NOON - HOUR), partition=name)
+    world.clock.now = NOON + DAY
+    for number in range(24):
+        for name in names[:3]:
+            world.payloads[name].append(json_of(visit(2, NOON + number * HOUR)))
+        # the fourth has ten times as much to read, and is a day behind when the others are done
+        world.payloads["d"] += [json_of(visit(3, NOON + number * HOUR + at * MINUTE)) for at in range(10)]
+    follower = world.take_over(piece=10)
+    while any(lag.events for lag in world.reader.lag()) or follower.waiting:
+        follower.poll(timedelta(0))
+        follower.commit()
+        world.clock.now += timedelta(seconds=1)
+    report = follower.report(0)
+    assert (report.events, report.late) == (4 + 24 * 13, 0)
+
+
 def test_events_that_come_twice_count_once_over_commits_and_restarts(tmp_path: Path) -> None:
     source = pushed(deduplication_columns=["visits"], watermark_delay_threshold=10 * MINUTE)
     world = Followed(tmp_path, continuous(source, online=True))
@@ -284,9 +245,6 @@ def test_an_event_for_which_the_transformation_fails_becomes_a_dead_letter(tmp_p
 
 
 def live_function(function: Any, source: StreamSource) -> FeatureView:
-    from featurekit_dagster import stream_feature_view
-    from tests.support.visits import FIRST
-
     made = stream_feature_view(
         name="live",
         mode="python",

@@ -12,9 +12,9 @@ import pytest
 
 from featurekit_dagster import Field, KafkaConfig, PushConfig, StreamSource, String, Timestamp
 from tests.support.clicks import continuous, followed
+from tests.support.followed import NOON, Followed
 from tests.support.stream_lists import document
 from tests.support.visits import DAY, FIELDS, visit
-from tests.unit.execution.test_stream import NOON, Followed
 
 SENT = [Field("who", String), Field("at", Timestamp), Field("amount", String)]
 
