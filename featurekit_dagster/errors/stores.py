@@ -185,3 +185,34 @@ class OnlineStoreForked(StoreError):
             f"online store {path}: this process was forked while its parent had a read or a write open; "
             f"fork outside of a snapshot, or start the process by spawn"
         )
+
+
+class MaintenanceUnderWay(StoreError):
+    """The table of a view is being maintained already.
+
+    Args:
+        view: The feature view.
+        job_id: The job that does it.
+    """
+
+    retryable = True
+
+    def __init__(self, *, view: str, job_id: str) -> None:
+        self.view, self.job_id = view, job_id
+        super().__init__(f"{view}: job {job_id} maintains its table now; wait until it has ended, or cancel its run")
+
+
+class MaintenanceNotRetried(StoreError):
+    """A maintenance was to be tried again like a materialization.
+
+    Args:
+        job_id: The job.
+        view: The feature view.
+    """
+
+    def __init__(self, *, job_id: str, view: str) -> None:
+        self.job_id, self.view = job_id, view
+        super().__init__(
+            f"job {job_id} maintained the table of {view} and is not tried again by itself; run featurekit maintain "
+            f"{view}, which goes on where it ended"
+        )

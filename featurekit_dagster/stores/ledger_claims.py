@@ -17,7 +17,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobEvent, JobState
 from featurekit_dagster.stores.ledger_lifecycle import NOBODY, PROCESS_ENDED, carry_out, failed, is_live, lose
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, STREAM, interval_of
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, CLAIM_NOTHING, interval_of
 from featurekit_dagster.stores.ledger_tables import coverage, jobs
 
 
@@ -39,10 +39,9 @@ def _overlapping(table: Table) -> ColumnElement[bool]:
 
 
 # Built once: making a statement costs more than running it.
-_ACTIVE_JOBS = select(jobs).where(_overlapping(jobs), jobs.c.state.in_(ACTIVE_STATES), jobs.c.kind != STREAM)
-_SUCCEEDED_JOBS = (
-    select(jobs).where(_overlapping(jobs), jobs.c.state == JobState.SUCCESS.value).order_by(jobs.c.sequence.desc())
-)
+_CLAIMING = and_(_overlapping(jobs), jobs.c.kind.not_in(CLAIM_NOTHING))
+_ACTIVE_JOBS = select(jobs).where(_CLAIMING, jobs.c.state.in_(ACTIVE_STATES))
+_SUCCEEDED_JOBS = select(jobs).where(_CLAIMING, jobs.c.state == JobState.SUCCESS.value).order_by(jobs.c.sequence.desc())
 _COVERED = select(coverage).where(_overlapping(coverage))
 _TOUCHED = select(coverage).where(
     _at_place(coverage), coverage.c.start_us <= bindparam("until_us"), coverage.c.end_us >= bindparam("from_us")

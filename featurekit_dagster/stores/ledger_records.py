@@ -14,7 +14,8 @@ from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 
-BATCH, STREAM, DELETION = "BATCH", "STREAM", "DELETION"
+BATCH, STREAM, DELETION, DELTA_MAINTENANCE = "BATCH", "STREAM", "DELETION", "DELTA_MAINTENANCE"
+CLAIM_NOTHING = (STREAM, DELTA_MAINTENANCE)
 ACTIVE_STATES = tuple(state.value for state in JobState if not state.is_final)
 
 
@@ -52,8 +53,10 @@ class JobRecord:
         workspace: Name of the workspace.
         view: The feature view.
         generation: Generation of the view's stored layout.
-        kind: BATCH for a batch materialization, STREAM for following a stream, DELETION for removing a generation.
-        interval: The claimed range; of a STREAM job from its beginning on without an end, and nothing is claimed.
+        kind: BATCH for a batch materialization, STREAM for following a stream, DELETION for removing a generation,
+            DELTA_MAINTENANCE for tidying the files of one.
+        interval: The claimed range. A STREAM job, which goes on without an end, claims nothing; nor does a job of the
+            kind DELTA_MAINTENANCE, of which it is what the table covers.
         online: Whether the online store is written.
         offline: Whether the offline store is written.
         overwrite: Whether what was there may be replaced.

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Row
 
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobState
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, DELETION, STREAM, interval_of, written_stores
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, CLAIM_NOTHING, DELETION, interval_of, written_stores
 from featurekit_dagster.stores.ledger_tables import jobs
 
 _LEFT_STATES = (JobState.FAILURE.value, JobState.MANUALLY_CANCELLED.value)
@@ -79,7 +79,7 @@ def read_spans(
     """
     wanted = select(*(jobs.c[name] for name in _COLUMNS)).where(
         *conditions,
-        jobs.c.kind != STREAM,
+        jobs.c.kind.not_in(CLAIM_NOTHING),
         or_(jobs.c.state.in_(ACTIVE_STATES), and_(jobs.c.state.in_(_LEFT_STATES), jobs.c.kind != DELETION)),
     )
     spans: dict[str, JobSpans] = {}
