@@ -57,6 +57,17 @@ def test_a_consumer_killed_at_each_point_loses_nothing_and_counts_nothing_twice(
     check(tmp_path)
 
 
+def test_of_two_consumers_of_one_partition_one_is_turned_away_and_sums_are_exact(tmp_path: Path) -> None:
+    PushLog(killed_consumer.log_path(tmp_path)).append(killed_consumer.documents())
+    command = [sys.executable, "-m", "tests.support.killed_consumer", str(tmp_path), "waits", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert [("LeaseHeld" in text) for text in said].count(True) == 1
+    check(tmp_path)
+
+
 @pytest.mark.slow
 def test_it_does_so_however_often_it_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, documents = PushLog(killed_consumer.log_path(tmp_path)), killed_consumer.documents()

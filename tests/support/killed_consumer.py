@@ -1,7 +1,8 @@
 """A process that follows a push log and kills itself at a named point; its arguments are ROOT POINT COMMITS.
 
 After COMMITS commits it dies: at `polled` before the next commit writes, at `transforming` amid making rows, at
-`committed` before anything else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end.
+`committed` before anything else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end, and
+`waits` goes on for some seconds there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from featurekit_dagster.streams.push_log import PushLogReader, push_log_path
 from tests.support.stream_lists import document
 
 NOW = datetime(2024, 3, 2, tzinfo=UTC)
+WAIT_SECONDS = 8.0  # longer than one process may start later than the other
 USERS, EVENTS, PIECE = 50, 2_000, 50
 _DIE_TRANSFORMING = "TEST_DIE_TRANSFORMING"
 FIELDS = [Field("user", Int64), Field("ts", Timestamp), Field("amount", Int64)]
@@ -113,13 +116,13 @@ def open_workspace(root: Path, view: FeatureView) -> Workspace:
 class _Reader(PushLogReader):
     """Brings the log in small pieces, and says when it is at its end."""
 
-    def __init__(self, path: Path, stop: threading.Event | None) -> None:
+    def __init__(self, path: Path, stop: threading.Event | None, seconds: float) -> None:
         super().__init__(path)
-        self._stop = stop
+        self._stop, self._until = stop, time.monotonic() + seconds
 
     def poll(self, most: int, timeout: timedelta) -> Any:
         found = super().poll(min(most, PIECE), timeout)
-        if not found and self._stop is not None:
+        if not found and self._stop is not None and time.monotonic() >= self._until:
             self._stop.set()
         return found
 
@@ -133,7 +136,7 @@ def follow(root: Path, point: str, commits: int) -> None:
         deadline.at("polled")
         return NOW
 
-    reader = _Reader(log_path(root), stop)
+    reader = _Reader(log_path(root), stop, seconds=WAIT_SECONDS if point == "waits" else 0.0)
     run_stream_loop(
         view,
         reader,
