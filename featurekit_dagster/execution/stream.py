@@ -105,7 +105,7 @@ def run_stream_loop(
         partitions: Source partitions to follow; all of them by default.
         clock: Returns "now"; that of the stores by default.
         commit_every: How often to commit; `COMMIT_EVERY` of interval views and at once of others by default.
-        on_report: Called after every commit that brought events, and after the first one.
+        on_report: Called after every commit that brought events, after the first one, and now and then while none come.
         holder: Who holds the leases, usually the id of a run.
 
     Raises:
@@ -116,13 +116,11 @@ def run_stream_loop(
         ChangedDeclaration: The view was changed, and nobody has decided what becomes of what is stored.
     """
     names = tuple(reader.partitions() if partitions is None else partitions)
+    generation = stores.ledger.open_generation(stores.workspace, view.name, StoredShape.of(view))
+    place = f"stream:{stores.workspace}/{view.name}/{generation}"
     with ExitStack() as held:
-        leases = {
-            name: held.enter_context(stores.ledger.lease(f"stream:{stores.workspace}/{view.name}:{name}", holder))
-            for name in names
-        }
+        leases = {name: held.enter_context(stores.ledger.lease(f"{place}:{name}", holder)) for name in names}
         epochs = {name: lease.epoch for name, lease in leases.items()}
-        generation = stores.ledger.open_generation(stores.workspace, view.name, StoredShape.of(view))
         follower = StreamFollower(view, reader, stores.pinned(view, generation), epochs, clock or stores.clock)
         follower.begin()
         _tell(on_report, follower, follower.commit())
@@ -137,12 +135,18 @@ def _pause(view: FeatureView) -> timedelta:
 def _follow(follower: StreamFollower, stop: threading.Event, pause: timedelta, on_report: OnReport | None) -> None:
     """Poll and commit until told to stop, then commit what is left."""
     due = time.monotonic() + pause.total_seconds()
+    told = time.monotonic()
     while not stop.is_set():
         rest = timedelta(seconds=max(due - time.monotonic(), 0.0))
         follower.poll(min(rest, _LONGEST_POLL) if pause and follower.waiting else _LONGEST_POLL)
         if follower.waiting and (follower.is_full or time.monotonic() >= due):
             _tell(on_report, follower, follower.commit())
-            due = time.monotonic() + pause.total_seconds()
+            told = time.monotonic()
+            due = told + pause.total_seconds()
+        elif not follower.waiting and time.monotonic() - told >= _SECONDS_BETWEEN_LOOKS_AT_LAG:
+            follower.look_at_lag()
+            _tell(on_report, follower, 0)
+            told = time.monotonic()
     if follower.waiting:
         _tell(on_report, follower, follower.commit())
 
@@ -237,7 +241,7 @@ class StreamFollower:
             LeaseLost: Another loop has taken over; nothing was written.
         """
         batches, now = self._batches, self._clock()
-        self._look_at_lag(now)
+        self.look_at_lag()
         found = self._processor.process(batches, self._watermark, now, self._seen)
         while True:
             records = stream_records(self._view, found.rows)
@@ -328,13 +332,14 @@ class StreamFollower:
     def _seen(self, marks: Sequence[bytes]) -> Collection[bytes]:
         return self._stores.online.seen_marks(self._layout, marks)
 
-    def _look_at_lag(self, now: datetime) -> None:
+    def look_at_lag(self) -> None:
         """Ask the reader now and then what is left; partitions with something left are not idle."""
         if time.monotonic() - self._lag_seen < _SECONDS_BETWEEN_LOOKS_AT_LAG:
             return
         lags = self._reader.lag()
         self._lag, self._lag_seen = sum(lag.events or 0 for lag in lags), time.monotonic()
-        self._watermark = self._watermark.still_behind([lag.partition for lag in lags if lag.events], to_us(now))
+        behind = [lag.partition for lag in lags if lag.events]
+        self._watermark = self._watermark.still_behind(behind, to_us(self._clock()))
 
     def _move_letters(self, partition: str) -> None:
         """Move dead letters from the online store, which took them with their commit, to their table."""

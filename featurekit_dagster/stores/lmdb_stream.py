@@ -114,7 +114,7 @@ def _fenced(
         epoch = commit.epochs[partition]
         if current > epoch:
             layout = generation.layout
-            name = f"stream:{layout.workspace}/{layout.view}:{partition}"
+            name = f"stream:{layout.workspace}/{layout.view}/{layout.generation}:{partition}"
             raise LeaseLost(name=name, epoch=epoch, current=current)
     return found
 
