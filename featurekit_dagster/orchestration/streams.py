@@ -1,0 +1,265 @@
+"""One job per stream view: a long run that follows the stream until it is told to end.
+
+The loop itself is `execution.stream`; this carries it in a thread, watches the ledger for it, and tells Dagster how far
+it is. Micro-batches are never runs.
+"""
+
+# No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from sqlalchemy.exc import OperationalError
+
+from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.errors import FeatureKitError, JobStateError, safe_reason
+from featurekit_dagster.execution.stream import StreamReport, run_stream_loop
+from featurekit_dagster.intervals import to_us
+from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
+from featurekit_dagster.orchestration.translator import KIND, view_key
+from featurekit_dagster.planning.generations import StoredShape
+from featurekit_dagster.planning.job_state import JobState
+from featurekit_dagster.planning.stream_code import stream_code
+from featurekit_dagster.stores.ledger_records import STREAM, JobRecord
+from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+from featurekit_dagster.streams.readers import open_reader
+
+STREAM_TAG, CODE_TAG = "featurekit/stream", "featurekit/code"
+"""Tags of a run that follows a stream: the view's name, and what its loop does as one short text."""
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_OBSERVATIONS = 30.0
+SECONDS_BETWEEN_IDLE_OBSERVATIONS = 300.0
+_CANCELLED = "its run was cancelled in Dagster"
+_PAUSED = "the stream was paused"
+_TOLD = {
+    JobState.MANUAL_CANCELLATION_REQUESTED: "it was cancelled by hand",
+    JobState.DRAINING: "it was drained for newer code",
+}
+
+
+def follows_stream(view: FeatureView) -> bool:
+    """Tell whether a view's stream is followed."""
+    return view.is_stream and view.online and view.stream_source is not None
+
+
+def stream_job_name(view: FeatureView, prefix: str | None = None) -> str:
+    """Return the name of the job that follows a view's stream."""
+    return f"{prefix}_stream_{view.name}" if prefix else f"stream_{view.name}"
+
+
+def stream_job(view: FeatureView, workspace: BoundWorkspace, prefix: str | None = None) -> dg.JobDefinition:
+    """Return the job that follows a view's stream; its sensor starts it, and a person may.
+
+    Args:
+        view: A stream view that is written online.
+        workspace: The workspace it is declared in.
+        prefix: First part of every name, if wanted.
+    """
+    name, resource = stream_job_name(view, prefix), resource_key(prefix)
+    said = f"Follow the stream of {view.name} and keep its features fresh online, until told to end."
+
+    @dg.op(name=f"{name}_loop", out={}, required_resource_keys={resource}, description=said)
+    def follow(context: dg.OpExecutionContext) -> Iterator[Any]:
+        opened: FeatureStores = getattr(context.resources, resource)
+        run = StreamRun(view, view_key(view, prefix), opened.open(workspace), context.instance, context.run_id)
+        yield from run.events(context.log)
+
+    tags = {STREAM_TAG: view.name, CODE_TAG: stream_code(view), KIND: STREAM, "dagster/max_retries": "0"}
+
+    # Not tagged with the view: runs with that tag wait for each other, and batch runs go on beside this one.
+    @dg.job(name=name, tags=tags, executor_def=dg.in_process_executor, description=said)
+    def job() -> None:
+        follow()
+
+    return job
+
+
+@dataclass(slots=True)
+class _Loop:
+    """The loop in its thread: what it last said, and how it ended."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    report: StreamReport | None = None
+    error: BaseException | None = None
+
+    def told(self, report: StreamReport) -> None:
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRun:
+    """One run that follows a stream.
+
+    Args:
+        view: A stream view that is written online.
+        key: Its asset key.
+        stores: Where rows and record are kept.
+        instance: Where events are kept.
+        run_id: The run.
+    """
+
+    view: FeatureView
+    key: dg.AssetKey
+    stores: WorkspaceStores
+    instance: dg.DagsterInstance
+    run_id: str
+
+    def events(self, log: logging.Logger) -> Iterator[dg.AssetObservation]:
+        """Follow the stream and yield how far it is, at most every 30 seconds.
+
+        Raises:
+            dagster.Failure: The loop failed, or another one follows the stream.
+        """
+        try:
+            job = self._begin()
+        except FeatureKitError as refused:
+            raise dg.Failure(description=str(refused), allow_retries=False) from None
+        loop, why = _Loop(), ""
+        thread = threading.Thread(target=self._follow, args=(loop,), name=f"stream of {self.view.name}")
+        thread.start()
+        try:
+            said = Said()
+            while not loop.ended.wait(SECONDS_BETWEEN_LOOKS) and not why:
+                why = self._told(job) or ""
+                if loop.report is not None and said.is_due(loop.report):
+                    self._note(job, loop.report)
+                    yield said.observation(self.key, loop.report)
+        except BaseException:  # Dagster interrupts the run, whatever with
+            why = _CANCELLED if self._is_cancelled() else "its run was interrupted"
+            raise
+        finally:
+            loop.stop.set()
+            thread.join()
+            self._end(job, loop, why)
+        if loop.report is not None:
+            yield said.observation(self.key, loop.report)
+        if loop.error is not None:
+            raise dg.Failure(description=safe_reason(loop.error), allow_retries=False)
+        log.info("%s: the stream is followed no longer: %s", self.view.name, why)
+
+    def _begin(self) -> JobRecord:
+        ledger, place = self.stores.ledger, (self.stores.workspace, self.view.name)
+        return ledger.follow_stream(
+            workspace=self.stores.workspace,
+            view=self.view.name,
+            generation=ledger.open_generation(*place, StoredShape.of(self.view)),
+            run_id=self.run_id,
+            code_version=stream_code(self.view),
+        )
+
+    def _follow(self, loop: _Loop) -> None:
+        """Be the thread."""
+        source = self.view.stream_source
+        try:
+            if source is None:
+                raise ValueError(f"{self.view.name} follows no stream")
+            reader = open_reader(source, self.stores.home, workspace=self.stores.workspace)
+            try:
+                run_stream_loop(self.view, reader, self.stores, stop=loop.stop, on_report=loop.told, holder=self.run_id)
+            finally:
+                reader.close()
+        except BaseException as error:  # noqa: BLE001 - told by the run that waits for the thread
+            loop.error = error
+        finally:
+            loop.ended.set()
+
+    def _told(self, job: JobRecord) -> str | None:
+        """Return why the loop has to end; None while it may go on."""
+        ledger = self.stores.ledger
+        try:
+            state = ledger.look(job.id)
+            if state in _TOLD:
+                return _TOLD[state]
+            return _PAUSED if ledger.stream_paused(self.stores.workspace, self.view.name) else None
+        except JobStateError as ended:
+            return str(ended)
+        except OperationalError:
+            return None  # the ledger was busy for long; the next look is soon
+
+    def _is_cancelled(self) -> bool:
+        """Tell whether a person has asked Dagster to end the run."""
+        run = self.instance.get_run_by_id(self.run_id)
+        return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+
+    def _note(self, job: JobRecord, report: StreamReport) -> None:
+        self.stores.ledger.report_stream(job.id, stats_of(report))
+
+    def _end(self, job: JobRecord, loop: _Loop, why: str) -> None:
+        """Tell the ledger how the attempt ended."""
+        ledger = self.stores.ledger
+        try:
+            if loop.report is not None:
+                self._note(job, loop.report)
+            if loop.error is not None:
+                ledger.fail(job.id, reason=safe_reason(loop.error))
+                return
+            if why == _PAUSED:
+                ledger.drain(job.id)
+            if why in (_PAUSED, _CANCELLED, *_TOLD.values()):
+                ledger.stop(job.id, reason=why)
+            else:
+                ledger.fail(job.id, reason=why or "the loop ended by itself")
+        except JobStateError:
+            return  # somebody else has ended the attempt, and said why
+
+
+@dataclass(slots=True)
+class Said:
+    """When a run last said how far it is, and how far that was."""
+
+    at: float = float("-inf")
+    events: int = -1
+
+    def is_due(self, report: StreamReport) -> bool:
+        """Tell whether to say it again: soon when there is something new, seldom when not."""
+        pause = SECONDS_BETWEEN_IDLE_OBSERVATIONS if report.events == self.events else SECONDS_BETWEEN_OBSERVATIONS
+        return time.monotonic() - self.at >= pause
+
+    def observation(self, key: dg.AssetKey, report: StreamReport) -> dg.AssetObservation:
+        """Return what Dagster is told; numbers and times only."""
+        self.at, self.events = time.monotonic(), report.events
+        return dg.AssetObservation(asset_key=key, description=_in_words(report), metadata=_metadata(report))
+
+
+def stats_of(report: StreamReport) -> dict[str, int]:
+    """Return what the ledger remembers of a report: counts, and times in microseconds where they are known."""
+    times = {"watermark_us": report.watermark, "newest_event_us": report.newest_event}
+    return {
+        "events": report.events,
+        "late": report.late,
+        "duplicates": report.duplicates,
+        "superseded": report.superseded,
+        "dead_letters": report.refused,
+        "lag": report.lag,
+        "reported_us": to_us(report.at),
+        **{name: to_us(time) for name, time in times.items() if time is not None},
+    }
+
+
+def _in_words(report: StreamReport) -> str:
+    return f"{report.events:,} events, {report.lag:,} to be read"
+
+
+def _metadata(report: StreamReport) -> dict[str, Any]:
+    """Numbers are numbers, so that Dagster plots them."""
+    found: dict[str, Any] = {
+        "lag": report.lag,
+        "events": report.events,
+        "dropped_late": report.late,
+        "duplicates": report.duplicates,
+        "superseded": report.superseded,
+        "dead_letters": report.refused,
+    }
+    if report.newest_event is not None:
+        found["freshness_seconds"] = round((report.at - report.newest_event).total_seconds(), 3)
+        found["newest_event"] = dg.MetadataValue.timestamp(report.newest_event)
+    if report.watermark is not None:
+        found["watermark"] = dg.MetadataValue.timestamp(report.watermark)
+    return {f"featurekit/{name}": value for name, value in found.items()}
