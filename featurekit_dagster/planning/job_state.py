@@ -132,7 +132,7 @@ class RetryPolicy:
 
     def wait_after(self, failures: int) -> timedelta:
         """Return how long to wait after so many failures in a row, at least one."""
-        doublings = min(failures - 1, 40)  # more than any longest wait has room for
+        doublings = min(failures - 1, 24)  # more than any longest wait has room for
         return min(self.first_wait * (1 << doublings), self.longest_wait)
 
 
