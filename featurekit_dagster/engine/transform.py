@@ -17,7 +17,7 @@ from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_sche
 from featurekit_dagster.engine.conform import conform_query, conform_table
 from featurekit_dagster.engine.duck import naive_literal, quoted
 from featurekit_dagster.engine.scan import readable, register_inputs
-from featurekit_dagster.errors import OutputSchemaMismatch, TectonValidationError, TransformError
+from featurekit_dagster.errors import OutputSchemaMismatch, QueryRefused, TectonValidationError, TransformError
 from featurekit_dagster.intervals import Interval
 
 RESULT = "transformed"
@@ -87,6 +87,8 @@ def transform(
         OutputSchemaMismatch: The output's columns or types are not the declared ones.
         TransformError: The function failed, a row has no timestamp, or the view is a stream without a batch side.
     """
+    if view.is_table:
+        raise TransformError(f"{view.name}: it is a feature table, whose rows are ingested; there is nothing to run")
     if not view.inputs:
         raise TransformError(
             f"{view.name}: its stream source has no batch_config, so there are no rows to transform; give one"
@@ -215,10 +217,10 @@ def _checked_sql(con: duckdb.DuckDBPyConnection, view: FeatureView, query: Any) 
     try:
         described = con.sql(f"SELECT * FROM ({query}) LIMIT 0")
     except duckdb.Error as error:
-        # what names cannot be resolved is told; other texts may quote values
-        is_told = isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException)
-        reason = str(error).splitlines()[0] if is_told else type(error).__name__
-        raise TransformError(f"{view.name}: the query is refused: {reason}") from error
+        # what is wrong with the text itself is told, and stays wrong; other messages may quote values
+        if isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException):
+            raise QueryRefused(view=view.name, reason=str(error).splitlines()[0]) from error
+        raise TransformError(f"{view.name}: the query is refused: {type(error).__name__}") from error
     types = dict(zip(described.columns, map(str, described.types), strict=True))
     return conform_query(view, query, types)
 

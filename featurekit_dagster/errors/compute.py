@@ -30,6 +30,21 @@ class TransformError(FeatureKitError):
     retryable = True
 
 
+class QueryRefused(TransformError):
+    """The text of a query cannot be run as it is: it is no SQL, or names what is not there.
+
+    Args:
+        view: The feature view.
+        reason: What the engine said, without row values.
+    """
+
+    retryable = False
+
+    def __init__(self, *, view: str, reason: str) -> None:
+        self.view, self.reason = view, reason
+        super().__init__(f"{view}: the query is refused: {reason}")
+
+
 class OutputSchemaMismatch(TransformError):
     """A transformation's output does not have the declared columns.
 
