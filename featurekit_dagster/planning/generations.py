@@ -118,6 +118,7 @@ class GenerationRecord:
         shape: What it stores; None for one that is older than this knowledge.
         created_at: When it was begun.
         changed_at: When its state or shape last changed.
+        is_empty: Whether nothing was ever written to it, as far as the record knows.
     """
 
     generation: int
@@ -125,6 +126,7 @@ class GenerationRecord:
     shape: StoredShape | None
     created_at: datetime
     changed_at: datetime
+    is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +178,8 @@ def changes(stored: StoredShape, declared: StoredShape) -> tuple[Change, ...]:
 def resolve(declared: StoredShape, records: Sequence[GenerationRecord]) -> Resolution:
     """Return which generations a declaration writes and reads.
 
+    Where nothing was written yet there is nothing to decide: a changed declaration simply begins anew.
+
     Args:
         declared: Shape of the declaration.
         records: All generations of the view.
@@ -187,6 +191,8 @@ def resolve(declared: StoredShape, records: Sequence[GenerationRecord]) -> Resol
     if not live:
         return Resolution(write=following, read=following, read_online=following, retired=retired)
     written = next((r for r in live if r.shape is None or not changes(r.shape, declared)), None)
+    if written is None and all(record.is_empty for record in live):
+        return Resolution(write=following, read=following, read_online=following, retired=retired)
     current = next((r.generation for r in live if r.state is GenerationState.CURRENT), None)
     last_resort = following if written is None else written.generation
     is_rebuilt = written is not None and written.state is GenerationState.BUILDING

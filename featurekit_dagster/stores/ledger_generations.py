@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, String, bindparam, cast, delete, exists, insert, literal, or_, select, update
 from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import ChangedDeclaration, ChangeNotKeepable, RetiredGeneration
@@ -22,17 +22,31 @@ from featurekit_dagster.planning.generations import (
     following_shape,
     resolve,
 )
+from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger_claims import Place, covered_in
 from featurekit_dagster.stores.ledger_database import LedgerDatabase
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES
-from featurekit_dagster.stores.ledger_tables import coverage, generations, insert_new, jobs, views
+from featurekit_dagster.stores.ledger_tables import coverage, facts, generations, insert_new, jobs, views
+
+STREAM_START = "stream_start:"
+"""What the name of a fact begins with that says from when on a stream covers everything online."""
 
 BOTH_STORES = ("offline", "online")
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
+_WROTE = (*ACTIVE_STATES, JobState.SUCCESS.value)
+_STREAM = literal(STREAM_START) + generations.c.workspace + "/" + generations.c.view + "/"
+
 # Built once: making a statement costs more than running it.
+_HOLDS = or_(
+    exists().where(*(coverage.c[n] == generations.c[n] for n in ("workspace", "view", "generation"))),
+    exists().where(
+        *(jobs.c[n] == generations.c[n] for n in ("workspace", "view", "generation")), jobs.c.state.in_(_WROTE)
+    ),
+    exists().where(facts.c.name == _STREAM + cast(generations.c.generation, String)),
+)
 _OF_WORKSPACE = (
-    select(generations)
+    select(generations, _HOLDS.label("holds"))
     .where(generations.c.workspace == bindparam("workspace"))
     .order_by(generations.c.view, generations.c.generation)
 )
@@ -80,6 +94,10 @@ class GenerationBook(LedgerDatabase):
             found = _writable(view, shape, records)
             same = next((record for record in records if record.generation == found), None)
             if same is None:
+                for record in records:  # they are retired or hold nothing
+                    self._put(
+                        connection, Place(workspace, view, record.generation), state=GenerationState.RETIRED.value
+                    )
                 self._begin(connection, Place(workspace, view, found), shape, GenerationState.CURRENT)
             else:
                 self._put(connection, Place(workspace, view, found), shape=following(same, shape).to_text())
@@ -107,6 +125,9 @@ class GenerationBook(LedgerDatabase):
         Raises:
             ChangeNotKeepable: Stored rows lack something that the declaration needs.
         """
+        written = self.resolution(workspace, view, shape).write
+        if written not in (None, *(record.generation for record in self.generations(workspace, view))):
+            return self.open_generation(workspace, view, shape)  # nothing is stored that could be kept
         with self._write() as connection:
             records = read_generations(connection, workspace, view)
             resolved = resolve(shape, records)
@@ -114,10 +135,6 @@ class GenerationBook(LedgerDatabase):
             if refused:
                 raise ChangeNotKeepable(view=view, changes=refused)
             live = [record for record in records if record.state is not GenerationState.RETIRED]
-            if not live:
-                place = Place(workspace, view, resolved.write or 1)
-                self._begin(connection, place, shape, GenerationState.CURRENT)
-                return place.generation
             kept = next((r for r in live if r.generation == resolved.write), live[-1])
             place = Place(workspace, view, kept.generation)
             self._put(connection, place, shape=following(kept, shape).to_text())
@@ -285,6 +302,7 @@ def _record(row: Row[Any]) -> GenerationRecord:
         shape=None if row.shape is None else StoredShape.from_text(row.shape),
         created_at=from_us(row.created_us),
         changed_at=from_us(row.changed_us),
+        is_empty=not row.holds,
     )
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 from featurekit_dagster.intervals import IntervalSet, from_us
 from featurekit_dagster.planning.generations import GenerationRecord, GenerationState, Resolution, StoredShape, resolve
 from featurekit_dagster.planning.tasks import LedgerSnapshot, RemovedView
-from featurekit_dagster.stores.ledger_generations import known_views, read_all_generations
+from featurekit_dagster.stores.ledger_generations import STREAM_START, known_views, read_all_generations
 from featurekit_dagster.stores.ledger_records import read_coverage
 from featurekit_dagster.stores.ledger_spans import read_spans
 from featurekit_dagster.stores.ledger_tables import facts, jobs
@@ -51,11 +51,11 @@ def take_snapshot(
 
 def stream_fact(workspace: str, view: str, generation: int) -> str:
     """Return the name of the fact that says from when on a stream covers everything online."""
-    return f"stream_start:{workspace}/{view}/{generation}"
+    return f"{STREAM_START}{workspace}/{view}/{generation}"
 
 
 def _stream_starts(connection: Connection, workspace: str, chosen: Mapping[str, int]) -> dict[str, datetime]:
-    found = select(facts).where(facts.c.name.startswith(f"stream_start:{workspace}/", autoescape=True))
+    found = select(facts).where(facts.c.name.startswith(f"{STREAM_START}{workspace}/", autoescape=True))
     values = {row.name: row.value for row in connection.execute(found)}
     names = {view: stream_fact(workspace, view, generation) for view, generation in chosen.items()}
     return {view: from_us(int(values[name])) for view, name in names.items() if name in values}

@@ -50,6 +50,17 @@ OTHER_TILE = shape(aggregation_interval=2 * HOUR)
 OTHER_INDEX = replace(BASE, online_index=("other",))
 
 
+def test_where_nothing_was_written_a_changed_declaration_begins_anew_without_a_decision() -> None:
+    empty, built = replace(record(1, CURRENT, BASE), is_empty=True), record(2, RETIRED, BASE)
+    assert resolve(OTHER_CODE, [empty]).write == 2
+    assert resolve(OTHER_CODE, [empty]).changes == ()
+    assert resolve(BASE, [empty]).write == 1
+    assert resolve(OTHER_CODE, [empty, built]).write == 3
+    assert (
+        resolve(OTHER_CODE, [record(1, CURRENT, BASE), replace(record(2, BUILDING, BASE), is_empty=True)]).write is None
+    )
+
+
 def test_a_shape_is_read_back_from_its_text_also_when_a_later_version_wrote_more() -> None:
     for each in (BASE, NEW_COLUMN, StoredShape.of(plain()), replace(BASE, secondary=("ad", "String"), start_us=None)):
         assert StoredShape.from_text(each.to_text()) == each

@@ -75,6 +75,7 @@ def test_the_first_declaration_of_a_view_is_generation_1_and_stays_it(ledger: Le
 
 def test_a_changed_declaration_waits_for_a_decision_and_says_which(ledger: Ledger) -> None:
     ledger.open_generation("w", "v", OLD)
+    finish(ledger, days(0, 1))
     with pytest.raises(ChangedDeclaration) as refused:
         ledger.open_generation("w", "v", NEW)
     assert str(refused.value) == (
@@ -90,6 +91,7 @@ def test_a_changed_declaration_waits_for_a_decision_and_says_which(ledger: Ledge
 
 def test_what_changes_nothing_that_is_stored_is_remembered(ledger: Ledger) -> None:
     ledger.open_generation("w", "v", WIDER)
+    finish(ledger, days(0, 1))
     moved = replace(OLD, start_us=to_us(T0 - 5 * DAY), stores=("offline",))
     assert ledger.open_generation("w", "v", moved) == 1
     (record,) = ledger.generations("w", "v")
@@ -166,6 +168,7 @@ def test_kept_rows_stand_for_the_changed_declaration(ledger: Ledger) -> None:
 
 def test_rows_that_lack_a_column_cannot_be_kept(ledger: Ledger) -> None:
     ledger.open_generation("w", "v", OLD)
+    finish(ledger, days(0, 1))
     with pytest.raises(ChangeNotKeepable) as refused:
         ledger.keep("w", "v", replace(WIDER, code="new"))
     assert str(refused.value) == (
@@ -173,6 +176,17 @@ def test_rows_that_lack_a_column_cannot_be_kept(ledger: Ledger) -> None:
         "`featurekit apply v --rebuild` builds them anew beside the old ones"
     )
     assert [record.shape for record in ledger.generations("w", "v")] == [OLD]
+
+
+def test_where_nothing_was_written_a_changed_declaration_begins_anew(ledger: Ledger) -> None:
+    ledger.open_generation("w", "v", OLD)
+    ledger.fail(claim(ledger, days(0, 1)).id, reason="x", permanent=True)
+    assert ledger.open_generation("w", "v", NEW) == 2
+    assert ledger.keep("w", "v", WIDER) == 3
+    assert states(ledger) == [RETIRED, RETIRED, CURRENT]
+    ledger.stream_started("w", "v", 3, T0)
+    with pytest.raises(ChangedDeclaration):
+        ledger.open_generation("w", "v", replace(WIDER, code="new"))
 
 
 def test_keeping_a_view_that_nobody_knows_makes_it_known(ledger: Ledger) -> None:
