@@ -232,7 +232,9 @@ class StreamFollower:
     def poll(self, timeout: timedelta) -> None:
         """Wait for events; at most as many as there is room for."""
         if self._room > 0:
-            self._batches += self._reader.poll(self._room, timeout)
+            came = self._reader.poll(self._room, timeout)
+            self._batches += came
+            self._lag = max(self._lag - sum(len(batch.payloads) for batch in came), 0)
 
     def commit(self) -> int:
         """Write what was polled and the positions behind it, in one transaction; return how many rows were stored.
