@@ -30,7 +30,7 @@ from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.intervals import duration_us, floor_time
 
 ANCHOR_TIME = "_anchor_time"
-PASS_THROUGH = "pass_through"
+PASS_THROUGH, INGESTED = "pass_through", "ingested"
 _ZERO = timedelta(0)
 
 
@@ -107,7 +107,7 @@ class FeatureView:
     Args:
         name: Unique in the workspace; also the asset key.
         function: The transformation; None where rows pass through unchanged.
-        mode: `pandas`, `polars`, `python` or `sql`; `pass_through` without a function.
+        mode: `pandas`, `polars`, `python` or `sql`; `pass_through` without a function, `ingested` of a feature table.
         inputs: Parameter name to the source span it is handed, in the function's order.
         context_parameter: The parameter that receives the `MaterializationContext`, if any.
         entities: What the features describe.
@@ -125,6 +125,7 @@ class FeatureView:
         stream_processing_mode: How a stream view follows its stream; None where it does not say.
         stream_source: The stream of a stream view; `inputs` then holds its batch side, if it has one.
         aggregation_leading_edge: Of a stream view with aggregates, else None.
+        is_table: Whether it is a feature table: it has no transformation and no source, its rows are ingested.
     """
 
     name: str
@@ -155,6 +156,7 @@ class FeatureView:
     stream_processing_mode: StreamProcessingMode | None = None
     stream_source: StreamSource | None = None
     aggregation_leading_edge: AggregationLeadingEdge | None = None
+    is_table: bool = False
     online_serving_index: tuple[str, ...] = ()
     offline_store: DeltaConfig = DeltaConfig()
     description: str | None = None
@@ -181,6 +183,11 @@ class FeatureView:
     def is_aggregate(self) -> bool:
         """Whether features are aggregates over windows."""
         return bool(self.aggregates)
+
+    @property
+    def is_seen_at_once(self) -> bool:
+        """Whether what is known of it is seen when it happens, not a batch interval later: streams, feature tables."""
+        return self.is_stream or self.is_table
 
     @property
     def is_continuous(self) -> bool:

@@ -28,7 +28,7 @@ class Timing:
     """When what a feature view knows can be seen, in microseconds.
 
     A batch view sees whole batch intervals, `data_delay` after they end; a stream view with interval aggregates sees
-    whole tiles; every other stream view sees an event at its own instant.
+    whole tiles; every other stream view, and a feature table, sees an event at its own instant.
 
     Args:
         grid_us: Distance of the right edges that a read can have: the batch schedule, the tile, or 1.
@@ -49,11 +49,11 @@ class Timing:
     @classmethod
     def of(cls, view: FeatureView) -> Timing:
         """Return the settings of a view."""
-        tile_us, instant = view.tile_us, view.is_stream and not view.is_tiled
+        tile_us, instant = view.tile_us, view.is_seen_at_once and not view.is_tiled
         stream_us = 1 if tile_us is None or instant else tile_us
         return cls(
-            grid_us=stream_us if view.is_stream else duration_us(view.batch_schedule),
-            delay_us=0 if view.is_stream else duration_us(view.data_delay),
+            grid_us=stream_us if view.is_seen_at_once else duration_us(view.batch_schedule),
+            delay_us=0 if view.is_seen_at_once else duration_us(view.data_delay),
             closed_us=int(instant),
             tile_us=tile_us,
             ttl_us=None if view.ttl is None else duration_us(view.ttl),

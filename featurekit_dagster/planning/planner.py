@@ -119,6 +119,8 @@ def check_interval(view: FeatureView, start: datetime, end: datetime, now: datet
     Source: Manually Trigger Materialization, Triggering a new materialization job.
     """
     first = view.materialization_start
+    if view.is_table:
+        raise PlanError(f"{view.name}: {_no_batch(view)}; ingest what is missing")
     if first is None or not stores_of(view):
         raise PlanError(f"{view.name}: it writes no store; declare online=True or offline=True and feature_start_time")
     if view.batch_trigger is BatchTriggerType.NO_BATCH_MATERIALIZATION:
@@ -265,6 +267,8 @@ def _why_nothing(view: FeatureView, now: datetime) -> str:
 
 def _no_batch(view: FeatureView) -> str:
     """Return why batch jobs have nothing to do with a view."""
+    if view.is_table:
+        return "it is a feature table, whose rows come by ingest()"
     if not view.inputs:
         return "its source has no batch_config, and events reach it by its stream only"
     return "it has no batch jobs (batch_trigger=NO_BATCH_MATERIALIZATION)"

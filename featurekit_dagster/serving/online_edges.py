@@ -1,7 +1,8 @@
 """Up to when an online read sees a view, and whether all is there that its features need.
 
 A batch view ends with the newest interval that was materialized. A stream view ends at the clock, or at the newest
-event; what its stream brings is all there from the stream's start on, what came before is as far as batch jobs go.
+event; what its stream brings is all there from the stream's start on, what came before is as far as batch jobs go. A
+feature table ends at the clock too, and what was ingested is all there is.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def edges_of(view: FeatureView, windows: WindowedFeatures | None, count: int) ->
         windows: Its features; None without aggregates.
         count: How many features are read.
     """
-    return (_StreamEdges if view.is_stream else _BatchEdges)(view, windows, count)
+    return (_StreamEdges if view.is_seen_at_once else _BatchEdges)(view, windows, count)
 
 
 class _Finder:
@@ -107,7 +108,8 @@ class _BatchEdges(_Finder):
 class _StreamEdges(_Finder):
     """The clock, or the newest event of the stream.
 
-    Source: semantics of `AggregationLeadingEdge`; a stream without batch side has nothing but the stream.
+    Source: semantics of `AggregationLeadingEdge`; a stream without batch side has nothing but the stream,
+    as a feature table has nothing but what was ingested.
     """
 
     def __init__(self, view: FeatureView, windows: WindowedFeatures | None, count: int) -> None:

@@ -94,6 +94,9 @@ class StoredRows:
 
         Source: Custom ETL Features with Incremental Backfills (such views must be materialized first).
         """
+        if view.is_table:
+            _check_only_stored(view, from_source, mocks)
+            return cls(view, stores, from_source=False)
         check_has_source(view)
         if mocks:
             check_mocks(view, mocks)
@@ -213,8 +216,8 @@ class StoredRows:
             return event_tiles_of(con, relation, view, partials)
 
     def coverage(self) -> IntervalSet | None:
-        """Return what may be read; None when everything may (from the source)."""
-        return None if self.from_source else self.stores.coverage(self.view, OFFLINE)
+        """Return what may be read; None when everything may: from the source, and of a feature table."""
+        return None if self.from_source or self.view.is_table else self.stores.coverage(self.view, OFFLINE)
 
     def gaps(self, start_us: Times, end_us: Times, ask: Mask) -> Mask:
         """Return which of the spans that are asked for are not wholly covered.
@@ -266,6 +269,19 @@ def check_has_source(view: FeatureView) -> None:
             f"{view.name}: its stream has no batch source, so there is no history to read or to compute it from; give "
             "the stream source a batch_config"
         )
+
+
+def _check_only_stored(view: FeatureView, from_source: bool | None, mocks: Mapping[str, Any] | None) -> None:
+    """Refuse to read a feature table from anywhere but the offline store.
+
+    Raises:
+        ReadError: Its source is asked for, which it has not, or it has no offline store.
+    """
+    if from_source or mocks:
+        given = "from_source=True" if from_source else "mock_inputs"
+        raise ReadError(f"{view.name}: {given} on a feature table, which has no source; leave it out")
+    if not view.offline:
+        raise ReadError(f"{view.name}: it is not kept offline (offline=False), so there is no history to read")
 
 
 def check_mocks(view: FeatureView, mocks: Mapping[str, Any]) -> None:
