@@ -110,7 +110,10 @@ def test_the_range_of_a_drained_job_is_filled_by_the_new_code_where_nobody_has_t
 def test_the_range_of_a_drained_job_waits_for_a_person_where_somebody_has_to_decide(
     declare: Declare, lake: Path, busy: subprocess.Popen[str]
 ) -> None:
-    new = declare("doubled")
+    old, new = declare("base"), declare("doubled")
+    done = queue(old, Interval(WHOLE.end, WHOLE.end + DAY))
+    old.stores.ledger.begin(done.id)
+    old.stores.ledger.succeed(done.id, stats={})  # something is stored that the new code would not have written
     look(new)
     (lake / "go").touch()
     busy.wait(timeout=60)
