@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featurekit_dagster.domain.feature_view import Aggregation, BatchTriggerType
+from featurekit_dagster.domain.feature_view import Aggregation, BatchTriggerType, StreamProcessingMode
 from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
 from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindowSeries
 from featurekit_dagster.intervals import Interval
@@ -31,9 +31,12 @@ def test_online_batch_jobs_are_planned_up_to_the_interval_in_which_the_stream_be
 
 
 def test_a_plan_warns_of_a_stream_without_a_watermark() -> None:
-    (warning,) = plan_view(streamed(online=True), EMPTY, NOW).warnings
+    tiled = {"stream_processing_mode": StreamProcessingMode.TIME_INTERVAL, "aggregation_interval": DAY}
+    (warning,) = plan_view(streamed(online=True, **tiled), EMPTY, NOW).warnings
     assert warning.startswith("aggregates of intervals without a watermark: ")
-    assert plan_view(streamed(), EMPTY, NOW).warnings == ()
+    assert (
+        plan_view(streamed(**tiled), EMPTY, NOW).warnings == plan_view(streamed(online=True), EMPTY, NOW).warnings == ()
+    )
 
 
 def test_a_stream_without_batch_side_is_not_planned_and_says_why() -> None:
