@@ -19,6 +19,7 @@ from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_repair import repair
+from featurekit_dagster.cli_stream import stream
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
 from featurekit_dagster.intervals import format_time
@@ -229,6 +230,7 @@ add_job_commands(app)
 app.command()(apply)
 app.command()(repair)
 app.add_typer(ingest)
+app.add_typer(stream)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN_INTERVALS = 5
 SHOWN_CHARACTERS = 40
+_NEVER = 9999
 
 _STYLES = {
     "SUCCESS": "green",
@@ -63,7 +64,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Interval):
-        return {"start_time": format_time(value.start), "end_time": format_time(value.end)}
+        end = None if is_endless(value) else format_time(value.end)
+        return {"start_time": format_time(value.start), "end_time": end}
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, Iterable):
@@ -97,8 +99,15 @@ def short_time(time: datetime) -> str:
     return text.removesuffix("T00:00Z")
 
 
+def is_endless(interval: Interval) -> bool:
+    """Tell whether an interval is that of a stream, which has no end."""
+    return interval.end.year == _NEVER
+
+
 def short_interval(interval: Interval) -> str:
-    """Return `[start, end)`, as dates where both are midnight UTC."""
+    """Return `[start, end)`, as dates where both are midnight UTC; without an end that of a stream."""
+    if is_endless(interval):
+        return f"[{format_time(interval.start)}, ...)"
     if all(time == as_utc(time).replace(hour=0, minute=0, second=0, microsecond=0) for time in _ends(interval)):
         return f"[{short_time(interval.start)}, {short_time(interval.end)})"
     return str(interval)

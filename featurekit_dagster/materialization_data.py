@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurekit_dagster.errors import TectonValidationError
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.job_state import JobState
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, AttemptRecord, JobRecord
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, STREAM, AttemptRecord, JobRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class MaterializationJobData:
         online: Whether it writes the online store.
         offline: Whether it writes the offline store.
         start_time: First instant of its window.
-        end_time: First instant after its window.
+        end_time: First instant after its window; None of a STREAM job, which has no end.
         reason: Why it, or its last attempt, ended without success.
         stats: Counts of a success: `rows` in the window, `rows_offline` and `rows_online` that were written, and
             `rows_replaced`, those that were in the window offline before. Of an overwrite of the online store also
@@ -86,7 +86,7 @@ class MaterializationJobData:
     online: bool
     offline: bool
     start_time: datetime
-    end_time: datetime
+    end_time: datetime | None
     reason: str | None = None
     stats: Mapping[str, int] = field(default_factory=dict)
 
@@ -107,7 +107,7 @@ def job_data(job: JobRecord, dagster_url: str) -> MaterializationJobData:
         online=job.online,
         offline=job.offline,
         start_time=_shown(job.interval.start),
-        end_time=_shown(job.interval.end),
+        end_time=None if job.kind == STREAM else _shown(job.interval.end),
         reason=job.reason,
         stats=dict(job.stats),
     )
@@ -196,7 +196,7 @@ def _row(job: JobRecord, status: str, attempt: int | str, logs: str) -> dict[str
     return {
         "TYPE": job.kind,
         "WINDOW_START_TIME": _shown(job.interval.start),
-        "WINDOW_END_TIME": _shown(job.interval.end),
+        "WINDOW_END_TIME": MISSING if job.kind == STREAM else _shown(job.interval.end),
         "STATUS": status,
         "ATTEMPT": attempt,
         "MATERIALIZATION_TASK": job.id,

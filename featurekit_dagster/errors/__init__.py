@@ -73,12 +73,14 @@ from featurekit_dagster.errors.streams import (
     EventsRefused,
     IngestError,
     NotAPushSource,
+    NotAStream,
     StreamError,
     StreamExtraMissing,
     StreamFollowed,
     StreamPositionLost,
     StreamUnavailable,
 )
+from featurekit_dagster.errors.tables import NotAFeatureTable, RowsRefused
 
 __all__ = [
     "AggregationOverflow",
@@ -110,7 +112,9 @@ __all__ = [
     "MaintenanceUnderWay",
     "MaterializationFailed",
     "MisalignedInterval",
+    "NotAFeatureTable",
     "NotAPushSource",
+    "NotAStream",
     "NotFoundError",
     "NotMaterialized",
     "OnlineLayoutMismatch",
@@ -124,6 +128,7 @@ __all__ = [
     "ReadError",
     "RetiredGeneration",
     "RowsOutsideInterval",
+    "RowsRefused",
     "SourceError",
     "SpineError",
     "StoreError",

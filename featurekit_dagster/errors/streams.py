@@ -75,6 +75,20 @@ class StreamFollowed(StreamError):
         )
 
 
+class NotAStream(StreamError, TectonValidationError):
+    """Something about a stream was asked of a view that follows none.
+
+    Args:
+        view: The feature view.
+        is_stream: Whether it is a stream feature view.
+    """
+
+    def __init__(self, *, view: str, is_stream: bool) -> None:
+        self.view, self.is_stream = view, is_stream
+        why = "is not written online, so its stream is not followed" if is_stream else "is no stream feature view"
+        super().__init__(f"{view} {why}; name a stream_feature_view with online=True")
+
+
 class DuplicateEvents(StreamError):
     """Events of a commit were counted by another loop since they were looked for."""
 

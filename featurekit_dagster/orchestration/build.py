@@ -1,4 +1,4 @@
-"""From a workspace to Dagster definitions: assets with their checks, jobs, schedules, resources."""
+"""From a workspace to Dagster definitions: assets with their checks, jobs, schedules, sensors, resources."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
+from featurekit_dagster.orchestration.streams import follows_stream, stream_job
+from featurekit_dagster.orchestration.supervision import supervisor
 from featurekit_dagster.orchestration.translator import source_spec
 from featurekit_dagster.planning.planner import stores_of
 
@@ -35,11 +37,13 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
         for view in views
         if has_schedule(view)
     ]
+    streams = {view.name: stream_job(view, workspace, prefix) for view in views if follows_stream(view)}
+    supervisors = [supervisor(workspace.repo.view(name), workspace, job, prefix) for name, job in streams.items()]
     return dg.Definitions(
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
-        jobs=[*jobs.values(), backfill_job(workspace, prefix), overwrite_job(workspace, prefix)],
+        jobs=[*jobs.values(), *streams.values(), backfill_job(workspace, prefix), overwrite_job(workspace, prefix)],
         schedules=schedules,
-        sensors=[due_jobs_sensor(workspace, jobs, prefix)] if jobs else [],
+        sensors=[*([due_jobs_sensor(workspace, jobs, prefix)] if jobs else []), *supervisors],
         resources={resource_key(prefix): FeatureStores.of(workspace)},
         executor=dg.in_process_executor,
     )

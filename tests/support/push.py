@@ -40,12 +40,11 @@ NOW = datetime(2024, 1, 10, 12, 0, tzinfo=UTC)
 SCHEMA = [Field("user", String), Field("amount", Float64), Field("items", Int64), Field("ts", Timestamp)]
 
 
-def payments_workspace(folder: Path, now: datetime = NOW) -> Workspace:
-    """Return a workspace with the push source `payments` and a continuous view of it."""
+def payments_workspace(folder: Path, now: datetime = NOW, late: timedelta | None = None) -> Workspace:
+    """Return a workspace with the push source `payments` and a continuous view of it; events may be `late`."""
     table = DeltaTableConfig(uri=str(folder / "payments"), timestamp_field="ts")
-    source = StreamSource(
-        name="payments", stream_config=PushConfig(timestamp_field="ts"), batch_config=table, schema=SCHEMA
-    )
+    config = PushConfig(timestamp_field="ts", watermark_delay_threshold=late)
+    source = StreamSource(name="payments", stream_config=config, batch_config=table, schema=SCHEMA)
     view = stream_feature_view(
         name="paid",
         source=source,

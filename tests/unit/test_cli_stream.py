@@ -1,0 +1,56 @@
+"""The commands about streams."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from featurekit_dagster import Workspace
+from tests.support.push import payments_workspace
+from tests.unit.cli_runner import bind, output
+from tests.unit.cli_shop import shop_workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    return bind(payments_workspace(tmp_path), tmp_path, monkeypatch)
+
+
+def test_a_stream_that_nobody_has_followed_is_told_so(workspace: Workspace) -> None:
+    (found,) = json.loads(output("stream", "status", "--json"))
+    assert (found["view"], found["state"], found["events"], found["job"]) == ("paid", "NOT STARTED", None, None)
+    assert not workspace.stores.has_ledger
+
+
+def test_status_says_what_the_run_has_said_last(workspace: Workspace) -> None:
+    facts = {"workspace": workspace.name, "view": "paid", "generation": 1, "code_version": "c"}
+    job = workspace.stores.ledger.follow_stream(**facts, run_id="run")
+    stats = {"events": 1200, "lag": 3, "late": 2, "newest_event_us": 1_704_886_200_000_000}
+    workspace.stores.ledger.report_stream(job.id, stats)
+    printed = output("stream", "status", "paid", width=160)
+    assert printed.splitlines()[-1].split() == ["paid", "RUNNING", "1,200", "3", "2", "2024-01-10T11:30Z"]
+    (found,) = json.loads(output("stream", "status", "--json"))
+    assert (found["job"], found["run_id"], found["newest_event"]) == (job.id, "run", "2024-01-10T11:30Z")
+    assert output("jobs").splitlines()[-1].split()[1:3] == ["paid", "[2024-01-10T12:00Z,"]
+    assert json.loads(output("job", job.id, "--json"))["interval"]["end_time"] is None
+
+
+def test_a_stream_is_paused_and_resumed(workspace: Workspace) -> None:
+    assert output("stream", "pause", "paid") == (
+        "Paused the stream of paid; featurekit stream resume paid lets it go on where it is.\n"
+    )
+    (found,) = json.loads(output("stream", "status", "--json"))
+    assert found["state"] == "PAUSED"
+    assert output("stream", "resume", "paid") == (
+        "Resumed the stream of paid; its sensor in Dagster starts the run that follows it.\n"
+    )
+    assert workspace.stores.ledger.stream_paused(workspace.name, "paid") is None
+
+
+def test_a_view_without_a_stream_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = bind(shop_workspace(tmp_path), tmp_path, monkeypatch)
+    name = workspace.repo.views[0].name
+    assert output("stream", "pause", name, exit_code=1) == "\n"
+    assert output("stream", "status") == "No feature view follows a stream.\n"
