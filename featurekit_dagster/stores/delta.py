@@ -13,27 +13,30 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import duckdb
 import pyarrow as pa
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from featurekit_dagster.errors import CommitConflict, LeaseLost, StoredSchemaMismatch, TableMissing, UnusableLakePath
+from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, UnusableLakePath
 from featurekit_dagster.intervals import Interval, IntervalSet
-from featurekit_dagster.stores.delta_files import remove_table, rows_of_files
+from featurekit_dagster.stores.delta_files import remove_table, rows_of_files, writer_properties
 from featurekit_dagster.stores.delta_listing import generations_in
+from featurekit_dagster.stores.delta_maintenance import DeltaMaintenance
 from featurekit_dagster.stores.delta_record import (
+    INTERVAL,
     OURS,
+    check_lease,
     commit_properties,
     coverage_of,
     format_intervals,
-    lease_epoch_of,
     partition_size_of,
 )
 from featurekit_dagster.stores.offline import OfflineWrite
@@ -165,7 +168,7 @@ class DeltaOfflineStore:
             f"{OURS}job_id": job_id,
             f"{OURS}view": view,
             f"{OURS}generation": str(generation),
-            f"{OURS}interval": format_intervals([interval]),
+            INTERVAL: format_intervals([interval]),
             f"{OURS}epoch": str(epoch),
         }
         replacement = _Replacement(
@@ -223,6 +226,11 @@ class DeltaOfflineStore:
         location = self.location(view, generation)
         remove_table(self._root, location, self._options, is_local=_local_path(self._root) is not None)
 
+    def maintenance(self, view: str, generation: int = 1) -> DeltaMaintenance:
+        """Return what tidies the files of a table; see `OfflineStore.maintenance`."""
+        open_table = partial(self._open, view, generation)
+        return DeltaMaintenance(view, open_table, is_direct=self._direct, tries=self._tries)
+
     def _open(self, view: str, generation: int) -> DeltaTable:
         location = self.location(view, generation)
         if not self.exists(view, generation):
@@ -253,7 +261,7 @@ class DeltaOfflineStore:
             return self._create(replacement)
         table = DeltaTable(location, storage_options=self._options)
         _check_partition_size(replacement, table)
-        _check_lease(replacement, table)
+        check_lease(table, replacement.view, replacement.epoch)
         read_version, before = table.version(), _file_list(table)
         write_deltalake(
             table,
@@ -262,7 +270,7 @@ class DeltaOfflineStore:
             predicate=replacement.predicate,
             schema_mode="merge" if _columns_differ(replacement, table) else None,
             commit_properties=replacement.commit_properties(),
-            writer_properties=_writer_properties(replacement.rows.schema),
+            writer_properties=writer_properties(replacement.rows.schema),
         )
         version = table.version()
         if version != read_version + 1:  # other writers' commits came in between
@@ -280,7 +288,7 @@ class DeltaOfflineStore:
                 partition_by=[PARTITION_COLUMN],
                 storage_options=self._options,
                 commit_properties=replacement.commit_properties(max_commit_retries=0),
-                writer_properties=_writer_properties(replacement.rows.schema),
+                writer_properties=writer_properties(replacement.rows.schema),
             )
         except DeltaError as error:
             # "Already exists" comes as the base class: another writer created the table since we looked.
@@ -315,22 +323,6 @@ def _delta_time(time: datetime) -> str:
     return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def _writer_properties(schema: pa.Schema) -> WriterProperties:
-    """Keep value ranges of flat columns other than floats only.
-
-    Parquet ranges leave NaN out, while DuckDB sorts NaN above every number and skips files by range: a filter on a
-    float column would lose rows.
-    """
-    ranged = [
-        field.name for field in schema if not (pa.types.is_nested(field.type) or pa.types.is_floating(field.type))
-    ]
-    return WriterProperties(
-        compression="ZSTD",
-        default_column_properties=ColumnProperties(statistics_enabled="NONE"),
-        column_properties={name: ColumnProperties(statistics_enabled="PAGE") for name in ranged},
-    )
-
-
 def _columns_differ(replacement: _Replacement, table: DeltaTable) -> bool:
     """Tell whether a column is new or gone; one that changed its type is refused."""
     stored = {field.name: field.type for field in table.schema().fields}
@@ -346,16 +338,6 @@ def _type_faults(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
         for name, kind in given.items()
         if name in stored and stored[name] != kind
     ]
-
-
-def _check_lease(replacement: _Replacement, table: DeltaTable) -> None:
-    """Refuse a writer whose lease somebody has taken over and written under.
-
-    The handle that is looked at is the one that writes, so a commit that comes in between makes the write fail.
-    """
-    current = lease_epoch_of(table)
-    if current is not None and current > replacement.epoch:
-        raise LeaseLost(name=f"batch:{replacement.view}", epoch=replacement.epoch, current=current)
 
 
 def _check_partition_size(replacement: _Replacement, table: DeltaTable) -> None:

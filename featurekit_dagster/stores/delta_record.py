@@ -12,10 +12,12 @@ from typing import Any
 
 from deltalake import CommitProperties, DeltaTable, Transaction
 
+from featurekit_dagster.errors import LeaseLost
 from featurekit_dagster.intervals import Interval, IntervalSet, duration_us, format_time, from_us
 
 OURS = "featurekit."
 COVERAGE = f"{OURS}coverage"
+INTERVAL = f"{OURS}interval"
 PARTITION_SIZE = f"{OURS}time_partition_size_us"
 _LEASE = f"{OURS}lease"
 _COVERED = f"{OURS}covered"
@@ -61,6 +63,20 @@ def lease_epoch_of(table: DeltaTable) -> int | None:
     """Return the highest epoch under which a table was written; None before the first commit of ours."""
     epoch: int | None = table.transaction_version(_LEASE)
     return epoch
+
+
+def check_lease(table: DeltaTable, view: str, epoch: int) -> None:
+    """Refuse a writer whose lease somebody has taken over and written under.
+
+    The handle that is looked at has to be the one that writes, so that a commit that comes in between makes the write
+    fail.
+
+    Raises:
+        LeaseLost: A commit under a higher epoch is in the table.
+    """
+    current = lease_epoch_of(table)
+    if current is not None and current > epoch:
+        raise LeaseLost(name=f"batch:{view}", epoch=epoch, current=current)
 
 
 def format_intervals(intervals: Iterable[Interval]) -> str:

@@ -33,6 +33,78 @@ class OfflineWrite:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSize:
+    """How large a table, or a part of it, is.
+
+    Args:
+        files: Number of its data files, each of which a read of all of it opens.
+        bytes: Their size.
+    """
+
+    files: int
+    bytes: int
+
+
+class TableMaintenance(Protocol):
+    """Tidying one table, step by step; a step is one commit, or several short ones, and can be repeated.
+
+    Commits carry the table's coverage and the writer's epoch like all others. No row changes.
+    """
+
+    @property
+    def coverage(self) -> IntervalSet:
+        """What the table covers."""
+        ...
+
+    def size(self, interval: Interval | None = None) -> TableSize:
+        """Return the size of what a read of `[start, end)` opens, or of the whole table."""
+        ...
+
+    def forget_columns(self, schema: pa.Schema, *, job_id: str, epoch: int) -> tuple[str, ...]:
+        """Take the columns that `schema` lacks out of the table and return their names.
+
+        All partitions are left to sort then, which takes the values out of the files.
+
+        Raises:
+            LeaseLost: A commit under a higher epoch is in the table.
+        """
+        ...
+
+    def left_to_sort(self) -> tuple[str, ...]:
+        """Return the partitions that were written in parts since they were last sorted, ascending."""
+        ...
+
+    def sort_partition(self, partition: str, sort_by: Sequence[str], *, job_id: str, epoch: int) -> TableSize:
+        """Write a partition again as few files, ordered by `sort_by`, in one commit; return the size it had.
+
+        Raises:
+            CommitConflict: Other writers came first each time; nothing was written.
+            LeaseLost: A commit under a higher epoch is in the table; nothing was written.
+        """
+        ...
+
+    def version(self) -> int:
+        """Return the version of the newest commit."""
+        ...
+
+    def clean_up(self, retention: timedelta, sorted_at: int, *, job_id: str, epoch: int) -> int:
+        """Delete the files that no version younger than `retention` has, shorten the log, and return their number.
+
+        Commits stay in the log for 30 days, or as long as the table's own property says.
+
+        Args:
+            retention: Longer than any read takes; a read that began before it may miss files.
+            sorted_at: A version of which all partitions that were left to sort have been sorted.
+            job_id: Kept with the commits.
+            epoch: Epoch of the lease that the writer holds.
+
+        Raises:
+            LeaseLost: A commit under a higher epoch is in the table; nothing was deleted.
+        """
+        ...
+
+
 class OfflineStore(Protocol):
     """The history of feature views; one table per view and generation."""
 
@@ -160,5 +232,13 @@ class OfflineStore(Protocol):
 
         Raises:
             ValueError: The name is none of a view.
+        """
+        ...
+
+    def maintenance(self, view: str, generation: int = 1) -> TableMaintenance:
+        """Return what tidies the files of a table.
+
+        Raises:
+            TableMissing: Nothing was ever written for the view.
         """
         ...

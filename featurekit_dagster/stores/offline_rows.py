@@ -6,17 +6,17 @@ Pure Arrow, no table format; `delta.py` commits the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_dagster.errors import RowsOutsideInterval, StoredSchemaMismatch
-from featurekit_dagster.intervals import Interval, floor_time
+from featurekit_dagster.intervals import Interval, ceil_time, floor_time
 
 PARTITION_COLUMN = "time_partition"
 UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
-_MICROSECOND = timedelta(microseconds=1)
+_MICROSECOND, _DAY = timedelta(microseconds=1), timedelta(days=1)
 
 
 def conformed(view: str, table: pa.Table, schema: pa.Schema, time_column: str) -> pa.Table:
@@ -70,7 +70,30 @@ def arranged(rows: pa.Table, time_column: str, sort_by: Sequence[str], size: tim
     return rows.sort_by([(column, "ascending") for column in (PARTITION_COLUMN, *sort_by)])
 
 
+def partition_interval(name: str, size: timedelta) -> Interval:
+    """Return the times whose rows are in a partition; the inverse of `partition_span`.
+
+    Args:
+        name: A value of the partition column.
+        size: Width of the epoch grid to which times are floored.
+    """
+    day = datetime.fromisoformat(name).replace(tzinfo=UTC)
+    return Interval(ceil_time(day, size), ceil_time(day + _DAY, size))
+
+
 def partition_span(interval: Interval, size: timedelta) -> tuple[str, str]:
     """Return the first and the last partition value that rows of `[start, end)` can have."""
     first, last = (floor_time(time, size) for time in (interval.start, interval.end - _MICROSECOND))
     return first.date().isoformat(), last.date().isoformat()
+
+
+def partitions_of(interval: Interval, size: timedelta) -> list[str]:
+    """Return the partition values that rows of `[start, end)` can have, ascending."""
+    time = floor_time(interval.start, size)
+    if size < _DAY:
+        time = floor_time(time, _DAY)
+    names = []
+    while time < interval.end:
+        names.append(time.date().isoformat())
+        time += max(size, _DAY)
+    return names
