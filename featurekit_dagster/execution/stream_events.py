@@ -113,7 +113,9 @@ class EventProcessor:
         owners = [batch.partition for batch in batches for _ in batch.payloads]
         names = sorted({batch.partition for batch in batches})
         rows, places, letters = self._decoded(payloads, owners, now)
-        codes = np.array([names.index(owners[place]) for place in places.tolist()], np.int64)
+        sizes = [len(batch.payloads) for batch in batches]
+        owner_codes = np.repeat(np.array([names.index(batch.partition) for batch in batches], np.int64), sizes)
+        counts, codes = _counts(names, owner_codes), owner_codes[places]
         times = self._times(rows)
         droppable = watermark.at(to_us(now))
         is_late = np.zeros(rows.num_rows, bool) if times is None or droppable is None else times <= droppable
@@ -123,14 +125,14 @@ class EventProcessor:
         newest = {name: _newest(times, codes == code) for code, name in enumerate(names)}
         if times is None:
             newest = dict.fromkeys(names, _newest(microseconds(made[self._view.timestamp_field])[0]))
-        for name in set(owners):
+        for name in (each for each in names if counts[each]):
             watermark = watermark.seen(name, newest[name], to_us(now))
         return PolledEvents(
             rows=made,
             watermark=watermark,
             marks=marks,
             letters=letters,
-            events={name: owners.count(name) for name in names},
+            events=counts,
             late=_counts(names, codes[is_late]),
             duplicates=_counts(names, codes[~is_late & ~is_new]),
         )

@@ -161,6 +161,15 @@ def _split_rows(rows: np.ndarray[Any, np.dtype[np.uint8]]) -> list[bytes]:
     return [raw[at : at + width] for at in range(0, len(raw), width)]
 
 
+def _encode_text_column(column: pa.Array) -> list[bytes]:
+    """Return the encoded values of a column of texts or bytes."""
+    texts = column.cast(pa.large_binary())
+    data = texts.buffers()[2]
+    if texts.null_count or texts.offset or data is None or _ZERO in data.to_pybytes():
+        return list(map(_encode_bytes, texts.to_pylist()))
+    return [b"\x01" + text + _END for text in texts.to_pylist()]
+
+
 class KeyCodec:
     """Encodes the join keys of one layout, one at a time or by column.
 
@@ -261,8 +270,7 @@ class KeyCodec:
             if field.dtype in _WIDTHS:
                 pieces.append(_split_rows(_encode_fixed_column(field.dtype, column)))
             else:
-                texts = column.cast(pa.large_binary()).to_pylist()
-                pieces.append(list(map(_encode_bytes, texts)))
+                pieces.append(_encode_text_column(column))
         encoded = pieces[0] if len(pieces) == 1 else list(map(b"".join, zip(*pieces, strict=True)))
         prefix = self._prefix
         if max(map(len, encoded), default=0) <= MAX_KEY_BYTES:

@@ -16,7 +16,7 @@ import numpy as np
 
 from featurekit_dagster.errors import DuplicateEvents, LeaseLost
 from featurekit_dagster.stores.lmdb_writer import Generation, bare_value, open_generation, trailer_of, with_trailers
-from featurekit_dagster.stores.online import wins
+from featurekit_dagster.stores.online import TILES_PER_CHUNK, wins
 from featurekit_dagster.stores.packing import Block, IntArray, lead_time
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
 from featurekit_dagster.stores.stream_state import (
@@ -152,42 +152,52 @@ def _merge(
     cursor, codec = transaction.cursor(), generation.values
     stored = dict(cursor.getmulti(slab.keys))
     held = [place for place, key in enumerate(slab.keys) if key in stored]
-    olds = [bare_value(slab.keys[place], stored[slab.keys[place]], trailers) for place in held]
+    olds = [stored[slab.keys[place]] for place in held]
+    if trailers:
+        olds = [bare_value(slab.keys[place], old, trailers) for place, old in zip(held, olds, strict=True)]
     old = codec.unpack(olds)
     old = old.take(slice(None), np.array(held, np.int64)[old.owners])
     new = slab.block
-    old_slots, new_slots = old.owners * 64 + old.leads, new.owners * 64 + new.leads
-    counts = ~np.isin(new_slots, old_slots[old.from_batch])
+    old_slots, new_slots = old.owners * TILES_PER_CHUNK + old.leads, new.owners * TILES_PER_CHUNK + new.leads
+    room = len(slab.keys) * TILES_PER_CHUNK
+    counts = ~_marked(old_slots[old.from_batch], room)[new_slots]
     tally.superseded += int(np.count_nonzero(~counts))
     while True:
         rows = np.flatnonzero(counts)
         if not len(rows):
             return
-        is_touched = np.isin(old_slots, new_slots[rows])
+        is_touched = _marked(new_slots[rows], room)[old_slots]
         both = concatenated(old.take(is_touched, old.owners[is_touched]), new.take(rows, new.owners[rows]))
-        slots = both.owners * 64 + both.leads
+        slots = both.owners * TILES_PER_CHUNK + both.leads
         by_slot = np.argsort(slots, kind="stable")
         slots = slots[by_slot]
         starts = np.flatnonzero(np.diff(slots, prepend=-1))
         groups = np.cumsum(np.diff(slots, prepend=-1) != 0) - 1
-        both = both.take(by_slot, slots // 64)
+        both = both.take(by_slot, slots // TILES_PER_CHUNK)
         columns, nulls, wrong = combine(both.columns, both.nulls, groups)
         if wrong is None:
             break
-        is_wrong = np.isin(new_slots, slots[starts[wrong]]) & counts
+        is_wrong = _marked(slots[starts[wrong]], room)[new_slots] & counts
         tally.overflowing += tuple(order[slab.begin + np.flatnonzero(is_wrong)].tolist())
         counts &= ~is_wrong
-    merged = Block(slots[starts] // 64, slots[starts] % 64, np.zeros(len(starts), bool), columns, nulls)
-    rewritten = np.unique(merged.owners)
-    is_kept = ~is_touched & np.isin(old.owners, rewritten)
+    merged = Block(*np.divmod(slots[starts], TILES_PER_CHUNK), np.zeros(len(starts), bool), columns, nulls)
+    rewritten = merged.owners[np.flatnonzero(np.diff(merged.owners, prepend=-1))]
+    is_kept = ~is_touched & _marked(rewritten, len(slab.keys))[old.owners]
     whole = concatenated(old.take(is_kept, old.owners[is_kept]), merged)
-    whole_slots = whole.owners * 64 + whole.leads
+    whole_slots = whole.owners * TILES_PER_CHUNK + whole.leads
     by_slot = np.argsort(whole_slots, kind="stable")
     places = np.searchsorted(rewritten, whole.owners[by_slot])
     keys = [slab.keys[place] for place in rewritten.tolist()]
     values = with_trailers(keys, codec.pack(whole.take(by_slot, places)), trailers)
     cursor.putmulti(zip(keys, values, strict=True))
     tally.written += len(starts)
+
+
+def _marked(places: IntArray, room: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return for each of so many places whether it is one of these."""
+    found = np.zeros(room, bool)
+    found[places] = True
+    return found
 
 
 # ---- state -----------------------------------------------------------------------------------------------------------
