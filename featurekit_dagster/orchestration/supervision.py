@@ -51,8 +51,8 @@ class Followed:
         resolution: Which generations the declaration writes and reads.
         paused_at: Since when the stream is paused.
         jobs: The stream's newest job, and all that have not ended, newest first.
-        runs: Code of each run that has not ended, by its id.
-        finished: Runs of this code that have ended, newest first.
+        runs: Code of each run that has not ended, by its id; without those of which the ledger knows that they have.
+        finished: Runs of this code that have ended, or are known to have, newest first.
     """
 
     code: str
@@ -203,16 +203,21 @@ def known_of(view: FeatureView, code: str, stores: WorkspaceStores, instance: dg
     """Return what the ledger and Dagster know of a view's stream."""
     ledger, place = stores.ledger, (stores.workspace, view.name)
     of_view = {STREAM_TAG: view.name}
-    unfinished = instance.get_runs(dg.RunsFilter(tags=of_view, statuses=list(UNFINISHED)))
+    jobs = ledger.stream_jobs(*place)
+    over = {each.run_id for job in jobs for each in job.attempts if each.state in ("ERROR", "CANCELLED")}
+    unfinished = instance.get_run_records(dg.RunsFilter(tags=of_view, statuses=list(UNFINISHED)))
+    # Dagster notices late that a process was killed
+    lost = [each for each in unfinished if each.dagster_run.run_id in over]
+    going = [each.dagster_run for each in unfinished if each.dagster_run.run_id not in over]
     ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
     filters = dg.RunsFilter(tags=of_view | {CODE_TAG: code}, statuses=ended)
     return Followed(
         code=code,
         resolution=ledger.resolution(*place, StoredShape.of(view)),
         paused_at=ledger.stream_paused(*place),
-        jobs=ledger.stream_jobs(*place),
-        runs={run.run_id: run.tags.get(CODE_TAG, "") for run in unfinished},
-        finished=tuple(_finished(instance.get_run_records(filters, limit=_RUNS_LOOKED_AT))),
+        jobs=jobs,
+        runs={run.run_id: run.tags.get(CODE_TAG, "") for run in going},
+        finished=tuple(_finished([*lost, *instance.get_run_records(filters, limit=_RUNS_LOOKED_AT)])),
     )
 
 
@@ -220,7 +225,7 @@ def _finished(records: Iterable[dg.RunRecord]) -> Iterator[FinishedRun]:
     for record in records:
         ended = record.end_time
         yield FinishedRun(
-            failed=record.dagster_run.status is dg.DagsterRunStatus.FAILURE,
+            failed=record.dagster_run.status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED),
             began_at=None if record.start_time is None else datetime.fromtimestamp(record.start_time, UTC),
             ended_at=record.update_timestamp if ended is None else datetime.fromtimestamp(ended, UTC),
         )
