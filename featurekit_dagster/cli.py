@@ -18,6 +18,7 @@ from featurekit_dagster.cli_apply import NEEDS_DECISION, apply
 from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
+from featurekit_dagster.cli_maintain import maintain
 from featurekit_dagster.cli_repair import repair
 from featurekit_dagster.cli_stream import stream
 from featurekit_dagster.domain.schema import Field
@@ -229,6 +230,7 @@ def historical(
 add_job_commands(app)
 app.command()(apply)
 app.command()(repair)
+app.command()(maintain)
 app.add_typer(ingest)
 app.add_typer(stream)
 

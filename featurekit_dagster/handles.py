@@ -11,6 +11,7 @@ from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationF
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import Interval, as_utc
+from featurekit_dagster.maintenance_methods import MaintenanceMethods
 from featurekit_dagster.materialization_methods import MaterializationMethods
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.serving.frame import FeatureFrame
@@ -23,12 +24,13 @@ from featurekit_dagster.serving.ranges import check_max_lookback, check_open_ran
 from featurekit_dagster.serving.run import run_view
 from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.serving.vector import FeatureVector
+from featurekit_dagster.stream_methods import StreamMethods
 
 if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
 
 
-class FeatureViewHandle(MaterializationMethods):
+class FeatureViewHandle(MaterializationMethods, MaintenanceMethods, StreamMethods):
     """A feature view of a workspace.
 
     Properties of the declaration are read through: `name`, `description`, `owner`, `tags`, `ttl`, `online`, `offline`,

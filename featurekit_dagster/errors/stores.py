@@ -202,6 +202,20 @@ class MaintenanceUnderWay(StoreError):
         super().__init__(f"{view}: job {job_id} maintains its table now; wait until it has ended, or cancel its run")
 
 
+class MaintenanceFailed(StoreError):
+    """Tables of feature views could not be maintained to the end.
+
+    Args:
+        reason: Which, and why.
+    """
+
+    retryable = True
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the maintenance was not finished: {reason}; what was done stays, do it again for the rest")
+
+
 class MaintenanceNotRetried(StoreError):
     """A maintenance was to be tried again like a materialization.
 

@@ -9,6 +9,7 @@ from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.orchestration.assets import asset_job_of, view_asset
 from featurekit_dagster.orchestration.due_jobs import due_jobs_sensor
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
+from featurekit_dagster.orchestration.maintenance import maintenance_job, maintenance_schedule
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
@@ -39,10 +40,11 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     ]
     streams = {view.name: stream_job(view, workspace, prefix) for view in views if follows_stream(view)}
     supervisors = [supervisor(workspace.repo.view(name), workspace, job, prefix) for name, job in streams.items()]
+    public = [backfill_job(workspace, prefix), overwrite_job(workspace, prefix), maintenance_job(workspace, prefix)]
     return dg.Definitions(
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
-        jobs=[*jobs.values(), *streams.values(), backfill_job(workspace, prefix), overwrite_job(workspace, prefix)],
-        schedules=schedules,
+        jobs=[*jobs.values(), *streams.values(), *public],
+        schedules=[*schedules, maintenance_schedule(workspace, public[-1], prefix)],
         sensors=[*([due_jobs_sensor(workspace, jobs, prefix)] if jobs else []), *supervisors],
         resources={resource_key(prefix): FeatureStores.of(workspace)},
         executor=dg.in_process_executor,
