@@ -53,6 +53,7 @@ class Job:
     managed: bool
     replaces: bool
     state: str = WAITS
+    tried: bool = False
 
     @property
     def places(self) -> list[Place]:
@@ -106,7 +107,7 @@ class Model:
             self.covered[view, store] |= set(job.days)
             for number in job.days:
                 self.stamps[view, store][number] = set(self.stamps[view, OFFLINE][number]) if copies else {stamp}
-        job.state = DONE
+        job.state, job.tried = DONE, True
 
     def unsettled(self) -> list[str]:
         """Return the ended jobs whose writers died and may have left what the record does not say."""
@@ -200,7 +201,8 @@ class ManyProcesses(RuleBasedStateMachine):
             assert answer == "OverlappingMaterialization"
         else:
             assert answer == "MANUAL_RETRY"
-            job.state, job.managed = WAITS, True
+            # one that was never begun is still the job that was asked for
+            job.state, job.managed, job.replaces = WAITS, True, was or job.tried
 
     @rule(who=st.integers(0, WORKERS - 1))
     def run(self, who: int) -> None:
@@ -328,7 +330,7 @@ class ManyProcesses(RuleBasedStateMachine):
         self.lost(job)
 
     def lost(self, job: Job) -> None:
-        job.replaces = True
+        job.replaces = job.tried = True
         if not job.managed:
             job.state = LOST
 
@@ -350,7 +352,8 @@ class ManyProcesses(RuleBasedStateMachine):
                 continue
             for stamp in tried:
                 self.model.may_have_written(job, stamp)
-            job.replaces = job.replaces or bool(tried)
+            job.tried = job.tried or bool(tried)
+            job.replaces = job.replaces or job.tried
             if states[name] == "MANUALLY_CANCELLED":
                 job.state = CANCELLED
             elif states[name] == "FAILURE":
