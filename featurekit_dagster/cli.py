@@ -20,7 +20,9 @@ from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_maintain import maintain
 from featurekit_dagster.cli_repair import repair
+from featurekit_dagster.cli_replay import replay, run_stream
 from featurekit_dagster.cli_stream import stream
+from featurekit_dagster.cli_table import ingest_table
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
 from featurekit_dagster.intervals import format_time
@@ -232,6 +234,9 @@ app.command()(apply)
 app.command()(repair)
 app.command()(maintain)
 app.add_typer(ingest)
+app.command("ingest-table")(ingest_table)
+app.command()(run_stream)
+app.command()(replay)
 app.add_typer(stream)
 
 
