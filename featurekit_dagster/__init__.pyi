@@ -10,6 +10,7 @@ from .domain.context import MaterializationContext, materialization_context
 from .domain.declarations import Attribute, batch_feature_view, stream_feature_view
 from .domain.entity import Entity
 from .domain.feature_service import FeatureService
+from .domain.feature_table import FeatureTable
 from .domain.feature_view import (
     Aggregate,
     Aggregation,
@@ -74,6 +75,7 @@ __all__ = [
     "Entity",
     "FeatureKitError",
     "FeatureService",
+    "FeatureTable",
     "FeatureVector",
     "FeatureView",
     "Field",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featurekit_dagster.source_handles import StreamSourceHandle
     from featurekit_dagster.stores.ledger_records import JobRecord
     from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+    from featurekit_dagster.table_handles import FeatureTableHandle
 
 Declarations = Iterable[Any] | ModuleType
 
@@ -106,18 +107,36 @@ class Workspace:
         return build_definitions(self)
 
     def list_feature_views(self) -> list[str]:
-        """Return the names of all feature views, in order of declaration."""
-        return [view.name for view in self.repo.views]
+        """Return the names of all feature views, in order of declaration; feature tables are not among them."""
+        return [view.name for view in self.repo.views if not view.is_table]
+
+    def list_feature_tables(self) -> list[str]:
+        """Return the names of all feature tables, in order of declaration."""
+        return [view.name for view in self.repo.views if view.is_table]
 
     def get_feature_view(self, name: str) -> FeatureViewHandle:
-        """Return a feature view by name.
+        """Return a feature view, or a feature table, by name.
 
         Raises:
             NotFoundError: There is none.
         """
         from featurekit_dagster.handles import FeatureViewHandle  # noqa: PLC0415 - planning does without
 
-        return FeatureViewHandle(self, self.repo.view(name))
+        view = self.repo.view(name)
+        return self.get_feature_table(name) if view.is_table else FeatureViewHandle(self, view)
+
+    def get_feature_table(self, name: str) -> FeatureTableHandle:
+        """Return a feature table by name; rows are put into it by its `ingest`.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        from featurekit_dagster.table_handles import FeatureTableHandle  # noqa: PLC0415 - planning does without
+
+        tables = self.list_feature_tables()
+        if name not in tables:
+            raise NotFoundError(kind="feature table", name=name, known=tables)
+        return FeatureTableHandle(self, self.repo.view(name))
 
     def get_feature_service(self, name: str) -> FeatureServiceHandle:
         """Return a feature service by name.

@@ -41,6 +41,7 @@ _ENUMS: tuple[tuple[str, type[Enum]], ...] = (
 )
 _ABSENT: Mapping[str, Any] = {
     "is_stream": False,
+    "is_table": False,
     "source": None,
     "sources": (),
     "incremental_backfills": False,
@@ -65,6 +66,18 @@ _STREAM_REMEDIES = {
     "inputs": _ONE_STREAM,
     "aggregation_mode": "it is called stream_processing_mode",
     "incremental_backfills": "a stream feature view has no incremental backfills; leave it out",
+}
+_NO_JOBS = "rows of a feature table come by ingest(), not by jobs; leave it out"
+_NOT_COMPUTED = "a feature table keeps the rows it is given; leave it out, or declare a batch_feature_view"
+_TABLE_REMEDIES = {
+    **dict.fromkeys(("source", "sources", "inputs", "mode", "context_parameter_name"), _NOT_COMPUTED),
+    **dict.fromkeys(("aggregations", "aggregation_interval", "aggregation_secondary_key"), _NOT_COMPUTED),
+    **dict.fromkeys(("lifetime_start_time", "compaction_enabled", "batch_compaction_enabled"), _NOT_COMPUTED),
+    **dict.fromkeys(("batch_schedule", "batch_trigger", "manual_trigger_backfill_end_time"), _NO_JOBS),
+    **dict.fromkeys(("max_backfill_interval", "incremental_backfills", "batch_compute"), _NO_JOBS),
+    "feature_start_time": "a feature table begins with its oldest row; leave it out",
+    "stream_processing_mode": _OF_STREAMS,
+    "aggregation_leading_edge": _OF_STREAMS,
 }
 _REMEDIES = {
     "entity": "it is called entities, a list",
@@ -110,7 +123,8 @@ def checked_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     checked = {**_ABSENT, **given}
     found = dict(_found_faults(checked))
     checked |= dict.fromkeys(found)
-    special = _STREAM_REMEDIES if checked["is_stream"] else _BATCH_REMEDIES
+    special = _TABLE_REMEDIES if checked["is_table"] else _BATCH_REMEDIES
+    special = _STREAM_REMEDIES if checked["is_stream"] else special
     faults = [*found.values(), *(_refusal(name, special) for name in checked.pop("other", ()))]
     return checked, faults, frozenset(found)
 

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from featurekit_dagster.domain.aggregation import AggregateFeature
@@ -17,8 +18,8 @@ from featurekit_dagster.domain.argument_rules import checked_arguments
 from featurekit_dagster.domain.column_rules import resolve_columns
 from featurekit_dagster.domain.context import UnboundContext
 from featurekit_dagster.domain.entity import Entity
-from featurekit_dagster.domain.feature_view import PASS_THROUGH, BatchTriggerType, DeltaConfig
-from featurekit_dagster.domain.schedule_rules import check_aggregates, check_schedule
+from featurekit_dagster.domain.feature_view import INGESTED, PASS_THROUGH, BatchTriggerType, DeltaConfig
+from featurekit_dagster.domain.schedule_rules import check_aggregates, check_schedule, wants_aggregates
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, filtering_fault
 from featurekit_dagster.domain.stream_rules import (
     batch_side_advice,
@@ -29,8 +30,12 @@ from featurekit_dagster.domain.stream_rules import (
 from featurekit_dagster.domain.wording import described
 from featurekit_dagster.errors import DeclarationError
 
+TABLE_GRID = timedelta(days=1)
+"""Grid of the ranges that the record and Dagster show of what was ingested into a feature table."""
+
 MODES = ("pandas", "polars", "python", "sql")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_IDENTIFIER = "is not an identifier; use letters, digits and underscores"
 
 
 @dataclass(slots=True)
@@ -87,6 +92,37 @@ def resolve(function: Callable[..., Any] | None, given: Mapping[str, Any]) -> di
     return draft.resolved
 
 
+def resolve_table(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `FeatureView` that is a feature table.
+
+    Raises:
+        DeclarationError: One or more rules are broken; all of them are listed.
+    """
+    checked, faults, wrong = checked_arguments(given)
+    fixed: dict[str, Any] = {"function": None, "mode": INGESTED, "is_stream": False, "is_table": True, "inputs": {}}
+    fixed |= {"context_parameter": None, "aggregation_interval": None, "incremental_backfills": False}
+    fixed |= {"batch_schedule": TABLE_GRID, "batch_trigger": BatchTriggerType.NO_BATCH_MATERIALIZATION}
+    draft = Draft(checked, wrong, fixed, faults)
+    draft.resolved |= {name: draft.given[name] for name in ("name", "ttl")}
+    draft.resolved |= {name: bool(draft.given[name]) for name in ("online", "offline")}
+    if draft.is_missing("name"):
+        draft.faults.append("name is not given; give one")
+    elif "name" not in wrong and not NAME.fullmatch(draft.given["name"]):
+        draft.faults.append(f"name {draft.given['name']!r} {_NO_IDENTIFIER}")
+    _resolve_entities(draft)
+    resolve_columns(draft)
+    if wants_aggregates(draft) and "features" not in wrong:
+        draft.faults.append(
+            "features has Aggregates, which are made of events; a feature table keeps what it is given, so give "
+            "Attributes, or declare a batch_feature_view"
+        )
+    _resolve_serving_index(draft)
+    _resolve_rest(draft, None)
+    if draft.faults:
+        raise DeclarationError(subject=f"feature table {draft.get('name')!r}", faults=draft.faults)
+    return draft.resolved
+
+
 def _resolve_name(draft: Draft, function: Callable[..., Any] | None) -> None:
     name, mode = draft.given["name"], draft.given["mode"]
     if draft.is_pass_through:
@@ -98,7 +134,7 @@ def _resolve_name(draft: Draft, function: Callable[..., Any] | None) -> None:
         name = name or _name_of(function)
         draft.resolved |= {"name": name, "mode": mode}
     if "name" not in draft.wrong and not NAME.fullmatch(name):
-        draft.faults.append(f"name {name!r} is not an identifier; use letters, digits and underscores")
+        draft.faults.append(f"name {name!r} {_NO_IDENTIFIER}")
     if not draft.is_pass_through and (not isinstance(mode, str) or mode not in MODES):
         draft.faults.append(f"mode {mode!r} is not known; it is one of {', '.join(MODES)}")
 

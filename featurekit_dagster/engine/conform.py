@@ -33,12 +33,17 @@ def column_faults(view: FeatureView, names: Sequence[str]) -> list[str]:
     return faults
 
 
-def conform_table(view: FeatureView, table: pa.Table) -> pa.Table:
+def conform_table(view: FeatureView, table: pa.Table, advice: str = "convert it in the transformation") -> pa.Table:
     """Return the declared columns in order, with the declared types.
 
     Integers may change width and become floats, and floats become integers, where every value stays the same (pandas
     turns integers with missing values into floats). Timestamps come in any unit and zone; naive ones are UTC, and one
     between two microseconds becomes the earlier.
+
+    Args:
+        view: The feature view.
+        table: Rows.
+        advice: What to do about a column of another type.
 
     Raises:
         OutputSchemaMismatch: A column is missing, too much, or has values that its declared type cannot hold.
@@ -54,9 +59,7 @@ def conform_table(view: FeatureView, table: pa.Table) -> pa.Table:
                 faults.append(f"column {field.name!r} is {got}, declared {field.dtype}, and its values do not all fit")
             except TypeError:
                 got = table.schema.field(field.name).type
-                faults.append(
-                    f"column {field.name!r} is {got}, declared {field.dtype}; convert it in the transformation"
-                )
+                faults.append(f"column {field.name!r} is {got}, declared {field.dtype}; {advice}")
     if faults:
         raise OutputSchemaMismatch(view=view.name, faults=faults)
     return pa.table(columns, schema=arrow_schema(view.columns))

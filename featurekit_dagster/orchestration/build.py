@@ -15,12 +15,15 @@ from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureSt
 from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
 from featurekit_dagster.orchestration.streams import follows_stream, stream_job
 from featurekit_dagster.orchestration.supervision import supervisor
+from featurekit_dagster.orchestration.tables import table_definitions
 from featurekit_dagster.orchestration.translator import source_spec
 from featurekit_dagster.planning.planner import stores_of
 
 
 def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> dg.Definitions:
-    """Return the definitions of a workspace: each view that writes a store is an asset, each source an external one.
+    """Return the definitions of a workspace: each view that writes a store is an asset.
+
+    Each source and each feature table is an external one.
 
     Args:
         workspace: Declarations bound to stores and a clock.
@@ -29,7 +32,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     Raises:
         DeclarationError: A `batch_schedule` cannot be partitions, or makes too many; all such views are listed.
     """
-    views = [view for view in workspace.repo.views if stores_of(view)]
+    views = [view for view in workspace.repo.views if stores_of(view) and not view.is_table]
     _check_partitions(workspace, views)
     assets = {view.name: view_asset(view, workspace, prefix) for view in views}
     jobs = {view.name: asset_job_of(view, assets[view.name]) for view in views}
@@ -41,7 +44,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     streams = {view.name: stream_job(view, workspace, prefix) for view in views if follows_stream(view)}
     supervisors = [supervisor(workspace.repo.view(name), workspace, job, prefix) for name, job in streams.items()]
     public = [backfill_job(workspace, prefix), overwrite_job(workspace, prefix), maintenance_job(workspace, prefix)]
-    return dg.Definitions(
+    computed = dg.Definitions(
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
         jobs=[*jobs.values(), *streams.values(), *public],
         schedules=[*schedules, maintenance_schedule(workspace, public[-1], prefix)],
@@ -49,6 +52,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
         resources={resource_key(prefix): FeatureStores.of(workspace)},
         executor=dg.in_process_executor,
     )
+    return dg.Definitions.merge(computed, table_definitions(workspace, prefix))
 
 
 def _check_partitions(workspace: BoundWorkspace, views: list[FeatureView]) -> None:

@@ -61,7 +61,7 @@ def _range_job(
     full_name, resource = f"{prefix}_{name}" if prefix else name, resource_key(prefix)
     op_name = f"{full_name}_range"
     times_needed = overwrite is True
-    names = ", ".join(sorted(view.name for view in workspace.repo.views if stores_of(view)))
+    names = ", ".join(sorted(v.name for v in workspace.repo.views if stores_of(v) and not v.is_table))
     schema = {
         "view": dg.Field(str, description=f"Name of the feature view: {names}."),
         "start": dg.Field(str, is_required=times_needed, description=f"First instant inside: {_TIME}"),
@@ -101,6 +101,8 @@ def _asked_for(workspace: BoundWorkspace, config: Mapping[str, str]) -> tuple[Fe
     try:
         view = workspace.repo.view(config["view"])
         first = view.materialization_start
+        if view.is_table:
+            raise PlanError(f"{view.name}: it is a feature table, whose rows are ingested; run the job 'ingest'")
         if first is None:
             raise PlanError(f"{view.name}: it writes no store; there is nothing to materialize")
         start = datetime.fromisoformat(config["start"]) if "start" in config else first

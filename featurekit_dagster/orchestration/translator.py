@@ -69,6 +69,22 @@ def view_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None =
     )
 
 
+def table_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None = None) -> dg.AssetSpec:
+    """Return a feature table as an external asset without partitions: rows are ingested, nothing materializes it."""
+    services = [service.name for service in workspace.repo.services if uses(service, view)]
+    of_jobs = ("featurekit/batch_schedule", "featurekit/batch_trigger")
+    return dg.AssetSpec(
+        view_key(view, prefix),
+        description=view.description,
+        group_name=_group(view),
+        owners=_owners(view.owner),
+        tags=_tags(view),
+        kinds={"deltalake", "duckdb"} if view.offline else {"duckdb"},
+        code_version=fingerprint(view),
+        metadata={name: fact for name, fact in _view_metadata(view, services).items() if name not in of_jobs},
+    )
+
+
 def source_spec(source: BatchSource, prefix: str | None = None) -> dg.AssetSpec:
     """Return a source as an external asset, which Dagster shows and never runs."""
     kind, place = _kind_and_place(source)

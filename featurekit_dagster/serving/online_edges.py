@@ -116,7 +116,8 @@ class _StreamEdges(_Finder):
         super().__init__(view, windows, count)
         self._follows_events = view.aggregation_leading_edge is AggregationLeadingEdge.LATEST_EVENT_TIME
         self._has_batch_side = bool(view.inputs)
-        self._last_spans: tuple[Spans, int | None, Spans] = ((), None, ())
+        nothing_yet: Spans = ((_FIRST_US, _LAST_US),) if view.is_table else ()
+        self._last_spans: tuple[Spans, int | None, Spans] = ((), None, nothing_yet)
         self._last: tuple[Any, int, Edge] = (None, 0, Edge(None))
 
     def at(self, snapshot: OnlineSnapshot, now_us: int) -> Edge:

@@ -259,11 +259,13 @@ class StoredRows:
 
 
 def check_has_source(view: FeatureView) -> None:
-    """Refuse to read the history of a view whose stream has no batch side: nothing can be computed or stored of it.
+    """Refuse to compute a view that has nothing to compute from: a stream without batch side, or a feature table.
 
     Raises:
         ReadError: It has none.
     """
+    if view.is_table:
+        raise ReadError(f"{view.name}: it is a feature table, whose rows are ingested; there is nothing to compute")
     if not view.inputs:
         raise ReadError(
             f"{view.name}: its stream has no batch source, so there is no history to read or to compute it from; give "

@@ -39,6 +39,7 @@ from featurekit_dagster.stores.delta_record import (
     format_intervals,
     partition_size_of,
 )
+from featurekit_dagster.stores.delta_upsert import DeltaUpserts
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
 from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, quote, rows_of
@@ -183,6 +184,16 @@ class DeltaOfflineStore:
             coverage=coverage.union([interval]),
         )
         return self._commit_with_retries(replacement)
+
+    def upserts(self, view: str, generation: int = 1) -> DeltaUpserts:
+        """Return what puts single rows into a view's table; see `OfflineStore.upserts`."""
+        return DeltaUpserts(
+            view=view,
+            generation=generation,
+            location=self.location(view, generation),
+            options=self._options,
+            tries=self._tries,
+        )
 
     def relation(
         self,

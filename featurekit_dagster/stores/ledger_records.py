@@ -15,7 +15,8 @@ from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 
 BATCH, STREAM, DELETION, DELTA_MAINTENANCE = "BATCH", "STREAM", "DELETION", "DELTA_MAINTENANCE"
-CLAIM_NOTHING = (STREAM, DELTA_MAINTENANCE)
+INGEST = "INGEST"
+CLAIM_NOTHING = (STREAM, DELTA_MAINTENANCE, INGEST)
 ACTIVE_STATES = tuple(state.value for state in JobState if not state.is_final)
 
 

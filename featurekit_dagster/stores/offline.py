@@ -105,6 +105,48 @@ class TableMaintenance(Protocol):
         ...
 
 
+class RowUpserts(Protocol):
+    """Puts rows into the table of one generation of a view, one by one instead of interval by interval."""
+
+    def write(
+        self,
+        table: pa.Table,
+        interval: Interval,
+        *,
+        schema: pa.Schema,
+        time_column: str,
+        keys: Sequence[str],
+        job_id: str,
+        epoch: int,
+        coverage: IntervalSet,
+        time_partition_size: timedelta,
+    ) -> OfflineWrite:
+        """Put rows in place of those with the same keys and time, and the others beside them, in one commit.
+
+        Args:
+            table: Rows with the columns of `schema`, any order, no two with the same keys and time.
+            interval: Where their times lie; what else is there stays as it is.
+            schema: As for `OfflineStore.replace_interval`, as all arguments that are not named here.
+            time_column: A column of type `timestamp[us, tz=UTC]`, without NULL.
+            keys: The columns that tell rows of one time apart; NULL equals NULL.
+            job_id: Kept with the commit, so that `has_commit_of` finds it.
+            epoch: As for `OfflineStore.replace_interval`.
+            coverage: As for `OfflineStore.replace_interval`.
+            time_partition_size: As for `OfflineStore.replace_interval`.
+
+        Raises:
+            RowsOutsideInterval: A row has no time, or one outside `interval`; nothing was written.
+            StoredSchemaMismatch: The rows do not fit the table; nothing was written.
+            CommitConflict: Other writers came first each time; nothing was written.
+            LeaseLost: A commit under a higher epoch is in the table; nothing was written.
+        """
+        ...
+
+    def has_commit_of(self, job_id: str) -> bool:
+        """Tell whether the table's history has a commit that was made for a job."""
+        ...
+
+
 class OfflineStore(Protocol):
     """The history of feature views; one table per view and generation."""
 
@@ -146,6 +188,10 @@ class OfflineStore(Protocol):
             CommitConflict: Other writers came first each time; nothing was written.
             LeaseLost: A commit under a higher epoch is in the table; nothing was written.
         """
+        ...
+
+    def upserts(self, view: str, generation: int = 1) -> RowUpserts:
+        """Return what puts single rows into a view's table, which need not exist yet."""
         ...
 
     def relation(

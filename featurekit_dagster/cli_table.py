@@ -1,0 +1,52 @@
+"""The command that puts rows into a feature table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featurekit_dagster.cli_input import frame_path, read_spine
+from featurekit_dagster.errors import SourceError, TectonValidationError
+
+
+def ingest_table(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="A feature table.")],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            callback=frame_path,
+            exists=True,
+            dir_okay=False,
+            help="Its rows: .parquet or .csv. Without a file only ingests that were interrupted are finished.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
+    ] = None,
+) -> None:
+    """Put the rows of a file into a feature table, all of them or none."""
+    from featurekit_dagster.sdk import get_workspace
+
+    handle = get_workspace(workspace).get_feature_table(table)
+    if file is None:
+        finished = handle.finish_ingests()
+        for job in finished:
+            typer.echo(f"{table}: job {job.id} is {job.state}" + (f", {job.reason}" if job.reason else ""))
+        if not finished:
+            typer.echo(f"{table}: no ingest was interrupted.")
+        return
+    try:
+        rows = read_spine(file, [column for column in handle.declaration.columns if not column.dtype.is_nested])
+    except SourceError:
+        what = f"it is no {file.suffix[1:]} file with the columns of feature table {table}"
+        raise TectonValidationError(f"{file.name}: {what}") from None
+    done = handle.ingest(rows)
+    counts = [f"{done.stats['rows']:,} rows"]
+    if "rows_offline" in done.stats:
+        counts.append(f"{done.stats['rows_replaced']:,} of them in place of others")
+    if "rows_online" in done.stats:
+        counts.append(f"{done.stats['rows_online']:,} newest online")
+    typer.echo(f"{table}: {', '.join(counts)} (job {done.id})")
