@@ -5,6 +5,7 @@ A Delta commit carries the number of the last event that it has, so a drain that
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,7 +51,12 @@ class DrainReport:
 
 
 def drain_push_log(
-    source: StreamSource, views: Iterable[FeatureView], stores: WorkspaceStores, *, keep: timedelta | None = None
+    source: StreamSource,
+    views: Iterable[FeatureView],
+    stores: WorkspaceStores,
+    *,
+    keep: timedelta | None = None,
+    most_commits: int | None = None,
 ) -> DrainReport:
     """Append what was logged since the last drain to the source's Delta table, then trim what nobody needs any more.
 
@@ -60,6 +66,7 @@ def drain_push_log(
         stores: The workspace's stores.
         keep: How long an event is kept in the log in any case; by default twice the longest `batch_schedule` of these
             views, so that a view that is followed for the first time finds what its batch side does not have yet.
+        most_commits: How many commits of `EVENTS_AT_ONCE` to make at most; all that is needed by default.
 
     Raises:
         NotAPushSource: The source is no push source, or its batch side is no Delta table.
@@ -70,7 +77,10 @@ def drain_push_log(
     app = f"featurekit.push_log.{log.identity()}"
     DeltaTable.create(uri, pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields]), mode="ignore")
     drained, rows, refused = _drained(uri, app), 0, 0
-    while (found := log.read(drained, EVENTS_AT_ONCE)).records:
+    for _ in itertools.count() if most_commits is None else range(most_commits):
+        found = log.read(drained, EVENTS_AT_ONCE)
+        if not found.records:
+            break
         decoded = decode(found.records, push.fields, never_null=push.never_null, time_field=push.time_field)
         reasons = {each.index: f"{each.field} {each.rule}".strip() for each in reversed(decoded.refused)}
         if reasons:
