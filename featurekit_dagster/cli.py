@@ -23,7 +23,6 @@ from featurekit_dagster.cli_repair import repair
 from featurekit_dagster.cli_replay import replay, run_stream
 from featurekit_dagster.cli_stream import stream
 from featurekit_dagster.cli_table import ingest_table
-from featurekit_dagster.cli_table import ingest_table
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
 from featurekit_dagster.intervals import format_time
@@ -235,7 +234,6 @@ app.command()(apply)
 app.command()(repair)
 app.command()(maintain)
 app.add_typer(ingest)
-app.command("ingest-table")(ingest_table)
 app.command("ingest-table")(ingest_table)
 app.command()(run_stream)
 app.command()(replay)
