@@ -11,6 +11,7 @@ from featurekit_dagster.orchestration.due_jobs import due_jobs_sensor
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.maintenance import maintenance_job, maintenance_schedule
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
+from featurekit_dagster.orchestration.push_logs import drain_sensors
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
 from featurekit_dagster.orchestration.streams import follows_stream, stream_job
@@ -48,7 +49,11 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
         jobs=[*jobs.values(), *streams.values(), *public],
         schedules=[*schedules, maintenance_schedule(workspace, public[-1], prefix)],
-        sensors=[*([due_jobs_sensor(workspace, jobs, prefix)] if jobs else []), *supervisors],
+        sensors=[
+            *([due_jobs_sensor(workspace, jobs, prefix)] if jobs else []),
+            *supervisors,
+            *drain_sensors(workspace, prefix),
+        ],
         resources={resource_key(prefix): FeatureStores.of(workspace)},
         executor=dg.in_process_executor,
     )
