@@ -33,7 +33,7 @@ _FLAGS = ("online", "offline", "incremental_backfills")
 _OPTIONAL_FLAGS = ("compaction_enabled", "batch_compaction_enabled")
 _LISTS = ("schema", "features", "aggregations", "online_serving_index")
 _TIMES = ("feature_start_time", "lifetime_start_time", "manual_trigger_backfill_end_time")
-_DURATIONS = ("aggregation_interval", "batch_schedule", "ttl", "max_backfill_interval")
+_DURATIONS = ("aggregation_interval", "batch_schedule", "ttl", "max_backfill_interval", "expected_feature_freshness")
 
 _ENUMS: tuple[tuple[str, type[Enum]], ...] = (
     ("stream_processing_mode", StreamProcessingMode),
@@ -47,6 +47,7 @@ _ABSENT: Mapping[str, Any] = {
     "incremental_backfills": False,
     "stream_processing_mode": None,
     "aggregation_leading_edge": None,
+    "expected_feature_freshness": None,
 }
 """Arguments that one kind of view does not take."""
 

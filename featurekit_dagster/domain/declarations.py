@@ -153,6 +153,7 @@ def stream_feature_view(
     max_backfill_interval: timedelta | str | None = None,
     compaction_enabled: bool | None = None,
     batch_compaction_enabled: bool | None = None,
+    expected_feature_freshness: timedelta | str | None = None,
     online_serving_index: Sequence[str] | None = None,
     offline_store: DeltaConfig | None = None,
     context_parameter_name: str | None = None,
@@ -195,6 +196,8 @@ def stream_feature_view(
         max_backfill_interval: As in `batch_feature_view`.
         compaction_enabled: As in `batch_feature_view`; there can be no `aggregation_interval` then.
         batch_compaction_enabled: Old name of `compaction_enabled`.
+        expected_feature_freshness: How old the newest event, or in tiles the end of its tile, may get before the asset
+            check `fresh` fails; None has no such check. Online only; at least twice the `aggregation_interval`.
         online_serving_index: As in `batch_feature_view`.
         offline_store: As in `batch_feature_view`.
         context_parameter_name: As in `batch_feature_view`.

@@ -125,6 +125,7 @@ class FeatureView:
         stream_processing_mode: How a stream view follows its stream; None where it does not say.
         stream_source: The stream of a stream view; `inputs` then holds its batch side, if it has one.
         aggregation_leading_edge: Of a stream view with aggregates, else None.
+        expected_feature_freshness: How old the newest event of a stream view may get; None where nobody has said.
         is_table: Whether it is a feature table: it has no transformation and no source, its rows are ingested.
     """
 
@@ -156,6 +157,7 @@ class FeatureView:
     stream_processing_mode: StreamProcessingMode | None = None
     stream_source: StreamSource | None = None
     aggregation_leading_edge: AggregationLeadingEdge | None = None
+    expected_feature_freshness: timedelta | None = None
     is_table: bool = False
     online_serving_index: tuple[str, ...] = ()
     offline_store: DeltaConfig = DeltaConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.domain.feature_view import (
@@ -14,6 +15,7 @@ from featurekit_dagster.domain.feature_view import (
 from featurekit_dagster.domain.schedule_rules import wants_aggregates
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamRange, StreamSource
+from featurekit_dagster.domain.windows import format_duration
 from featurekit_dagster.domain.wording import described
 
 if TYPE_CHECKING:
@@ -121,6 +123,23 @@ def check_watermark(draft: Draft) -> None:
         draft.faults.append(
             f"the watermark of stream source {source.name!r} is over its timestamp_field {column!r}, but the view has "
             f"its times in {timestamp!r}; give both one name"
+        )
+
+
+def check_freshness(draft: Draft) -> None:
+    """Resolve how old the newest event may get; it is a matter of what is online."""
+    name, interval = "expected_feature_freshness", draft.get("aggregation_interval")
+    draft.resolved[name] = expected = draft.given[name]
+    if expected is None:
+        return
+    if not draft.get("online"):
+        draft.faults.append(f"{name} is given without online=True; leave it out")
+    if expected <= timedelta(0):
+        draft.faults.append(f"{name} is {expected}; give more than zero")
+    elif interval is not None and expected < 2 * interval:
+        draft.faults.append(
+            f"{name} {format_duration(expected)} is less than twice the aggregation_interval; a tile is whole once it "
+            f"is over, so give at least {format_duration(2 * interval)}"
         )
 
 

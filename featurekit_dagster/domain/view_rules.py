@@ -23,6 +23,7 @@ from featurekit_dagster.domain.schedule_rules import check_aggregates, check_sch
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, filtering_fault
 from featurekit_dagster.domain.stream_rules import (
     batch_side_advice,
+    check_freshness,
     check_watermark,
     resolve_processing,
     resolve_source,
@@ -86,6 +87,7 @@ def resolve(function: Callable[..., Any] | None, given: Mapping[str, Any]) -> di
     check_schedule(draft)
     check_aggregates(draft)
     _resolve_serving_index(draft)
+    check_freshness(draft)
     _resolve_rest(draft, function)
     if draft.faults:
         raise DeclarationError(subject=f"feature view {draft.get('name')!r}", faults=draft.faults)

@@ -14,21 +14,24 @@ from typing import Any
 import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.windows import format_duration
 from featurekit_dagster.engine.duck import connect, naive_literal, quoted
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import TableMissing
-from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.intervals import Interval, IntervalSet, floor_time, format_time, from_us
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
 from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SCHEMA, INSIDE_COVERAGE, UNIQUE_ROWS, UP_TO_DATE = "schema", "inside_coverage", "unique_rows", "up_to_date"
+FRESH = "fresh"
 
 _OFFLINE_CHECKS = {
     SCHEMA: "The offline table has the declared columns, with the declared types.",
     INSIDE_COVERAGE: "No row of the offline table lies outside the intervals that the ledger knows to be materialized.",
     UNIQUE_ROWS: "No two rows of the offline table have the same join keys and time.",
 }
+_FRESH = "The newest event of the stream is no older than the view's expected_feature_freshness."
 _UP_TO_DATE = "Every interval whose sources are complete is materialized in every store that the view writes."
 
 
@@ -70,6 +73,7 @@ class CheckOutcome:
 def check_specs(view: FeatureView, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """Return the checks of a view, in the order in which they are made."""
     described = {**(_OFFLINE_CHECKS if view.offline else {}), UP_TO_DATE: _UP_TO_DATE}
+    described |= {FRESH: _FRESH} if view.expected_feature_freshness is not None else {}
     return [dg.AssetCheckSpec(name, asset=key, description=text) for name, text in described.items()]
 
 
@@ -87,6 +91,8 @@ def check_view(
     if view.offline:
         yield from _check_offline(view, stores, interval)
     yield _check_up_to_date(view, stores, now)
+    if view.expected_feature_freshness is not None:
+        yield check_fresh(view, newest_event(view, stores), now)
 
 
 def _check_offline(view: FeatureView, stores: WorkspaceStores, interval: Interval | None) -> Iterator[CheckOutcome]:
@@ -177,3 +183,27 @@ def _check_up_to_date(view: FeatureView, stores: WorkspaceStores, now: datetime)
         description=said,
         counts={"newest_interval": str(newest), "gaps": len(gaps)},
     )
+
+
+def newest_event(view: FeatureView, stores: WorkspaceStores) -> datetime | None:
+    """Return the time of the newest event that a stream view has online; None before the first."""
+    with stores.online.snapshot(stores.online_layout(view)) as snapshot:
+        newest_us = snapshot.stream.newest_us
+    return None if newest_us is None else from_us(newest_us)
+
+
+def check_fresh(view: FeatureView, newest: datetime | None, now: datetime) -> CheckOutcome:
+    """Return whether the newest event of a view, in tiles the end of its tile, is as new as was expected.
+
+    Args:
+        view: A stream view that says how fresh it should be.
+        newest: Time of the newest event; None before the first.
+        now: The time.
+    """
+    expected, tile = view.expected_feature_freshness, view.aggregation_interval
+    if expected is None or newest is None:
+        return CheckOutcome(name=FRESH, passed=expected is None, warns=True, description="No event has come yet.")
+    age = now - (floor_time(newest, tile) + tile if view.is_tiled and tile is not None else newest)
+    counts: dict[str, int | str] = {"age_seconds": round(age.total_seconds()), "newest_event": format_time(newest)}
+    said = f"The newest event is of {format_time(newest)}; {format_duration(expected)} are expected."
+    return CheckOutcome(name=FRESH, passed=age <= expected, warns=True, description=said, counts=counts)

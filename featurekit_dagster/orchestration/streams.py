@@ -20,6 +20,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import FeatureKitError, JobStateError, safe_reason
 from featurekit_dagster.execution.stream import StreamReport, run_stream_loop
 from featurekit_dagster.intervals import to_us
+from featurekit_dagster.orchestration.checks import check_fresh
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, view_key
 from featurekit_dagster.planning.generations import StoredShape
@@ -111,8 +112,8 @@ class StreamRun:
     instance: dg.DagsterInstance
     run_id: str
 
-    def events(self, log: logging.Logger) -> Iterator[dg.AssetObservation]:
-        """Follow the stream and yield how far it is, at most every 30 seconds.
+    def events(self, log: logging.Logger) -> Iterator[dg.AssetObservation | dg.AssetCheckEvaluation]:
+        """Follow the stream and yield how far it is and whether that is fresh, at most every 30 seconds.
 
         Raises:
             dagster.Failure: The loop failed, or another one follows the stream.
@@ -130,7 +131,7 @@ class StreamRun:
                 why = self._told(job) or ""
                 if loop.report is not None and said.is_due(loop.report):
                     self._note(job, loop.report)
-                    yield said.observation(self.key, loop.report)
+                    yield from self._said(said, loop.report)
         except BaseException:  # Dagster interrupts the run, whatever with
             why = _CANCELLED if self._is_cancelled() else "its run was interrupted"
             raise
@@ -139,10 +140,15 @@ class StreamRun:
             thread.join()
             self._end(job, loop, why)
         if loop.report is not None:
-            yield said.observation(self.key, loop.report)
+            yield from self._said(said, loop.report)
         if loop.error is not None:
             raise dg.Failure(description=safe_reason(loop.error), allow_retries=False)
         log.info("%s: the stream is followed no longer: %s", self.view.name, why)
+
+    def _said(self, said: "Said", report: StreamReport) -> Iterator[dg.AssetObservation | dg.AssetCheckEvaluation]:
+        yield said.observation(self.key, report)
+        if self.view.expected_feature_freshness is not None:
+            yield check_fresh(self.view, report.newest_event, report.at).evaluation(self.key)
 
     def _begin(self) -> JobRecord:
         ledger, place = self.stores.ledger, (self.stores.workspace, self.view.name)

@@ -5,6 +5,7 @@ What to do is decided by a pure function of what the ledger and Dagster know; th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,9 +14,11 @@ import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import format_time, to_us
+from featurekit_dagster.orchestration.checks import check_fresh, newest_event
 from featurekit_dagster.orchestration.due_jobs import UNFINISHED, end_orphans, newest_views
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.streams import CODE_TAG, STREAM_TAG
+from featurekit_dagster.orchestration.translator import view_key
 from featurekit_dagster.planning.generations import Resolution, StoredShape
 from featurekit_dagster.planning.job_state import FOLLOWED, JobState
 from featurekit_dagster.planning.stream_code import stream_code
@@ -24,6 +27,7 @@ from featurekit_dagster.stores.ledger_streams import STEADY_AFTER
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SECONDS_BETWEEN_LOOKS = 10
+SECONDS_BETWEEN_CHECKS = 300
 _RUNS_LOOKED_AT = 20
 
 
@@ -71,11 +75,13 @@ class Decision:
         start: Whether to start a run.
         drain: Ids of jobs that are to end.
         reason: Why nothing is started.
+        is_followed: Whether a run goes on.
     """
 
     start: bool = False
     drain: tuple[str, ...] = ()
     reason: str = ""
+    is_followed: bool = False
 
 
 def decide(known: Followed, now: datetime) -> Decision:
@@ -95,7 +101,8 @@ def decide(known: Followed, now: datetime) -> Decision:
     if known.paused_at is not None:
         return Decision(drain=drain, reason=f"paused since {format_time(known.paused_at)}")
     own = [job for job in known.jobs if job.generation == resolution.write]
-    return Decision(drain=drain, start=not (reason := _obstacle(known, own, now)), reason=reason)
+    reason = _obstacle(known, own, now)
+    return Decision(drain=drain, start=not reason, reason=reason, is_followed=bool(known.runs))
 
 
 def _is_old(job: JobRecord, known: Followed) -> bool:
@@ -186,9 +193,23 @@ def supervisor(
             # no key: the same request is right again once the run has ended
             yield dg.RunRequest(run_key=None, tags={STREAM_TAG: view.name, CODE_TAG: code})
         else:
+            if not decision.is_followed:
+                _look_at_freshness(view, view_key(view, prefix), stores, context)
             yield dg.SkipReason(f"{view.name}: {decision.reason}")
 
     return supervise
+
+
+def _look_at_freshness(
+    view: FeatureView, key: dg.AssetKey, stores: WorkspaceStores, context: dg.SensorEvaluationContext
+) -> None:
+    """Tell Dagster now and then whether a stream that nobody follows is fresh."""
+    last = float(context.cursor or "-inf")
+    if view.expected_feature_freshness is None or time.time() - last < SECONDS_BETWEEN_CHECKS:
+        return
+    found = check_fresh(view, newest_event(view, stores), stores.clock())
+    context.instance.report_runless_asset_event(found.evaluation(key))
+    context.update_cursor(str(time.time()))
 
 
 def leads(view: FeatureView, workspace: BoundWorkspace, stores: WorkspaceStores) -> bool:
