@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from featurekit_dagster.cli_input import frame_path, read_spine
+from featurekit_dagster.domain.schema import Timestamp
 from featurekit_dagster.errors import SourceError, TectonValidationError
 
 
@@ -39,7 +40,9 @@ def ingest_table(
             typer.echo(f"{table}: no ingest was interrupted.")
         return
     try:
-        rows = read_spine(file, [column for column in handle.declaration.columns if not column.dtype.is_nested])
+        # times are left to the reader of CSV, which takes them with and without a zone only so
+        typed = [c for c in handle.declaration.columns if not (c.dtype.is_nested or c.dtype == Timestamp)]
+        rows = read_spine(file, typed)
     except SourceError:
         what = f"it is no {file.suffix[1:]} file with the columns of feature table {table}"
         raise TectonValidationError(f"{file.name}: {what}") from None

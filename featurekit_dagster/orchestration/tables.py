@@ -4,7 +4,7 @@ Most ingests are calls in some process without Dagster. The sensor tells Dagster
 job where one of them was interrupted.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
 
 import json
 from collections.abc import Mapping, Sequence
@@ -135,7 +135,7 @@ def tables_sensor(workspace: BoundWorkspace, job: dg.JobDefinition, prefix: str 
 
     @dg.sensor(
         name=_name("follow_feature_tables", prefix),
-        job=job,
+        job_name=job.name,
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={resource},
