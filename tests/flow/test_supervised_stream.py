@@ -130,6 +130,28 @@ def test_a_run_brings_events_online_and_says_how_far_it_is(workspace: Workspace,
     assert [attempt.state for attempt in job.attempts] == ["CANCELLED"]
 
 
+def freshness(instance: dg.DagsterInstance) -> list[tuple[bool, str]]:
+    """Return what the check `fresh` has found, newest first."""
+    key = dg.AssetCheckKey(dg.AssetKey("paid"), "fresh")
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+    found = [record.event.dagster_event.asset_check_evaluation_data for record in records if record.event]
+    return [(each.passed, each.description) for each in found]
+
+
+def test_a_stream_is_checked_for_freshness_whether_it_is_followed_or_not(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    workspace = payments_workspace(tmp_path / "data", expected_feature_freshness="1h")
+    with running(workspace, instance) as run:
+        workspace.get_stream_source("payments").ingest([payment(7)], wait=SOON)
+    assert run.finished.success
+    said = "The newest event is of 2024-01-10T11:30Z; 1h are expected."
+    assert freshness(instance)[0] == (True, said)
+    workspace._clock.now += timedelta(minutes=31)  # type: ignore[attr-defined]
+    assert look(workspace, instance)[1].startswith("paid: paused since")
+    assert freshness(instance)[0] == (False, said)
+
+
 def test_a_paused_stream_ends_and_is_started_again_once_it_is_resumed(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:

@@ -40,8 +40,8 @@ NOW = datetime(2024, 1, 10, 12, 0, tzinfo=UTC)
 SCHEMA = [Field("user", String), Field("amount", Float64), Field("items", Int64), Field("ts", Timestamp)]
 
 
-def payments_workspace(folder: Path, now: datetime = NOW, late: timedelta | None = None) -> Workspace:
-    """Return a workspace with the push source `payments` and a continuous view of it; events may be `late`."""
+def payments_workspace(folder: Path, now: datetime = NOW, late: timedelta | None = None, **more: Any) -> Workspace:
+    """Return a workspace with the push source `payments`, whose events may be `late`, and a continuous view of it."""
     table = DeltaTableConfig(uri=str(folder / "payments"), timestamp_field="ts")
     config = PushConfig(timestamp_field="ts", watermark_delay_threshold=late)
     source = StreamSource(name="payments", stream_config=config, batch_config=table, schema=SCHEMA)
@@ -59,6 +59,7 @@ def payments_workspace(folder: Path, now: datetime = NOW, late: timedelta | None
         feature_start_time=datetime(2024, 1, 1, tzinfo=UTC),
         online=True,
         offline=True,
+        **more,
     )
     return Workspace("prod", [view], home=folder / "home", clock=Clock(now))
 
