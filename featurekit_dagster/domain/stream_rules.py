@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.domain.feature_view import (
@@ -134,9 +133,7 @@ def check_freshness(draft: Draft) -> None:
         return
     if not draft.get("online"):
         draft.faults.append(f"{name} is given without online=True; leave it out")
-    if expected <= timedelta(0):
-        draft.faults.append(f"{name} is {expected}; give more than zero")
-    elif interval is not None and expected < 2 * interval:
+    if interval is not None and expected < 2 * interval:
         draft.faults.append(
             f"{name} {format_duration(expected)} is less than twice the aggregation_interval; a tile is whole once it "
             f"is over, so give at least {format_duration(2 * interval)}"

@@ -353,3 +353,18 @@ def test_both_spellings_declare_the_same_stream_view() -> None:
         features=[Aggregate(input_column=Field("amount", Float64), function="sum", time_window=7 * DAY)],
     )
     assert later.aggregates == declared(source=PUSH, **AGGREGATES).aggregates
+
+
+def test_how_fresh_a_stream_should_be_is_a_matter_of_what_is_online() -> None:
+    online = {"source": PUSH, "online": True}
+    assert declared(**online, expected_feature_freshness="30m").expected_feature_freshness == timedelta(minutes=30)
+    assert declared(**online).expected_feature_freshness is None
+    assert faults(declared, expected_feature_freshness=HOUR) == (
+        "expected_feature_freshness is given without online=True; leave it out",
+    )
+    assert faults(declared, **online, expected_feature_freshness=timedelta(0)) == (
+        "expected_feature_freshness 0:00:00 is not positive; give a longer one",
+    )
+    tiles = {**online, **AGGREGATES, "stream_processing_mode": TIME_INTERVAL, "aggregation_interval": HOUR}
+    (fault,) = faults(declared, **tiles, expected_feature_freshness=HOUR)
+    assert fault.endswith("so give at least 2h")

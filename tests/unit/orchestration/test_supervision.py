@@ -1,0 +1,125 @@
+"""What a supervisor decides, from what is known of a stream alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from featurekit_dagster.domain.feature_view import StreamProcessingMode
+from featurekit_dagster.domain.schema import Field, Float64
+from featurekit_dagster.domain.stream_sources import KafkaConfig, PushConfig, RedisStreamConfig, StreamSource
+from featurekit_dagster.intervals import Interval
+from featurekit_dagster.orchestration.supervision import Decision, FinishedRun, Followed, decide, failures_in_a_row
+from featurekit_dagster.planning.generations import Change, Resolution
+from featurekit_dagster.planning.stream_code import stream_code
+from featurekit_dagster.stores.ledger_records import AttemptRecord, JobRecord
+from tests.unit.domain.declared import TRANSACTIONS, streamed
+
+NOW = datetime(2024, 1, 10, 12, tzinfo=UTC)
+FAR = datetime(9999, 1, 1, tzinfo=UTC)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+
+
+def resolution(write: int | None = 1, online: int = 1, changes: tuple[Change, ...] = ()) -> Resolution:
+    return Resolution(write=write, read=online, read_online=online, changes=changes, replaces=None, retired=())
+
+
+def job(state: str = "RUNNING", code: str = "new", generation: int = 1, run_id: str = "run", **more: Any) -> JobRecord:
+    times = {"created_at": NOW, "updated_at": NOW}
+    attempt = AttemptRecord(id="a", number=1, run_id=run_id, state="RUNNING", reason=None, **times)
+    facts = {
+        **{"id": f"{state} {code} {generation}", "workspace": "w", "view": "v", "kind": "STREAM", "trigger": "stream"},
+        **{"interval": Interval(NOW, FAR), "online": True, "offline": False, "overwrite": False, "reason": None},
+        **{"next_attempt_at": None, "attempts": (attempt,), "stats": {}, **times},
+    }
+    return JobRecord(**facts | {"generation": generation, "state": state, "code_version": code} | more)
+
+
+def known(**changes: Any) -> Followed:
+    nothing = Followed(code="new", resolution=resolution(), paused_at=None, jobs=(), runs={}, finished=())
+    return replace(nothing, **changes)
+
+
+def failed(seconds_ago: float, lasted: timedelta = SECOND) -> FinishedRun:
+    ended = NOW - seconds_ago * SECOND
+    return FinishedRun(failed=True, began_at=ended - lasted, ended_at=ended)
+
+
+def test_a_stream_that_nobody_follows_is_followed() -> None:
+    assert decide(known(), NOW) == Decision(start=True)
+
+
+def test_a_run_of_this_code_is_left_alone_be_it_queued_or_at_work() -> None:
+    assert decide(known(runs={"run": "new"}), NOW).reason == "run run follows the stream"
+    assert decide(known(runs={"run": "new"}, jobs=[job()]), NOW).drain == ()
+
+
+def test_a_run_of_older_code_ends_before_another_begins() -> None:
+    old = job(code="old")
+    decision = decide(known(runs={"run": "old"}, jobs=[old]), NOW)
+    assert (decision.start, decision.drain, decision.is_followed) == (False, (old.id,), True)
+    assert decide(known(jobs=[replace(old, state="DRAINED")]), NOW) == Decision(start=True)
+
+
+def test_beside_a_generation_that_is_rebuilt_the_old_one_is_followed_until_reads_switch() -> None:
+    old = job(code="old", generation=1)
+    rebuilding = known(resolution=resolution(write=2, online=1), jobs=[old], runs={"run": "old"})
+    assert decide(rebuilding, NOW) == Decision(start=True, is_followed=True)
+    new = job(generation=2, run_id="new run")
+    both = replace(rebuilding, jobs=[new, old], runs={"run": "old", "new run": "new"})
+    assert decide(both, NOW).drain == ()
+    switched = replace(both, resolution=resolution(write=2, online=2))
+    assert decide(switched, NOW).drain == (old.id,)
+    same_code = known(resolution=resolution(write=2, online=1), jobs=[job(generation=1)], runs={"run": "new"})
+    assert decide(same_code, NOW).start
+
+
+def test_a_change_that_waits_for_a_person_leaves_everything_as_it_is() -> None:
+    change = Change(what="x", text="a column is gone", keepable=False)
+    decision = decide(known(resolution=resolution(write=None, changes=(change,)), jobs=[job(code="old")]), NOW)
+    assert (decision.start, decision.drain) == (False, ())
+    assert decision.reason.startswith("changed: a column is gone; its run goes on")
+
+
+def test_a_paused_and_a_cancelled_stream_are_left_alone() -> None:
+    assert decide(known(paused_at=NOW), NOW).reason == "paused since 2024-01-10T12:00Z"
+    cancelled = decide(known(jobs=[job("MANUALLY_CANCELLED")]), NOW)
+    assert cancelled.reason == "it was cancelled by hand; featurekit stream resume starts it again"
+    assert decide(known(jobs=[job("MANUAL_RETRY"), job("MANUALLY_CANCELLED")]), NOW).start
+
+
+@pytest.mark.parametrize(("failures", "wait"), [(1, 5), (2, 10), (4, 40), (7, 300), (20, 300)])
+def test_each_failure_in_a_row_doubles_the_wait(failures: int, wait: int) -> None:
+    runs = [failed(wait - 1 + number) for number in range(failures)]
+    assert not decide(known(finished=runs), NOW).start
+    assert decide(known(finished=runs), NOW + SECOND).start
+
+
+def test_only_failures_since_the_last_good_run_count() -> None:
+    good = FinishedRun(failed=False, began_at=None, ended_at=NOW)
+    assert failures_in_a_row([]) == failures_in_a_row([good, failed(1)]) == 0
+    assert failures_in_a_row([failed(1), failed(2), good, failed(3)]) == 2
+    assert failures_in_a_row([failed(1, 10 * MINUTE), failed(2)]) == 1
+    assert failures_in_a_row([FinishedRun(failed=True, began_at=None, ended_at=NOW), failed(2)]) == 2
+
+
+def test_the_code_of_a_loop_changes_with_the_settings_of_its_stream_but_for_secrets() -> None:
+    def code(config: Any, **more: Any) -> str:
+        side = TRANSACTIONS.batch_config
+        source = StreamSource(name="s", stream_config=config, batch_config=side, **more)
+        return stream_code(streamed(source=source, stream_processing_mode=StreamProcessingMode.CONTINUOUS))
+
+    assert code(PushConfig()) == code(PushConfig())
+    assert code(PushConfig()) != code(PushConfig(watermark_delay_threshold=MINUTE))
+    assert code(PushConfig()) != code(PushConfig(deduplication_columns=["id"]))
+    assert code(PushConfig()) != code(PushConfig(), schema=[Field("amount", Float64)])
+    kafka = {"kafka_bootstrap_servers": "broker:9092", "topics": "a"}
+    secret = {"options": {"sasl.password": "secret"}}
+    assert code(KafkaConfig(**kafka)) == code(KafkaConfig(**kafka, **secret))
+    assert code(KafkaConfig(**kafka)) != code(KafkaConfig(**kafka | {"topics": "b"}))
+    urls = ["redis://me:secret@host:6379/0", "redis://me:other@host:6379/0", "redis://me:secret@other:6379/0"]
+    first, other_password, other_host = (code(RedisStreamConfig(url=url, stream_key="k")) for url in urls)
+    assert first == other_password != other_host
