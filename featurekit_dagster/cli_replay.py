@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,8 @@ WorkspaceName = Annotated[
     str | None,
     typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
 ]
+
+_WITHOUT_LOOP = timedelta(seconds=2)
 
 
 def run_stream(
@@ -81,12 +83,14 @@ def replay(
     from contextlib import nullcontext
 
     from featurekit_dagster.execution.ingest import PushSource
-    from featurekit_dagster.execution.replay import Replay, followed
+    from featurekit_dagster.execution.replay import PATIENCE, Replay, followed
 
     bound = _workspace(workspace)
     push = PushSource(bound.repo.stream_source(source), bound.repo.views, bound.stores)
     with followed(push, bound.stores) if follow else nullcontext():
-        sent = Replay(push, file, start=start, end=end).run(speed, lambda step: typer.echo(step_text(step)))
+        events = Replay(push, file, start=start, end=end)
+        patience = PATIENCE if follow else _WITHOUT_LOOP
+        sent = events.run(speed, lambda step: typer.echo(step_text(step)), patience=patience)
     typer.echo(f"{sent:,} events sent to {source}")
 
 

@@ -28,8 +28,8 @@ from featurekit_dagster.intervals import as_utc
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.readers import open_reader
 
+PATIENCE = timedelta(seconds=30)
 _TURN_SECONDS, _NAP_SECONDS = 0.02, 0.002
-_PATIENCE_SECONDS = 30.0
 _ROWS_AT_ONCE, _MOST_TOGETHER = 10_000, 2_000
 Event = tuple[datetime, bytes]
 
@@ -79,13 +79,21 @@ class Replay:
         self._push, self._file, self._time_field = push, file, push.time_field
         self._start, self._end, self._span = start, end, span
 
-    def run(self, speed: float, on_step: Callable[[ReplayStep], None], every: timedelta = timedelta(seconds=1)) -> int:
+    def run(
+        self,
+        speed: float,
+        on_step: Callable[[ReplayStep], None],
+        *,
+        every: timedelta = timedelta(seconds=1),
+        patience: timedelta = PATIENCE,
+    ) -> int:
         """Send the events, and return how many; the last step is told when all of them are online.
 
         Args:
             speed: Seconds of event time in a second.
             on_step: Told now and then, and at the end, where the replay stands.
             every: How often.
+            patience: How long to wait at the end for views that move with each event.
 
         Raises:
             EventsRefused: A row does not fit the schema.
@@ -104,7 +112,7 @@ class Replay:
             waiting.append(event)
         if waiting:
             pace.send(waiting)
-        pace.finish()
+        pace.finish(patience.total_seconds())
         return pace.sent
 
     def _events(self) -> Iterator[Event]:
@@ -179,9 +187,9 @@ class _Pace:
             self._look()
             time.sleep(min(rest, _NAP_SECONDS if self._unseen else _TURN_SECONDS))
 
-    def finish(self) -> None:
-        """Wait until everything is online, and tell so."""
-        deadline = self.now + _PATIENCE_SECONDS
+    def finish(self, patience: float) -> None:
+        """Wait until everything is online, but no longer than so many seconds, and tell so."""
+        deadline = self.now + patience
         while self._unseen and self.now < deadline:
             self._look()
             time.sleep(_NAP_SECONDS)
