@@ -22,6 +22,7 @@ from featurekit_dagster import (
     Bytes,
     Entity,
     FeatureService,
+    FeatureTable,
     FeatureView,
     Field,
     FileConfig,
@@ -154,7 +155,9 @@ def build_workspace(case: Case, home: Path) -> Workspace:
 
 def _latest_time(case: Case) -> datetime:
     times = [as_time(q[k]) for q in case.content["queries"] for k in ("start_time", "end_time") if k in q]
-    times += [as_time(view["feature_start_time"]) for view in case.declarations]
+    times += [as_time(view["feature_start_time"]) for view in case.declarations if view.get("feature_start_time")]
+    if any(is_table(view) for view in case.declarations):  # which takes no rows of later
+        times += [max(event[case.timestamp_field] for event in case.events).replace(tzinfo=UTC)]
     if (case.folder / "spine.parquet").exists():
         asked = case.spine[case.spine_time].to_pylist()
         times += [time.replace(tzinfo=UTC) for time in asked if time is not None]
@@ -181,6 +184,9 @@ def build_view(case: Case, declaration: dict[str, Any]) -> FeatureView:
         "timestamp_field": timestamp,
         **_plain_options(declaration),
     }
+    if is_table(declaration):
+        names = ("name", "entities", "schema", "timestamp_field", "ttl")
+        return FeatureTable(online=True, offline=True, **{name: options[name] for name in names if name in options})
     source_name = f"events_of_{declaration['name']}"
     if declaration.get("kind", "batch") == "stream":
         mode = stream_mode(declaration)
@@ -194,6 +200,17 @@ def build_view(case: Case, declaration: dict[str, Any]) -> FeatureView:
         return _custom_view(case, declaration, batch, options)
     options["online"] = options["offline"] and not declaration.get("compaction_enabled", False)
     return batch_feature_view(sources=[FilteredSource(batch)], **options)(_transformation(declaration, columns))
+
+
+def is_table(declaration: dict[str, Any]) -> bool:
+    """Tell whether a feature table is declared, whose rows are ingested."""
+    return bool(declaration.get("kind") == "feature_table")
+
+
+def rows_to_ingest(case: Case, declaration: dict[str, Any]) -> Any:
+    """Return the rows of a feature table: the case's events, as its words change them."""
+    events = pq.read_table(case.folder / "events.parquet").to_pandas()
+    return _transformation(declaration, _columns(case, declaration))(events)
 
 
 def _plain_options(declaration: dict[str, Any]) -> dict[str, Any]:

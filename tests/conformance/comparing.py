@@ -160,7 +160,8 @@ def own_faults(rows: list[Row], judge: ViewJudge, keys: list[str], start: dateti
     """Return what is wrong with validity ranges in themselves: overlaps, empty ones, neighbours that are one."""
     faults = []
     features = list(judge.view.feature_names)
-    start = max(start, as_time(judge.declaration["feature_start_time"]))
+    first = judge.declaration.get("feature_start_time")
+    start = start if first is None else max(start, as_time(first))
     for row in rows:
         if not start <= row["_valid_from"] < row["_valid_to"] <= end:
             faults.append(f"not inside the range: {row}")

@@ -168,6 +168,23 @@ DECLARATIONS: tuple[tuple[str, Json, list[Json]], ...] = (
         [FOR_EVENTS, RANGED],
     ),
     (
+        "x_table",
+        {"kind": "feature_table", "feature_start_time": None, "entities": [["shop"], ["user_id"]], **PLAIN},
+        [FOR_EVENTS, RANGED, OLD],
+    ),
+    (
+        "x_table_ttl",
+        {"kind": "feature_table", "feature_start_time": None, "ttl": seconds(7 * HOUR), **PLAIN},
+        [
+            FOR_EVENTS,
+            RANGED,
+            OLD,
+            FOR_EVENTS | {"from_source": True} | refused(),
+            {"method": "get_partial_aggregates", **UNEVEN, **refused()},
+            {"method": "run_transformation", **UNEVEN, **refused()},
+        ],
+    ),
+    (
         "x_refusals",
         {
             "aggregation_interval": seconds(HOUR),

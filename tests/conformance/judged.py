@@ -22,13 +22,14 @@ _LISTS = {"last": "last_n", "first": "first_n"}
 
 def oracle_view(declaration: dict[str, Any]) -> oracle.AggregateView | oracle.LatestView:
     """Return what the oracle has to know of a declared view."""
-    stream = declaration.get("kind", "batch") == "stream"
+    stream = declaration.get("kind", "batch") in ("stream", "feature_table")
+    start = declaration.get("feature_start_time")
     common: dict[str, Any] = {
         "batch_schedule": as_duration(
             declaration.get("batch_schedule") or declaration.get("aggregation_interval") or timedelta(days=1)
         ),
         "data_delay": as_duration(declaration.get("data_delay", 0)),
-        "feature_start_time": as_time(declaration["feature_start_time"]),
+        "feature_start_time": None if start is None else as_time(start),
         "timestamp_field": declaration.get("timestamp_field", "ts"),
     }
     if not declaration.get("aggregates"):
