@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -39,6 +40,7 @@ WAITS, DONE, CANCELLED, LOST = "waits", "done", "cancelled", "lost"
 STEPS_OF_DEATH = (CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE)
 CHANCES = st.integers(0, 99)
 NOTHING = 0
+_NEVER = datetime.max.replace(tzinfo=UTC)
 RECORDS = {(TILES, OFFLINE): 2, (TILES, ONLINE): 2, (ROWS, OFFLINE): 1, (ROWS, ONLINE): 1, (HISTORY, OFFLINE): 2}
 Place = tuple[str, str]
 
@@ -343,9 +345,12 @@ class ManyProcesses(RuleBasedStateMachine):
         """Take over what the ledger says of jobs that were raced for; their attempts may have written anything."""
         stores = open_stores(self.root)
         stores.ledger.abandon_dead("w")
-        states = {job.id: job.state for job in stores.ledger.jobs("w")}
+        records = stores.ledger.jobs("w")
         stores.ledger.close()
-        for name, job in self.model.active().items():
+        states = {record.id: record.state for record in records}
+        begun_at = {record.id: record.attempts[-1].created_at for record in records if record.attempts}
+        # in the order in which they were carried out: what one wrote offline another may have copied online
+        for name, job in sorted(self.model.active().items(), key=lambda item: begun_at.get(item[0], _NEVER)):
             tried = [stamp for n, stamp in begun if n == name]
             if states[name] == "SUCCESS":
                 self.model.succeeds(job, tried[-1])
