@@ -199,7 +199,7 @@ def _left_to_sort(table: DeltaTable, version: int | None) -> set[str]:
         if commit.get(MAINTENANCE) == SORT:
             left.discard(commit[PARTITION])
         elif INTERVAL in commit:
-            _add_written(left, parse_intervals(commit[INTERVAL]), size)
+            _add_written(left, parse_intervals(commit[INTERVAL]), size, replaced=commit["operation"] == "WRITE")
         elif not _changes_no_file(commit):  # also where columns are gone: their values are in the files
             left |= present
     return left & present
@@ -217,11 +217,18 @@ def _changes_no_file(commit: Mapping[str, Any]) -> bool:
     return commit.get(MAINTENANCE) in (SORTED, VACUUM) or commit.get("operation") in _CHANGES_NO_FILE
 
 
-def _add_written(left: set[str], written: IntervalSet, size: timedelta) -> None:
-    """Take in a commit that replaced intervals: what is a whole partition is sorted by that, all others are not."""
+def _add_written(left: set[str], written: IntervalSet, size: timedelta, *, replaced: bool) -> None:
+    """Take in a commit that wrote intervals: a whole partition that it replaced is sorted by that, no other is.
+
+    Args:
+        left: The partitions left to sort, changed in place.
+        written: The intervals.
+        size: Width of the grid of the partition column.
+        replaced: Whether nothing but the commit's rows is in the intervals since, unlike after a merge.
+    """
     for interval in written:
         for name in partitions_of(interval, size):
-            if IntervalSet([interval]).covers(partition_interval(name, size)):
+            if replaced and IntervalSet([interval]).covers(partition_interval(name, size)):
                 left.discard(name)
             else:
                 left.add(name)

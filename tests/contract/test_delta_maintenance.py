@@ -123,6 +123,21 @@ def test_only_partitions_written_in_parts_since_the_last_time_are_left(tmp_path:
     assert sort_all(table, epoch=7) == ("2024-03-01",)
 
 
+def test_a_whole_day_that_rows_were_merged_into_is_left(tmp_path: Path) -> None:
+    store, covered = DeltaOfflineStore(tmp_path), IntervalSet([days(0, 2)])
+    replace(store, [("b", T0, 1.0), ("b", T0 + DAY, 1.0)], days(0, 2), coverage=covered, epoch=5)
+    rows = pa.table({"key": ["c", "a"], "time": [T0, T0], "value": [2.0, 2.0]}, schema=SCHEMA)
+    store.upserts("view").write(
+        rows, days(0, 1), schema=SCHEMA, time_column="time", keys=["key"], job_id="i", epoch=5, coverage=covered,
+        time_partition_size=DAY,
+    )  # fmt: skip
+    table = store.maintenance("view")
+    assert table.left_to_sort() == ("2024-03-01",)
+    before = rows_of(store)
+    assert sort_all(table) == ("2024-03-01",)
+    assert (table.size().files, rows_of(store)) == (2, before)
+
+
 def test_a_day_that_is_written_while_others_are_sorted_is_left_for_the_next_time(tmp_path: Path) -> None:
     store = DeltaOfflineStore(tmp_path)
     covered = fill_by_hours(store, 48)
