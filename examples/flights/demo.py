@@ -1,4 +1,4 @@
-"""`make demo`: from flights to features, through Dagster, to a model and to vectors served online.
+"""`make demo`: from flights to features, through Dagster, to a model, to vectors served online and to fresh ones.
 
 Every step is one that a user would take; nothing here is special to the demo but its order and its words.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from featurekit_dagster.cli_materialize import carry_out, missing_runs
@@ -30,6 +31,10 @@ SHOWN = (
     "carrier_delays.late_mean_30d_1d",
     "origin_weather.visibility",
 )
+AIRPORTS = ("EWR", "JFK", "LGA")
+CONGESTION = ("departures_count_1h_continuous", "delay_mean_1h_continuous")
+REPLAY_FROM = datetime(2013, 12, 20, 12, tzinfo=UTC)
+REPLAYED, REPLAY_SPEED = timedelta(hours=3), 3_600.0
 T = TypeVar("T")
 
 
@@ -64,6 +69,7 @@ def main() -> int:
     _print_comparison(console, comparison)
     vectors = steps.run(f"Read {VECTORS} vectors online", lambda: _vectors(workspace, training_set))
     present = _print_vectors(console, vectors)
+    steps.run("Follow departures as they happen", lambda: _follow(workspace, console))
     _print_end(console, steps)
     if not present:
         print_line(console, "A vector has no PRESENT feature: the online store does not serve.", style="bold red")
@@ -139,6 +145,27 @@ def _print_vectors(console: Console, vectors: list[tuple[tuple[str, ...], Featur
     titles = ("Flight", *(name.split(".")[1] for name in SHOWN), "Present")
     print_table(console, titles, rows)
     return all(vector.slo_info["PRESENT"] for _, vector in vectors)
+
+
+def _follow(workspace: Workspace, console: Console) -> None:
+    """Replay some hours of departures, and print what an airport looks like when the last one has left."""
+    from examples.flights.data import data_dir
+    from featurekit_dagster.cli_replay import step_text
+    from featurekit_dagster.execution.ingest import PushSource
+    from featurekit_dagster.execution.replay import Replay, followed
+
+    push = PushSource(workspace.repo.stream_source("departures"), workspace.repo.views, workspace.stores)
+    # a second demo goes on where the first one ended
+    start = None if push.log.newest() else REPLAY_FROM
+    replay = Replay(push, data_dir() / "flights.parquet", start=start, span=REPLAYED)
+    with followed(push, workspace.stores):
+        replay.run(REPLAY_SPEED, lambda step: print_line(console, step_text(step)))
+    view = workspace.get_feature_view("origin_congestion")
+    rows = []
+    for origin in AIRPORTS:
+        values = view.get_online_features({"origin": origin}).to_dict()
+        rows.append((origin, *(value_text(values[name]) for name in CONGESTION)))
+    print_table(console, ("Airport", *CONGESTION), rows)
 
 
 def _print_end(console: Console, steps: Steps) -> None:

@@ -1,7 +1,8 @@
 """Features of flights from New York: traffic per airport, delays per carrier and aircraft, weather.
 
 Every view runs once a day and is served from the first day on which its longest window is full; all of them therefore
-begin on 1 January 2013 and have 365 intervals up to the workspace's fixed clock.
+begin on 1 January 2013 and have 365 intervals up to the workspace's fixed clock. One view more follows departures as
+they are sent, which `featurekit replay` does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pandas as pd
 from examples.flights.data import FIRST_DAY, HOME, NOW, data_dir
 from featurekit_dagster import (
     Aggregation,
+    AggregationLeadingEdge,
     BatchSource,
     Entity,
     FeatureService,
@@ -21,11 +23,14 @@ from featurekit_dagster import (
     FilteredSource,
     Float64,
     Int64,
+    PushConfig,
+    StreamSource,
     String,
     Timestamp,
     TimeWindow,
     Workspace,
     batch_feature_view,
+    stream_feature_view,
 )
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -43,6 +48,21 @@ weather = BatchSource(
     batch_config=FileConfig(
         uri=str(data_dir() / "weather.parquet"), file_format="parquet", timestamp_field="observed_at"
     ),
+)
+departures = StreamSource(
+    name="departures",
+    description="Flights at the moment they leave.",
+    stream_config=PushConfig(
+        timestamp_field="departed_at",
+        watermark_delay_threshold=HOUR,
+        deduplication_columns=["flight_id"],
+    ),
+    schema=[
+        Field("flight_id", Int64),
+        Field("origin", String),
+        Field("departed_at", Timestamp),
+        Field("dep_delay", Int64),
+    ],
 )
 
 origin = Entity(name="origin", join_keys=[Field("origin", String)], description="An airport of New York.")
@@ -193,6 +213,28 @@ def origin_weather(weather: pd.DataFrame) -> pd.DataFrame:
     return weather[kept].rename(columns=names)
 
 
+@stream_feature_view(
+    source=departures,
+    entities=[origin],
+    mode="sql",
+    schema=[
+        Field("origin", String),
+        Field("departed_at", Timestamp),
+        Field("departures", Int64),
+        Field("delay", Float64),
+    ],
+    aggregations=_over([HOUR, 3 * HOUR], departures=["count"], delay=["mean"]),
+    aggregation_leading_edge=AggregationLeadingEdge.LATEST_EVENT_TIME,
+    feature_start_time=FIRST_DAY,
+    online=True,
+    description="How congested an airport is right now: flights that left in the last hours, and how late.",
+    owner=OWNER,
+)
+def origin_congestion(departures: str) -> str:
+    """Count every flight that leaves; the windows end with the newest one."""
+    return f"SELECT origin, departed_at, 1::BIGINT AS departures, dep_delay::DOUBLE AS delay FROM {departures}"
+
+
 flight_delay = FeatureService(
     name="flight_delay",
     features=[origin_traffic, carrier_delays, aircraft_history, origin_weather],
@@ -200,4 +242,4 @@ flight_delay = FeatureService(
     owner=OWNER,
 )
 
-workspace = Workspace("dev", [flight_delay], home=HOME, clock=NOW)
+workspace = Workspace("dev", [flight_delay, origin_congestion], home=HOME, clock=NOW)

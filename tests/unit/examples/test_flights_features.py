@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 
 from examples.flights import data
-from examples.flights.features import aircraft_history, carrier_delays, flight_delay, origin_traffic, origin_weather
+from examples.flights.features import (
+    aircraft_history,
+    carrier_delays,
+    departures,
+    flight_delay,
+    origin_congestion,
+    origin_traffic,
+    origin_weather,
+)
 from featurekit_dagster import FeatureView
 
 VIEWS = [origin_traffic, carrier_delays, aircraft_history, origin_weather]
@@ -53,3 +61,13 @@ def test_traffic_counts_flights_that_never_left() -> None:
         f"SELECT count(*), sum(cancelled), count(arrival_delay) FROM ({origin_traffic.function(source)})"
     )
     assert counted.fetchall() == [(8_255, 8_255, 0)]
+
+
+def test_departures_are_columns_of_the_file_of_flights_and_become_the_declared_columns() -> None:
+    fields = ", ".join(field.name for field in departures.schema or ())
+    source = (
+        f"(SELECT {fields} FROM read_parquet('{data.data_dir() / 'flights.parquet'}') WHERE departed_at IS NOT NULL)"
+    )
+    rows = duckdb.sql(origin_congestion.function(source))
+    assert rows.columns == [column.name for column in origin_congestion.columns]
+    assert rows.filter("origin IS NULL OR delay IS NULL").fetchall() == []
