@@ -235,7 +235,7 @@ app.command()(repair)
 app.command()(maintain)
 app.add_typer(ingest)
 app.command("ingest-table")(ingest_table)
-app.command()(run_stream)
+app.command("run-stream")(run_stream)
 app.command()(replay)
 app.add_typer(stream)
 
