@@ -7,7 +7,7 @@ marks of events that came (for the deduplication, by mark and by time), and dead
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -150,14 +150,7 @@ def _merge(
 ) -> None:
     """Put the tiles that the slab's rows and the stored ones make together."""
     cursor, codec = transaction.cursor(), generation.values
-    stored = dict(cursor.getmulti(slab.keys))
-    held = [place for place, key in enumerate(slab.keys) if key in stored]
-    olds = [stored[slab.keys[place]] for place in held]
-    if trailers:
-        olds = [bare_value(slab.keys[place], old, trailers) for place, old in zip(held, olds, strict=True)]
-    old = codec.unpack(olds)
-    old = old.take(slice(None), np.array(held, np.int64)[old.owners])
-    new = slab.block
+    old, new = _stored(dict(cursor.getmulti(slab.keys)), generation, slab, trailers), slab.block
     old_slots, new_slots = old.owners * TILES_PER_CHUNK + old.leads, new.owners * TILES_PER_CHUNK + new.leads
     room = len(slab.keys) * TILES_PER_CHUNK
     counts = ~_marked(old_slots[old.from_batch], room)[new_slots]
@@ -191,6 +184,18 @@ def _merge(
     values = with_trailers(keys, codec.pack(whole.take(by_slot, places)), trailers)
     cursor.putmulti(zip(keys, values, strict=True))
     tally.written += len(starts)
+
+
+def _stored(
+    values: Mapping[bytes, bytes], generation: Generation, slab: RecordSlab, trailers: Mapping[bytes, bytes]
+) -> Block:
+    """Return the tiles that are stored under the slab's keys."""
+    held = [place for place, key in enumerate(slab.keys) if key in values]
+    olds = [values[slab.keys[place]] for place in held]
+    if trailers:
+        olds = [bare_value(slab.keys[place], old, trailers) for place, old in zip(held, olds, strict=True)]
+    found = generation.values.unpack(olds)
+    return found.take(slice(None), np.array(held, np.int64)[found.owners])
 
 
 def _marked(places: IntArray, room: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
