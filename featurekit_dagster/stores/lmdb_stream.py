@@ -187,7 +187,7 @@ def _merge(
 
 
 def _stored(
-    values: Mapping[bytes, bytes], generation: Generation, slab: RecordSlab, trailers: Mapping[bytes, bytes]
+    values: Mapping[bytes, bytes], generation: Generation, slab: RecordSlab, trailers: dict[bytes, bytes]
 ) -> Block:
     """Return the tiles that are stored under the slab's keys."""
     held = [place for place, key in enumerate(slab.keys) if key in values]
