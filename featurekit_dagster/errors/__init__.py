@@ -81,7 +81,7 @@ from featurekit_dagster.errors.streams import (
     StreamPositionLost,
     StreamUnavailable,
 )
-from featurekit_dagster.errors.tables import NotAFeatureTable, RowsRefused
+from featurekit_dagster.errors.tables import IngestNotRetried, NotAFeatureTable, RowsRefused
 
 __all__ = [
     "AggregationOverflow",
@@ -96,6 +96,7 @@ __all__ = [
     "EventsRefused",
     "FeatureKitError",
     "IngestError",
+    "IngestNotRetried",
     "IntervalNotComplete",
     "InvalidMemoryBudget",
     "JobFailedException",

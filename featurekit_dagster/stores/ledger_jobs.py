@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, or_, select, update
 
-from featurekit_dagster.errors import DeletionNotRetried, JobStateError, OverlappingMaterialization
+from featurekit_dagster.errors import DeletionNotRetried, IngestNotRetried, JobStateError, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobEvent, JobState, RetryPolicy
 from featurekit_dagster.stores.ledger_claims import (
@@ -41,6 +41,7 @@ from featurekit_dagster.stores.ledger_lifecycle import (
 from featurekit_dagster.stores.ledger_records import (
     ACTIVE_STATES,
     DELETION,
+    INGEST,
     STREAM,
     JobRecord,
     attempt_of,
@@ -314,6 +315,7 @@ class JobBook(GenerationBook):
             OverlappingMaterialization: Another job has the range now.
             RetiredGeneration: What the job wrote has been replaced by a newer generation.
             DeletionNotRetried: It is a deletion.
+            IngestNotRetried: It is an ingest.
             NotFoundError: There is no such job.
 
         Source: Job Types, Materialization Job States (MANUAL_RETRY).
@@ -323,6 +325,8 @@ class JobBook(GenerationBook):
             row = self._row(connection, job_id)
             if row.kind == DELETION:
                 raise DeletionNotRetried(job_id=job_id, view=row.view)
+            if row.kind == INGEST:
+                raise IngestNotRetried(job_id=job_id, table=row.view)
             move = Move(job=row, event=JobEvent.RETRY, next_attempt_us=now_us)
             if move.state.value != row.state:
                 place = Place(row.workspace, row.view, row.generation)

@@ -14,6 +14,7 @@ import pytest
 from featurekit_dagster import Attribute, Entity, Field, Float64, Int64, String, TectonValidationError
 from featurekit_dagster.errors import (
     ChangedDeclaration,
+    IngestNotRetried,
     KeyTooLong,
     LeaseHeld,
     NotAFeatureTable,
@@ -22,6 +23,7 @@ from featurekit_dagster.errors import (
     ReadError,
     RowsRefused,
 )
+from featurekit_dagster.execution.repair import repair_coverage
 from featurekit_dagster.execution.table_ingest import CLAIMED, WRITTEN_OFFLINE, WRITTEN_ONLINE, ingest_rows
 from featurekit_dagster.planning.planner import plan_view
 from featurekit_dagster.serving.vector import MISSING_DATA
@@ -311,3 +313,42 @@ def test_a_changed_table_takes_rows_only_after_a_decision(tmp_path: Path) -> Non
     with pytest.raises(ChangedDeclaration):
         changed.handle.ingest(as_text)
     assert plan_view(changed.view, changed.workspace.snapshot(), changed.clock.now).needs_decision
+
+
+def test_a_rebuilt_table_answers_from_its_old_rows_until_the_new_ones_reach_as_far(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    table.handle.ingest(rows(("a", NOON, 1.0), ("a", NOON + DAY, 2.0)))
+    features = [Attribute(name, Float64 if name == "score" else Int64) for name in ("score", "rank", "more")]
+    changed = Table(tmp_path, features=features)
+    with pytest.raises(ChangedDeclaration):
+        changed.handle.ingest(GOOD.append_column("more", [[5]]))
+    shape = changed.workspace.shapes()["scores"]
+    assert changed.stores.ledger.rebuild(changed.workspace.name, "scores", shape) == 2
+    assert table.online("a") == 2.0
+    whole = rows(("a", NOON, 3.0), ("a", NOON + DAY, 4.0)).append_column("more", [[5, 6]])
+    changed.handle.ingest(whole.slice(1))
+    assert table.stored() == [("a", NOON, 1.0), ("a", NOON + DAY, 2.0)]
+    changed.handle.ingest(whole.slice(0, 1))
+    assert changed.stored() == [("a", NOON, 3.0), ("a", NOON + DAY, 4.0)]
+    assert changed.handle.get_online_features({"user_id": "a"}).to_dict()["more"] == 6
+
+
+def test_a_lost_ledger_knows_a_table_again_by_its_stores(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    table.handle.ingest(rows(("a", NOON, 1.0)))
+    (tmp_path / "ledger.db").unlink()
+    found = Table(tmp_path)
+    repaired = list(repair_coverage([found.view], found.stores))
+    assert {(each.store, str(each.after)) for each in repaired} == {
+        ("offline", "[2024-01-01T00:00Z, 2024-01-02T00:00Z)"),
+        ("online", "[2024-01-01T00:00Z, 2024-01-02T00:00Z)"),
+    }
+    assert found.online("a") == 1.0
+    assert found.handle.ingest(rows(("a", NOON, 2.0))).stats["rows_replaced"] == 1
+    assert found.online("a") == 2.0
+
+
+def test_an_ingest_is_not_retried_by_its_id(table: Table) -> None:
+    job = table.handle.ingest(GOOD)
+    with pytest.raises(IngestNotRetried, match="ingest them again"):
+        table.stores.ledger.retry(job.id)
