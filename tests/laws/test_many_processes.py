@@ -95,6 +95,14 @@ class Model:
             return True
         return not job.replaces and any(self.covered[place] & set(job.days) for place in job.places)
 
+    def check_holder(self, name: str | None, refused: Job) -> None:
+        """Judge which job a refusal names: none where the one that wrote the days was asked for again and gave up."""
+        if name is not None:
+            assert self.jobs[name].is_in_the_way_of(refused)
+            return
+        holders = (job for job in self.jobs.values() if job.state in (WAITS, DONE))
+        assert not any(job.is_in_the_way_of(refused) for job in holders)
+
     def may_have_written(self, job: Job, stamp: int, stores: Iterable[str] = STORES[TILES]) -> None:
         """Let an attempt have died somewhere."""
         for view, store in job.places:
@@ -171,7 +179,7 @@ class ManyProcesses(RuleBasedStateMachine):
         answer, name = self.workers[who].ask("trigger", *self.wanted(job))
         assert answer == ("refused" if refused else "accepted")
         if refused:
-            assert self.model.jobs[name].is_in_the_way_of(job)
+            self.model.check_holder(name, job)
         else:
             self.model.jobs[name] = job
 
@@ -239,7 +247,7 @@ class ManyProcesses(RuleBasedStateMachine):
         for (answer, name), job in zip(answers, jobs, strict=True):
             if answer == "refused":
                 assert self.model.is_refused(job)
-                assert self.model.jobs[name].is_in_the_way_of(job)
+                self.model.check_holder(name, job)
 
     @rule(chance=st.none() | CHANCES, killed=st.booleans(), milliseconds=st.integers(1, 400))
     def race_runs(self, chance: int | None, killed: bool, milliseconds: int) -> None:
