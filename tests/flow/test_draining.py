@@ -19,7 +19,7 @@ from featurekit_dagster.orchestration.run import open_instance, run_due
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.conftest import ROOT
-from tests.support.changing_view import DAY, NOW, START, close, declared, make_source, run
+from tests.support.changing_view import DAY, NOW, START, make_source, run, variants
 
 WHOLE = Interval(START, NOW)
 Declare = Callable[..., Workspace]
@@ -33,15 +33,8 @@ def lake(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def declare(lake: Path) -> Iterator[Declare]:
-    opened: list[Workspace] = []
-
-    def make(variant: str, **more: Any) -> Workspace:
-        opened.append(declared(lake, variant, **more))
-        return opened[-1]
-
-    yield make
-    for workspace in opened:
-        close(workspace)
+    with variants(lake) as make:
+        yield make
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from featurekit_dagster.execution.materialize import CLAIMED, COMPUTED, WRITTEN_
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.generations import GenerationState, StoredShape
 from tests.conftest import ROOT, SOAK
-from tests.support.changing_view import DAY, NOW, START, close, declared, make_source, run
+from tests.support.changing_view import DAY, NOW, START, make_source, run, variants
 
 CURRENT, BUILDING, RETIRED = GenerationState.CURRENT, GenerationState.BUILDING, GenerationState.RETIRED
 WHOLE = IntervalSet([Interval(START, NOW)])
@@ -35,15 +35,8 @@ def lake(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def declare(lake: Path) -> Iterator[Declare]:
-    opened: list[Workspace] = []
-
-    def make(variant: str, **more: Any) -> Workspace:
-        opened.append(declared(lake, variant, **more))
-        return opened[-1]
-
-    yield make
-    for workspace in opened:
-        close(workspace)
+    with variants(lake) as make:
+        yield make
 
 
 def offline(workspace: Workspace, feature: str, *, from_source: bool = False) -> list[float]:

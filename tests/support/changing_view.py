@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,20 @@ def run(workspace: Workspace, most: int | None = None, on_step: OnStep | None = 
     (plan,) = workspace.plan()
     more = {} if on_step is None else {"on_step": on_step}
     return list(run_tasks(view, plan.tasks[:most], workspace.stores, trigger="manual", run_id="run", **more))
+
+
+@contextmanager
+def variants(lake: Path) -> Iterator[Callable[..., Workspace]]:
+    """Give what `declared` does over one lake; whatever it opened is closed."""
+    opened: list[Workspace] = []
+
+    def make(variant: str, **more: Any) -> Workspace:
+        opened.append(declared(lake, variant, **more))
+        return opened[-1]
+
+    yield make
+    for workspace in opened:
+        close(workspace)
 
 
 def close(workspace: Workspace) -> None:
