@@ -36,7 +36,7 @@ from tests.support.stream_lists import document
 
 NOW = datetime(2024, 3, 2, tzinfo=UTC)
 WAIT_SECONDS = 8.0  # longer than one process may start later than the other
-USERS, EVENTS, PIECE = 50, 2_000, 50
+USERS, EVENTS, PIECE = 50, 20_000 if os.environ.get("FEATUREKIT_SOAK") else 4_000, 50
 _DIE_TRANSFORMING = "TEST_DIE_TRANSFORMING"
 FIELDS = [Field("user", Int64), Field("ts", Timestamp), Field("amount", Int64)]
 
