@@ -12,8 +12,6 @@ from datetime import timedelta
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import DeltaTableConfig
@@ -21,6 +19,7 @@ from featurekit_dagster.domain.stream_sources import StreamSource
 from featurekit_dagster.errors import NotAPushSource
 from featurekit_dagster.execution.ingest import PushSource, applied_sequence
 from featurekit_dagster.stores.dead_letters import DeadLetters
+from featurekit_dagster.stores.delta_commits import TRIES, redone
 from featurekit_dagster.stores.stream_state import DeadLetter
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.decoding import decode
@@ -28,7 +27,6 @@ from featurekit_dagster.streams.event_types import arrow_type
 from featurekit_dagster.streams.push_log import LogSlice
 
 EVENTS_AT_ONCE = 50_000
-_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +111,7 @@ def _drained(uri: str, app: str) -> int:
 
 def _append(uri: str, rows: pa.Table, app: str, last: int) -> None:
     """Commit rows and the number of the last event, once, whoever else drains or writes."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(CommitFailedError),
-        wait=wait_random_exponential(multiplier=0.05, max=2),
-        stop=stop_after_attempt(_TRIES),
-        reraise=True,
-    )
-    retrying(_append_once, uri, rows, app, last)
+    redone(TRIES, _append_once, uri, rows, app, last)
 
 
 def _append_once(uri: str, rows: pa.Table, app: str, last: int) -> None:

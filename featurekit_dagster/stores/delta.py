@@ -1,4 +1,4 @@
-"""The offline store on Delta Lake; with `delta_record`, all that touches the Delta library.
+"""The offline store on Delta Lake: writing by interval, and reading.
 
 One table per view and generation, partitioned by `time_partition` (UTC date of the floored time), files sorted,
 timestamps in UTC microseconds, no deletion vectors. Every commit carries job, epoch and the whole coverage, see
@@ -22,11 +22,11 @@ import duckdb
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError, DeltaError
-from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from deltalake.exceptions import CommitFailedError
 
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, UnusableLakePath
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.delta_commits import TRIES, create_table, redone
 from featurekit_dagster.stores.delta_files import remove_table, rows_of_files, writer_properties
 from featurekit_dagster.stores.delta_listing import generations_in
 from featurekit_dagster.stores.delta_maintenance import DeltaMaintenance
@@ -98,7 +98,7 @@ class DeltaOfflineStore:
         storage_options: Mapping[str, str] | None = None,
         *,
         direct_read: bool | None = None,
-        tries: int = 20,
+        tries: int = TRIES,
     ) -> None:
         local = _local_path(root)
         self._root = str(root).rstrip("/") if local is None else local
@@ -255,14 +255,9 @@ class DeltaOfflineStore:
         return quote(name)
 
     def _commit_with_retries(self, replacement: _Replacement) -> OfflineWrite:
-        retrying = Retrying(
-            retry=retry_if_exception_type(CommitFailedError),
-            wait=wait_random_exponential(multiplier=0.05, max=2),
-            stop=stop_after_attempt(self._tries),
-        )
         try:
-            return retrying(self._commit, replacement)
-        except RetryError as error:
+            return redone(self._tries, self._commit, replacement)
+        except CommitFailedError as error:
             raise CommitConflict(view=replacement.view, interval=replacement.interval, tries=self._tries) from error
 
     def _commit(self, replacement: _Replacement) -> OfflineWrite:
@@ -289,24 +284,9 @@ class DeltaOfflineStore:
         return _measured(version, before, _file_list(table), len(replacement.rows))
 
     def _create(self, replacement: _Replacement) -> OfflineWrite:
-        """Write the first commit; the library may not retry it, because its retry appends to the winner's rows."""
-        location = replacement.location
-        try:
-            write_deltalake(
-                location,
-                replacement.rows,
-                mode="error",
-                partition_by=[PARTITION_COLUMN],
-                storage_options=self._options,
-                commit_properties=replacement.commit_properties(max_commit_retries=0),
-                writer_properties=writer_properties(replacement.rows.schema),
-            )
-        except DeltaError as error:
-            # "Already exists" comes as the base class: another writer created the table since we looked.
-            if isinstance(error, CommitFailedError) or not DeltaTable.is_deltatable(location, self._options):
-                raise
-            raise CommitFailedError("another writer created the table") from error
-        created = DeltaTable(location, version=0, storage_options=self._options)
+        """Write the first commit."""
+        first = replacement.commit_properties(max_commit_retries=0)
+        created = create_table(replacement.location, replacement.rows, self._options, first)
         return _measured(0, {}, _file_list(created), len(replacement.rows))
 
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError
-from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from featurekit_dagster.errors import CommitConflict
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.delta_commits import redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
     INTERVAL,
@@ -89,14 +89,9 @@ class DeltaMaintenance:
 
     def sort_partition(self, partition: str, sort_by: Sequence[str], *, job_id: str, epoch: int) -> TableSize:
         """Write a partition again as few files; see `TableMaintenance.sort_partition`."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(CommitFailedError),
-            wait=wait_random_exponential(multiplier=0.05, max=2),
-            stop=stop_after_attempt(self._tries),
-        )
         try:
-            return retrying(self._sort, partition, sort_by, job_id, epoch)
-        except RetryError as error:
+            return redone(self._tries, self._sort, partition, sort_by, job_id, epoch)
+        except CommitFailedError as error:
             interval = partition_interval(partition, partition_size_of(self._open()))
             raise CommitConflict(view=self._view, interval=interval, tries=self._tries) from error
 

@@ -11,13 +11,13 @@ from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError, DeltaError
-from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from deltalake.exceptions import CommitFailedError
 
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.delta_commits import create_table, redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
     INTERVAL,
@@ -85,14 +85,9 @@ class DeltaUpserts:
             coverage=coverage.union([interval]),
             partition_size=time_partition_size,
         )
-        retrying = Retrying(
-            retry=retry_if_exception_type(CommitFailedError),
-            wait=wait_random_exponential(multiplier=0.05, max=2),
-            stop=stop_after_attempt(self.tries),
-        )
         try:
-            return retrying(self._commit, upsert)
-        except RetryError as error:
+            return redone(self.tries, self._commit, upsert)
+        except CommitFailedError as error:
             raise CommitConflict(view=self.view, interval=interval, tries=self.tries) from error
 
     def has_commit_of(self, job_id: str) -> bool:
@@ -129,23 +124,9 @@ class DeltaUpserts:
         )
 
     def _create(self, upsert: _Upsert) -> OfflineWrite:
-        """Write the first commit; the library may not retry it, because its retry appends to the winner's rows."""
-        try:
-            write_deltalake(
-                self.location,
-                upsert.rows,
-                mode="error",
-                partition_by=[PARTITION_COLUMN],
-                storage_options=self.options,
-                commit_properties=upsert.properties(max_commit_retries=0),
-                writer_properties=writer_properties(upsert.rows.schema),
-            )
-        except DeltaError as error:
-            # "Already exists" comes as the base class: another writer created the table since we looked.
-            if isinstance(error, CommitFailedError) or not DeltaTable.is_deltatable(self.location, self.options):
-                raise
-            raise CommitFailedError("another writer created the table") from error
-        created = _sizes(DeltaTable(self.location, version=0, storage_options=self.options))
+        """Write the first commit."""
+        first = upsert.properties(max_commit_retries=0)
+        created = _sizes(create_table(self.location, upsert.rows, self.options, first))
         return OfflineWrite(version=0, rows_written=upsert.rows.num_rows, rows_replaced=0, bytes=sum(created.values()))
 
     def _check_layout(self, upsert: _Upsert, table: DeltaTable) -> None:
