@@ -11,6 +11,7 @@ from datetime import datetime
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
+from featurekit_dagster.stores.delta_commits import TRIES, redone
 from featurekit_dagster.stores.stream_state import DeadLetter
 
 _SCHEMA = pa.schema(
@@ -40,7 +41,14 @@ class DeadLetters:
         Args:
             letters: At least one.
             refused_at: When they were refused.
+
+        Raises:
+            CommitFailedError: Other writers came first each time; nothing was written.
         """
+        redone(TRIES, self._append, letters, refused_at)
+
+    def _append(self, letters: Sequence[DeadLetter], refused_at: datetime) -> None:
+        # what is there is looked up anew each time: another loop may have moved the same letters
         name = f"dead letters of {letters[0].partition}"
         table = DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
         kept = None if table is None else table.transaction_version(name)
