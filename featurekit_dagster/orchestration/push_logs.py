@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import dagster as dg
 
 from featurekit_dagster.domain.sources import DeltaTableConfig
@@ -23,8 +21,8 @@ def is_drained(source: StreamSource) -> bool:
     return source.is_push and isinstance(source.batch_config, DeltaTableConfig)
 
 
-def drain_sensor(workspace: BoundWorkspace, prefix: str | None = None) -> dg.SensorDefinition | None:
-    """Return the sensor that drains the logs of a workspace's push sources; None where there is none to drain.
+def drain_sensors(workspace: BoundWorkspace, prefix: str | None = None) -> list[dg.SensorDefinition]:
+    """Return the sensor that drains the logs of a workspace's push sources; none where there is nothing to drain.
 
     Args:
         workspace: The workspace.
@@ -32,7 +30,7 @@ def drain_sensor(workspace: BoundWorkspace, prefix: str | None = None) -> dg.Sen
     """
     sources = [source for source in workspace.repo.stream_sources if is_drained(source)]
     if not sources:
-        return None
+        return []
     resource = resource_key(prefix)
 
     @dg.sensor(
@@ -50,22 +48,15 @@ def drain_sensor(workspace: BoundWorkspace, prefix: str | None = None) -> dg.Sen
             try:
                 report = drain_push_log(source, workspace.repo.views, stores, most_commits=COMMITS_PER_LOOK)
             except FeatureKitError as error:  # the other sources need not wait for it
-                context.log.error(f"{source.name} was not drained: {safe_reason(error)}")
                 told.append(f"{source.name} was not drained: {safe_reason(error)}")
+                context.log.error(told[-1])
                 continue
             told.append(f"{source.name}: {report.rows:,} events drained")
             if report.rows or report.refused:
                 events.append(_observation(source, report, prefix))
         return dg.SensorResult(asset_events=events, skip_reason="; ".join(told))
 
-    return look
-
-
-def drain_sensors(workspace: BoundWorkspace, prefix: str | None = None) -> Iterator[dg.SensorDefinition]:
-    """Yield the sensor of `drain_sensor`, if there is one."""
-    found = drain_sensor(workspace, prefix)
-    if found is not None:
-        yield found
+    return [look]
 
 
 def _observation(source: StreamSource, report: DrainReport, prefix: str | None) -> dg.AssetObservation:
