@@ -19,6 +19,7 @@ from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_maintain import maintain
+from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
 from featurekit_dagster.cli_repair import repair
 from featurekit_dagster.cli_replay import replay, run_stream
 from featurekit_dagster.cli_stream import stream
@@ -54,18 +55,12 @@ app = typer.Typer(
     help="Feature views on Dagster: plan, materialize and read features.",
 )
 
-ViewNames = Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")]
-WorkspaceName = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-]
 Start = Annotated[
     datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="First instant inside, ISO; UTC by default.")
 ]
 End = Annotated[
     datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="First instant after, ISO; UTC by default.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -78,7 +73,7 @@ def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson 
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_plan import PlanReview, plan_records, print_plan
 
-    review = PlanReview.of(_workspace(workspace), views)
+    review = PlanReview.of(open_workspace(workspace), views)
     if json:
         print_json(plan_records(review))
     else:
@@ -120,7 +115,7 @@ def materialize(
 
     if (start is None) != (end is None) or (overwrite and start is None):
         raise typer.BadParameter("give --start and --end together; --overwrite needs both")
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     now, chosen, snapshot = bound.now(), _views(bound, views), bound.snapshot()
     if wait:
         snapshot = with_failed_as_missing(snapshot, bound.jobs())
@@ -161,7 +156,7 @@ def status(
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_reports import ViewStatus, print_status, status_jobs, status_record
 
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     now, snapshot = bound.now(), bound.snapshot()
     statuses = [ViewStatus.of(view, snapshot, status_jobs(bound, view), now) for view in _views(bound, views)]
     if json:
@@ -182,7 +177,7 @@ def get(
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_reports import print_vector, vector_records
 
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     handle, fields = _readable(bound, name)
     records = vector_records(handle.get_online_features(parse_keys(join_keys, fields)))
     if json:
@@ -216,7 +211,7 @@ def historical(
 
     if (spine is None) == (start is None) or (start is None) != (end is None):
         raise typer.BadParameter("give either --spine, or --start and --end")
-    handle, fields = _readable(_workspace(workspace), name)
+    handle, fields = _readable(open_workspace(workspace), name)
     if spine is not None:
         frame = handle.get_features_for_events(read_spine(spine, fields), timestamp_key, from_source)
     elif hasattr(handle, "get_features_in_range"):
@@ -248,7 +243,7 @@ def dev(context: typer.Context, workspace: WorkspaceName = None) -> None:
     """
     from featurekit_dagster.cli_dagster import dev_command
 
-    dev_command(_workspace(workspace), context.args).become()
+    dev_command(open_workspace(workspace), context.args).become()
 
 
 @app.command()
@@ -269,12 +264,6 @@ def _readable(workspace: Workspace, name: str) -> tuple[Any, list[Field]]:
         raise NotFoundError(kind="feature view or feature service", name=name, known=[*views, *services])
     pairs = [(r.join_key_map.get(k.name, k.name), k.dtype) for r in services[name].references for k in r.view.join_keys]
     return workspace.get_feature_service(name), [Field(key, dtype) for key, dtype in dict(pairs).items()]
-
-
-def _workspace(name: str | None) -> Workspace:
-    from featurekit_dagster.sdk import get_workspace
-
-    return get_workspace(name)
 
 
 def _views(workspace: Workspace, names: Sequence[str] | None) -> list[FeatureView]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurekit_dagster.cli_options import WorkspaceName, open_workspace
 from featurekit_dagster.errors import ChangeNotKeepable, TectonValidationError
 from featurekit_dagster.intervals import format_time, to_us
 from featurekit_dagster.planning.fingerprint import fingerprint
@@ -57,10 +58,7 @@ def apply(
         bool, typer.Option("--keep", help="Let what is stored of changed views stand: no value would differ.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    workspace: Annotated[
-        str | None,
-        typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-    ] = None,
+    workspace: WorkspaceName = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text; needs --yes.")] = False,
 ) -> None:
     """Decide about what featurekit plan shows as changed, and remove what is declared or used no more.
@@ -71,11 +69,10 @@ def apply(
     """
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
     from featurekit_dagster.cli_plan import DO_IT, PlanReview, plan_records, print_decisions, print_plan
-    from featurekit_dagster.sdk import get_workspace
 
     if rebuild and keep:
         raise typer.BadParameter("give --rebuild or --keep, not both")
-    bound = get_workspace(workspace)
+    bound = open_workspace(workspace)
     review = PlanReview.of(bound, views)
     if not json:
         title = f"Apply in workspace {bound.name} at {format_time(review.now)}"

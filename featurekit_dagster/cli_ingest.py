@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featurekit_dagster.cli_options import WorkspaceName, open_workspace
 from featurekit_dagster.errors import NotAPushSource, TectonValidationError, Unsupported
 
 if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
     from featurekit_dagster.stores.ingest_keys import IngestKeys
 
-WorkspaceName = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-]
 
 ingest = typer.Typer(
     name="ingest",
@@ -40,7 +37,7 @@ def serve(
     except ImportError as error:
         what = "the Stream Ingest API needs libraries that are not installed"
         raise Unsupported(f"{what}; run: pip install 'featurekit_dagster[ingest]'") from error
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     if _keys(bound).is_empty:
         raise TectonValidationError("nobody has a key to send events with; run: featurekit ingest create-key NAME")
     # No access log: a path may hold what a client should not have put there.
@@ -56,7 +53,7 @@ def create_key(
     workspace: WorkspaceName = None,
 ) -> None:
     """Make an API key and show it, this once."""
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     scopes = [bound.repo.stream_source(each).name for each in source or ()]
     typer.echo(_keys(bound).create(name, scopes or ("*",)))
 
@@ -64,7 +61,7 @@ def create_key(
 @ingest.command()
 def keys(workspace: WorkspaceName = None) -> None:
     """List the API keys: names and what each may send to."""
-    found = _keys(_workspace(workspace)).all()
+    found = _keys(open_workspace(workspace)).all()
     for key in found:
         typer.echo(f"{key.name}: {'all sources' if key.allows('*') else ', '.join(key.scopes)}")
     if not found:
@@ -76,14 +73,14 @@ def revoke_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")], workspace: WorkspaceName = None
 ) -> None:
     """Forget an API key; whoever has it may send no more."""
-    _keys(_workspace(workspace)).revoke(name)
+    _keys(open_workspace(workspace)).revoke(name)
     typer.echo(f"Revoked key {name}.")
 
 
 @ingest.command()
 def drain(workspace: WorkspaceName = None) -> None:
     """Take what was sent to the Delta tables of the push sources, each event once."""
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     drained = 0
     for source in bound.repo.stream_sources:
         if not source.is_push:
@@ -98,12 +95,6 @@ def drain(workspace: WorkspaceName = None) -> None:
         drained += 1
     if not drained:
         typer.echo("There is no push source to drain.")
-
-
-def _workspace(name: str | None) -> Workspace:
-    from featurekit_dagster.sdk import get_workspace
-
-    return get_workspace(name)
 
 
 def _keys(workspace: Workspace) -> IngestKeys:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
 from featurekit_dagster.errors import TectonValidationError
 
 if TYPE_CHECKING:
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from featurekit_dagster.stores.ledger_records import JobRecord
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job; its first characters will do.")]
-WorkspaceName = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def add_job_commands(app: typer.Typer) -> None:
@@ -29,7 +25,7 @@ def add_job_commands(app: typer.Typer) -> None:
 
 
 def jobs(
-    views: Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")] = None,
+    views: ViewNames = None,
     limit: Annotated[int, typer.Option(min=1, help="List at most so many.")] = 20,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, such as FAILURE.")] = None,
     workspace: WorkspaceName = None,
@@ -39,7 +35,7 @@ def jobs(
     from featurekit_dagster.cli_output import open_console, print_json, print_table, short_interval, short_time
     from featurekit_dagster.cli_reports import job_record
 
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     names = [bound.repo.view(name).name for name in views or ()]
     wanted = _state(state)
     found = [
@@ -69,7 +65,7 @@ def jobs(
 
 def job(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
     """Show one job with its attempts."""
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     _show(bound, _found(bound, job_id), json=json)
 
 
@@ -83,7 +79,7 @@ def wait(
 
     The exit code is 1 when it will not succeed by itself or the time is over.
     """
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     found = _found(bound, job_id)
     limit = None if timeout is None else timedelta(seconds=timeout)
     bound.get_feature_view(found.view).wait_for_materialization_job(found.id, limit)
@@ -103,7 +99,7 @@ def retry(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) 
 def _change(
     workspace: str | None, job_id: str, change: Callable[[Workspace, JobRecord], JobRecord], *, json: bool
 ) -> None:
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     _show(bound, change(bound, _found(bound, job_id)), json=json)
 
 
@@ -178,9 +174,3 @@ def _state(given: str | None) -> str | None:
     if given is not None and given.upper() not in states:
         raise typer.BadParameter(f"{given!r} is no state; give one of {', '.join(states)}", param_hint="--state")
     return None if given is None else given.upper()
-
-
-def _workspace(name: str | None) -> Workspace:
-    from featurekit_dagster.sdk import get_workspace
-
-    return get_workspace(name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
 from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table
 from featurekit_dagster.errors import MaintenanceFailed
 
@@ -16,15 +17,12 @@ if TYPE_CHECKING:
 
 
 def maintain(
-    views: Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")] = None,
+    views: ViewNames = None,
     retention_hours: Annotated[
         int, typer.Option("--retention-hours", min=0, help="Keep replaced files for so long; reads last less.")
     ] = 168,
-    workspace: Annotated[
-        str | None,
-        typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
 ) -> None:
     """Tidy the offline tables: sort what was written in parts, delete what newer files have replaced.
 
@@ -33,9 +31,8 @@ def maintain(
     """
     from featurekit_dagster.orchestration.maintenance import maintain_in_process
     from featurekit_dagster.orchestration.run import failure_text, open_instance
-    from featurekit_dagster.sdk import get_workspace
 
-    bound = get_workspace(workspace)
+    bound = open_workspace(workspace)
     names = [bound.repo.view(name).name for name in dict.fromkeys(views or ())]
     jobs: list[JobRecord] = []
     with open_instance(bound) as instance:

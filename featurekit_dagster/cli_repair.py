@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
 from featurekit_dagster.cli_output import (
     count_of,
     open_console,
@@ -30,15 +31,12 @@ OnReported = Callable[[str, int, int], None]
 
 
 def repair(
-    views: Annotated[list[str] | None, typer.Argument(metavar="VIEW", help="Feature views; all by default.")] = None,
+    views: ViewNames = None,
     dagster: Annotated[
         bool, typer.Option("--dagster/--no-dagster", help="Also tell Dagster what is covered, or leave it alone.")
     ] = True,
-    workspace: Annotated[
-        str | None,
-        typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    workspace: WorkspaceName = None,
+    json: AsJson = False,
 ) -> None:
     """Read the coverage back from the stores into the ledger, and let Dagster show it.
 
@@ -46,9 +44,8 @@ def repair(
     partitions that Dagster does not show as materialized are reported to it, as events without a run.
     """
     from featurekit_dagster.execution.repair import repair_coverage
-    from featurekit_dagster.sdk import get_workspace
 
-    bound = get_workspace(workspace)
+    bound = open_workspace(workspace)
     chosen = [bound.repo.view(name) for name in dict.fromkeys(views)] if views else list(bound.repo.views)
     found = list(repair_coverage(chosen, bound.stores))
     console = open_console()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurekit_dagster.cli_input import frame_path, parse_time
+from featurekit_dagster.cli_options import WorkspaceName, open_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from featurekit_dagster.execution.replay import ReplayStep
-    from featurekit_dagster.sdk import Workspace
 
-WorkspaceName = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-]
 
 _WITHOUT_LOOP = timedelta(seconds=2)
 
@@ -44,7 +40,7 @@ def run_stream(
     from featurekit_dagster.cli_output import plain
     from featurekit_dagster.execution.stream_preview import StreamPreview
 
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     preview = StreamPreview(bound.repo.view(view), bound.stores)
     left = sys.maxsize if limit is None else limit
     with _interruptible() as is_interrupted, _shown(view, rows) as show:
@@ -85,7 +81,7 @@ def replay(
     from featurekit_dagster.execution.ingest import PushSource
     from featurekit_dagster.execution.replay import PATIENCE, Replay, followed
 
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     push = PushSource(bound.repo.stream_source(source), bound.repo.views, bound.stores)
     with followed(push, bound.stores) if follow else nullcontext():
         events = Replay(push, file, start=start, end=end)
@@ -151,9 +147,3 @@ def _table(title: str, rows: Any) -> Table:
     for row in rows:
         table.add_row(*(Text(cell(row[name])) for name in names))  # values are no markup
     return table
-
-
-def _workspace(name: str | None) -> Workspace:
-    from featurekit_dagster.sdk import get_workspace
-
-    return get_workspace(name)

@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurekit_dagster.cli_options import AsJson, WorkspaceName, open_workspace
 from featurekit_dagster.errors import NotAStream
 
 if TYPE_CHECKING:
     from featurekit_dagster.domain.feature_view import FeatureView
     from featurekit_dagster.sdk import Workspace
 
-WorkspaceName = Annotated[
-    str | None,
-    typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-]
 ViewName = Annotated[str, typer.Argument(metavar="VIEW", help="A stream feature view that is written online.")]
 
 stream = typer.Typer(
@@ -33,12 +30,12 @@ def status(
         list[str] | None, typer.Argument(metavar="VIEW", help="Stream feature views; all that are online by default.")
     ] = None,
     workspace: WorkspaceName = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Say whether streams are followed, and how far."""
     from featurekit_dagster.cli_output import open_console, print_json, print_table, short_time
 
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     chosen = [_view(bound, name) for name in views] if views else [v for v in bound.repo.views if _is_followed(v)]
     records = [stream_record(bound, view) for view in chosen]
     if json:
@@ -58,7 +55,7 @@ def status(
 @stream.command()
 def pause(view: ViewName, workspace: WorkspaceName = None) -> None:
     """Let nobody follow a view's stream; what is online stays, and ages."""
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     name = _view(bound, view).name
     bound.stores.ledger.pause_stream(bound.name, name)
     typer.echo(f"Paused the stream of {name}; featurekit stream resume {name} lets it go on where it is.")
@@ -67,7 +64,7 @@ def pause(view: ViewName, workspace: WorkspaceName = None) -> None:
 @stream.command()
 def resume(view: ViewName, workspace: WorkspaceName = None) -> None:
     """Let a stream that was paused, or whose job was cancelled, be followed again."""
-    bound = _workspace(workspace)
+    bound = open_workspace(workspace)
     name = _view(bound, view).name
     bound.stores.ledger.resume_stream(bound.name, name)
     typer.echo(f"Resumed the stream of {name}; its sensor in Dagster starts the run that follows it.")
@@ -128,9 +125,3 @@ def _view(workspace: Workspace, name: str) -> FeatureView:
     if not _is_followed(view):
         raise NotAStream(view=view.name, is_stream=view.is_stream)
     return view
-
-
-def _workspace(name: str | None) -> Workspace:
-    from featurekit_dagster.sdk import get_workspace
-
-    return get_workspace(name)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from featurekit_dagster.cli_input import frame_path, read_spine
+from featurekit_dagster.cli_options import WorkspaceName, open_workspace
 from featurekit_dagster.domain.schema import Timestamp
 from featurekit_dagster.errors import SourceError, TectonValidationError
 
@@ -23,15 +24,10 @@ def ingest_table(
             help="Its rows: .parquet or .csv. Without a file only ingests that were interrupted are finished.",
         ),
     ] = None,
-    workspace: Annotated[
-        str | None,
-        typer.Option("--workspace", metavar="NAME", help="Workspace of pyproject.toml; the only one by default."),
-    ] = None,
+    workspace: WorkspaceName = None,
 ) -> None:
     """Put the rows of a file into a feature table, all of them or none."""
-    from featurekit_dagster.sdk import get_workspace
-
-    handle = get_workspace(workspace).get_feature_table(table)
+    handle = open_workspace(workspace).get_feature_table(table)
     if file is None:
         finished = handle.finish_ingests()
         for job in finished:

@@ -18,11 +18,6 @@ from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot, R
 _BATCH_REMEDY = "give its source a batch_config, and the view batch_trigger=BatchTriggerType.MANUAL"
 
 
-def plan_views(views: Iterable[FeatureView], snapshot: LedgerSnapshot, now: datetime) -> tuple[ViewPlan, ...]:
-    """Return the plan of every view, in the given order."""
-    return tuple(plan_view(view, snapshot, now) for view in views)
-
-
 def plan_view(view: FeatureView, snapshot: LedgerSnapshot, now: datetime) -> ViewPlan:
     """Return what has to be done so that the view is materialized up to `now`.
 

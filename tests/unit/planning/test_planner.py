@@ -14,7 +14,7 @@ from featurekit_dagster.domain.feature_view import Aggregation, BatchTriggerType
 from featurekit_dagster.domain.sources import FilteredSource
 from featurekit_dagster.domain.windows import TimeWindow
 from featurekit_dagster.intervals import Interval, IntervalSet
-from featurekit_dagster.planning.planner import plan_view, plan_views, split_tasks, wanted_interval
+from featurekit_dagster.planning.planner import plan_view, split_tasks, wanted_interval
 from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan, Task, ViewPlan
 from tests.unit.domain.declared import DAY, HOUR, START, TRANSACTIONS, aggregated, file_source, plain
 
@@ -277,11 +277,6 @@ def test_a_view_whose_every_job_reads_its_whole_source_is_warned_about() -> None
     )
     assert plan_view(view_of(), EMPTY, NOW).warnings == ()
     assert plan_view(plain(online=False, offline=False), EMPTY, NOW).warnings == ()
-
-
-def test_views_are_planned_in_the_given_order() -> None:
-    plans = plan_views([view_of(name="b"), view_of(name="a")], EMPTY, NOW)
-    assert [plan.view for plan in plans] == ["b", "a"]
 
 
 def test_an_overwrite_is_cut_like_a_backfill() -> None:

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -350,15 +349,6 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
 def test_a_ledger_on_another_database_is_refused() -> None:
     with pytest.raises(Unsupported, match="it is kept in SQLite or PostgreSQL"):
         Ledger("mysql://host/ledger", clock=lambda: NOW)
-
-
-@pytest.mark.parametrize("ledger", ["sqlite"], indirect=True)
-def test_a_job_costs_the_ledger_a_few_milliseconds(ledger: Ledger) -> None:
-    finish(ledger, days(0, 1))
-    began = time.process_time()
-    for number in range(1, 101):
-        finish(ledger, days(number, number + 1))
-    assert (time.process_time() - began) / 100 < 0.010
 
 
 def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
