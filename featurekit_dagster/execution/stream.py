@@ -264,7 +264,7 @@ class StreamFollower:
     def _commit_of(self, batches: Sequence[StreamBatch], found: PolledEvents, now: datetime) -> StreamCommit:
         forgets = bool(self._config.deduplication_columns)
         return StreamCommit(
-            partitions=self._moved(batches, found, now),
+            partitions=self._moved(batches, found),
             epochs=self._epochs,
             start_us=self._start_us if self._has_positions(batches) else None,
             seen=found.marks,
@@ -292,7 +292,7 @@ class StreamFollower:
             self._stores.ledger.stream_started(*place, from_us(start_us))
             self._is_told = True
 
-    def _moved(self, batches: Sequence[StreamBatch], found: PolledEvents, now: datetime) -> dict[str, StreamCheckpoint]:
+    def _moved(self, batches: Sequence[StreamBatch], found: PolledEvents) -> dict[str, StreamCheckpoint]:
         """Return the checkpoints behind what was polled."""
         moved = {}
         for batch in batches:  # of several batches of a partition the last one's position counts
@@ -302,7 +302,6 @@ class StreamFollower:
                 known,
                 position=batch.position,
                 newest_us=found.watermark.partitions[name].newest_us,
-                committed_us=to_us(now),
                 events=known.events + found.events[name],
                 late=known.late + found.late[name],
                 duplicates=known.duplicates + found.duplicates[name],

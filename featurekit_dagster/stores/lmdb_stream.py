@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -231,7 +231,9 @@ def _put_checkpoints(
     progress = decode_progress(transaction.get(keys.progress))
     times = [us for us in (progress.newest_us, *(c.newest_us for c in made.values())) if us is not None]
     start_us = commit.start_us if progress.start_us is None else progress.start_us
-    transaction.put(keys.progress, msgpack.packb((start_us, max(times, default=None))))
+    gone = [us for us in (progress.forgotten_us, commit.forget_us) if us is not None]
+    seen = StreamProgress(start_us, max(times, default=None), max(gone, default=None))
+    transaction.put(keys.progress, msgpack.packb(astuple(seen)))
     return made
 
 
@@ -239,9 +241,12 @@ def _put_marks(transaction: Transaction, keys: StreamKeys, commit: StreamCommit)
     """Remember the events that were counted, and forget those that the watermark has passed.
 
     Raises:
-        DuplicateEvents: Another loop has counted one of them meanwhile.
+        DuplicateEvents: Another loop has counted one of them meanwhile, or the marks of its time were forgotten.
     """
     cursor = transaction.cursor()
+    forgotten_us = decode_progress(transaction.get(keys.progress)).forgotten_us
+    if forgotten_us is not None and any(time_us <= forgotten_us for _, time_us in commit.seen):
+        raise DuplicateEvents
     if commit.seen and cursor.getmulti([keys.mark + mark for mark, _ in commit.seen]):
         raise DuplicateEvents
     for mark, time_us in commit.seen:
@@ -313,5 +318,5 @@ def _encoded(checkpoint: StreamCheckpoint, epoch: int) -> bytes:
 
 def _decoded(raw: bytes) -> tuple[StreamCheckpoint, int]:
     values: dict[str, Any] = msgpack.unpackb(raw)
-    epoch = values.pop("epoch")
-    return StreamCheckpoint(**values), epoch
+    known = {each.name: values[each.name] for each in fields(StreamCheckpoint) if each.name in values}
+    return StreamCheckpoint(**known), values["epoch"]

@@ -29,22 +29,23 @@ class StreamCheckpoint:
     Args:
         position: Where the next poll begins; None before the first.
         newest_us: Time of its newest event in microseconds since 1970; None before the first.
-        committed_us: When it was last written, by the clock of the loop.
         events: Events that were read.
         late: Those that were dropped because they were behind the watermark.
         duplicates: Those that were dropped because they had come before.
         superseded: Rows that a batch job had written already.
         refused: Those that became dead letters.
+        is_idle: Whether it brought nothing for long and had nothing left to be read, so that it holds nobody back.
     """
 
     position: str | None = None
     newest_us: int | None = None
-    committed_us: int = 0
     events: int = 0
     late: int = 0
     duplicates: int = 0
     superseded: int = 0
     refused: int = 0
+    deleted: int = 0
+    is_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,12 @@ class StreamProgress:
     Args:
         start_us: From when on the stream covers everything; None before the first commit.
         newest_us: Time of the newest event; None before the first.
+        forgotten_us: Up to when marks of events were forgotten, so that nobody can tell which of these came before.
     """
 
     start_us: int | None = None
     newest_us: int | None = None
+    forgotten_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,8 @@ class StreamCommit:
             epoch.
         epochs: Lease epoch of each of these partitions; a lower one than stored is shut out.
         start_us: From when on the stream covers everything; kept only if nothing is known yet. None says nothing.
-        seen: Marks of the events that were counted, with their times, so that they count once.
+        seen: Marks of the events that were counted, with their times, so that they count once; none of a time of
+            which marks were forgotten.
         forget_us: Marks of events up to this time are forgotten; None keeps all.
         letters: New dead letters.
     """
@@ -107,11 +111,13 @@ class StreamWrite:
         rows_written: Tiles or rows that are now stored.
         superseded: Given rows that a batch job had written already; they change nothing.
         partitions: The checkpoints as they are stored now.
+        deleted: Given rows that were left out, because their key was deleted after them.
     """
 
     rows_written: int
     superseded: int
     partitions: Mapping[str, StreamCheckpoint]
+    deleted: int = 0
 
 
 Refuse = Callable[[int], DeadLetter]

@@ -143,6 +143,16 @@ def test_marks_are_remembered_until_they_are_forgotten_and_nobody_marks_twice(st
     assert store.seen_marks(TILES, [old, new]) == {new}
 
 
+def test_nobody_marks_events_of_a_time_of_which_marks_were_forgotten(store: LmdbOnlineStore) -> None:
+    stream(store, [], commit_of(forget_us=8))
+    with pytest.raises(DuplicateEvents):
+        stream(store, [("a", 0, 1, 1.0)], commit_of(seen=[(b"o" * 16, 8)]))
+    stream(store, [("a", 0, 1, 1.0)], commit_of(seen=[(b"n" * 16, 9)], forget_us=3))
+    assert stored(store, "a") == [(0, 1, 1.0)]
+    with store.snapshot(TILES) as snapshot:
+        assert snapshot.stream.forgotten_us == 8
+
+
 def test_dead_letters_wait_until_they_are_taken_away_and_are_numbered_for_good(store: LmdbOnlineStore) -> None:
     letters = [DeadLetter(partition="0", reason="odd", payload=bytes([n])) for n in range(3)]
     stream(store, [], commit_of(letters=letters[:2]))
