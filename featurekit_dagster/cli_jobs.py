@@ -79,10 +79,12 @@ def wait(
 
     The exit code is 1 when it will not succeed by itself or the time is over.
     """
+    from featurekit_dagster.job_waiting import wait_for_job
+
     bound = open_workspace(workspace)
     found = _found(bound, job_id)
     limit = None if timeout is None else timedelta(seconds=timeout)
-    bound.get_feature_view(found.view).wait_for_materialization_job(found.id, limit)
+    wait_for_job(bound, found.id, limit)
     _show(bound, _found(bound, found.id), json=json)
 
 
@@ -113,12 +115,12 @@ def _show(workspace: Workspace, found: JobRecord, *, json: bool) -> None:
     console = open_console()
     print_line(console, f"Job {found.id}: {found.state}", style="bold")
     facts = [
-        f"{found.view} {short_interval(found.interval)}, {' and '.join(found.stores)}",
+        ", ".join(filter(None, (f"{found.view} {short_interval(found.interval)}".strip(), " and ".join(found.stores)))),
         f"asked for by {found.trigger}" + (", may replace what is there" if found.overwrite else ""),
     ]
     facts += [f"reason: {found.reason}"] if found.reason else []
     facts += [f"next attempt at {found.next_attempt_at:%Y-%m-%dT%H:%M:%SZ}"] if found.next_attempt_at else []
-    for fact in [*facts, *_counts(found.stats)]:
+    for fact in [*facts, *(_counts(found.stats) if found.request is None else _chore_counts(found.stats))]:
         print_line(console, f"  {fact}")
     if found.attempts:
         console.print()
@@ -137,6 +139,12 @@ def _counts(stats: Mapping[str, int]) -> Iterator[str]:
         line = f"online: wrote {count_of(stats['rows_online'], 'row')}"
         line += f", left out {skipped:,} that have newer ones" if skipped else ""
         yield line + (f", cleared {count_of(cleared, 'key')} that vanished" if cleared else "")
+
+
+def _chore_counts(stats: Mapping[str, int]) -> Iterator[str]:
+    """Yield what a chore has counted, a line each."""
+    for name, count in stats.items():
+        yield f"{name.replace('_', ' ')}: {count:,}"
 
 
 def _attempt(workspace: Workspace, attempt: Any) -> dict[str, Any]:

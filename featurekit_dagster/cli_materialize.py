@@ -19,7 +19,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import plan_view, stores_of
 from featurekit_dagster.planning.tasks import ONLINE, LedgerSnapshot, RunPlan
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, CLAIM_NOTHING
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +58,7 @@ def with_failed_as_missing(snapshot: LedgerSnapshot, jobs: Iterable[JobRecord]) 
     """
     waiting: dict[str, list[Interval]] = {}
     for job in jobs:
-        if job.kind not in CLAIM_NOTHING and job.attempts and job.next_attempt_at is not None:
+        if job.claims and job.attempts and job.next_attempt_at is not None:
             waiting.setdefault(job.view, []).append(job.interval)
     running = {view: claimed.subtract(waiting.get(view, ())) for view, claimed in snapshot.running.items()}
     return replace(snapshot, running=running)
@@ -206,7 +206,7 @@ def _refuse_overlap(
 def _holder(jobs: Sequence[JobRecord], interval: Interval, store: str, *, running: bool) -> str | None:
     """Return the newest job that has, or has written, a part of an interval in a store."""
     states = ACTIVE_STATES if running else (JobState.SUCCESS.value,)
-    claiming = (job for job in jobs if job.kind not in CLAIM_NOTHING)
+    claiming = (job for job in jobs if job.claims)
     there = (job for job in claiming if job.state in states and job.interval.overlaps(interval))
     return next((job.id for job in there if running or store in job.stores), None)
 

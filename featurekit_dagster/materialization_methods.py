@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.domain.windows import format_duration
-from featurekit_dagster.errors import JobFailedException, JobTimeoutException, NotFoundError, WrongJobKind
+from featurekit_dagster.errors import NotFoundError, WrongJobKind
 from featurekit_dagster.execution.overwriting import overwrite_caution
+from featurekit_dagster.job_waiting import wait_for_job
 from featurekit_dagster.materialization_arguments import (
     check_flags,
     check_job_id,
@@ -25,7 +24,7 @@ from featurekit_dagster.materialization_data import (
     job_data,
     status_frame,
 )
-from featurekit_dagster.planning.job_state import MANAGED, ONCE, JobState
+from featurekit_dagster.planning.job_state import MANAGED, ONCE
 from featurekit_dagster.planning.planner import check_interval, plan_view
 from featurekit_dagster.planning.tasks import ONLINE
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from featurekit_dagster.intervals import Interval
     from featurekit_dagster.sdk import Workspace
     from featurekit_dagster.stores.ledger_records import JobRecord
-
-_FIRST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 10.0
 
 
 class MaterializationMethods:
@@ -121,20 +118,8 @@ class MaterializationMethods:
         Source: Manually Trigger Materialization, Waiting for job completion.
         """
         check_timeout(self.declaration.name, timeout)
-        started, pause, said = time.monotonic(), _FIRST_POLL_SECONDS, False
-        while True:
-            job = self._materialization_job(job_id)
-            if job.state == JobState.SUCCESS:
-                return self._shown(job)
-            if job.next_attempt_at is not None and self._run_without_daemon(job, said):
-                said = True
-                continue
-            if job.state != JobState.RUNNING:
-                raise JobFailedException(job_id=job_id, state=job.state, reason=job.reason)
-            if timeout is not None and time.monotonic() - started > timeout.total_seconds():
-                raise JobTimeoutException(job_id=job_id, state=job.state, waited=format_duration(timeout))
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+        self._materialization_job(job_id)
+        return self._shown(wait_for_job(self._workspace, job_id, timeout))
 
     def get_materialization_job(self, job_id: str) -> MaterializationJobData:
         """Return a materialization job of this view.
@@ -254,21 +239,3 @@ class MaterializationMethods:
 
     def _shown(self, job: JobRecord) -> MaterializationJobData:
         return job_data(job, self._workspace.dagster_url)
-
-    def _run_without_daemon(self, job: JobRecord, said: bool) -> bool:
-        """Carry out a job that is due in this process where no daemon would; tell whether it was."""
-        from featurekit_dagster.orchestration.run import has_daemon, open_instance, run_due
-
-        now = self._workspace.now()
-        if job.next_attempt_at is None or job.next_attempt_at > now:
-            return False
-        with open_instance(self._workspace) as instance:
-            if has_daemon(instance):
-                return False
-            if not said:
-                warnings.warn(
-                    f"{job.view}: no Dagster daemon gives a sign of life, so job {job.id} is carried out in this "
-                    "process; `dagster dev` or `dagster-daemon run` starts one",
-                    stacklevel=3,
-                )
-            return bool(run_due(self._workspace, instance, job.id))

@@ -27,11 +27,11 @@ class StopWatch:
     Args:
         ledger: Where the flag is.
         job_id: The job.
-        lease: The lease under which it is done.
+        lease: The lease under which it is done, if it is done under one.
         work: What computes for it.
     """
 
-    def __init__(self, ledger: Ledger, job_id: str, lease: Lease, work: Interruptible) -> None:
+    def __init__(self, ledger: Ledger, job_id: str, lease: Lease | None, work: Interruptible) -> None:
         self._ledger, self._job_id, self._lease, self._work = ledger, job_id, lease, work
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"watch of job {job_id}", daemon=True)
@@ -70,7 +70,7 @@ class StopWatch:
 
 
 @contextmanager
-def stop_watch(ledger: Ledger, job_id: str, lease: Lease) -> Iterator[StopWatch]:
+def stop_watch(ledger: Ledger, job_id: str, lease: Lease | None) -> Iterator[StopWatch]:
     """Watch a job's flag during the body of a `with`, and interrupt its DuckDB connections when it is set."""
     with interruptible() as work:
         watch = StopWatch(ledger, job_id, lease, work)

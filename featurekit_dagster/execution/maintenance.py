@@ -130,7 +130,7 @@ class _Upkeep:
             )
         try:
             stats = self._tidy(table, job, retention)
-            return ledger.finish_maintenance(job.id, stats=stats)
+            return ledger.finish_chore(job.id, stats=stats)
         except Exception as error:
             # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on
             with suppress(JobStateError):  # somebody else has ended the attempt

@@ -7,6 +7,7 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.orchestration.assets import asset_job_of, view_asset
+from featurekit_dagster.orchestration.chore_list import chore_jobs, chore_schedules
 from featurekit_dagster.orchestration.due_jobs import due_jobs_sensor
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.maintenance import maintenance_job, maintenance_schedule
@@ -45,12 +46,17 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     streams = {view.name: stream_job(view, workspace, prefix) for view in views if follows_stream(view)}
     supervisors = [supervisor(workspace.repo.view(name), workspace, job, prefix) for name, job in streams.items()]
     public = [backfill_job(workspace, prefix), overwrite_job(workspace, prefix), maintenance_job(workspace, prefix)]
+    chores = chore_jobs(workspace, prefix)
     computed = dg.Definitions(
         assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
-        jobs=[*jobs.values(), *streams.values(), *public],
-        schedules=[*schedules, maintenance_schedule(workspace, public[-1], prefix)],
+        jobs=[*jobs.values(), *streams.values(), *public, *chores.values()],
+        schedules=[
+            *schedules,
+            maintenance_schedule(workspace, public[-1], prefix),
+            *chore_schedules(workspace, chores, prefix),
+        ],
         sensors=[
-            *([due_jobs_sensor(workspace, jobs, prefix)] if jobs else []),
+            *([due_jobs_sensor(workspace, jobs, chores.values(), prefix)] if jobs or chores else []),
             *supervisors,
             *drain_sensors(workspace, prefix),
         ],

@@ -15,6 +15,8 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
+from featurekit_dagster.orchestration.chore_list import CHORES
+from featurekit_dagster.orchestration.chores import chore_requests
 from featurekit_dagster.orchestration.draining import drain_outdated, overtaken_views
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, interval_of_keys, key_range
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -59,7 +61,8 @@ class DueRun:
 def due_runs(due: Iterable[JobRecord]) -> list[DueRun]:
     """Return the runs for jobs that are due; jobs without a batch are left out."""
     found = []
-    batched = sorted((job for job in due if job.batch), key=lambda job: (job.view, job.batch or "", job.interval))
+    materializing = (job for job in due if job.batch and job.request is None)
+    batched = sorted(materializing, key=lambda job: (job.view, job.batch or "", job.interval))
     for (view, batch), jobs in groupby(batched, key=lambda job: (job.view, job.batch or "")):
         row = deque(jobs)
         for interval in IntervalSet(job.interval for job in row):
@@ -108,20 +111,24 @@ def _overlaps(view: FeatureView, run: dg.DagsterRun, interval: Interval) -> bool
 
 
 def due_jobs_sensor(
-    workspace: BoundWorkspace, jobs: Mapping[str, AssetJob], prefix: str | None = None
+    workspace: BoundWorkspace,
+    jobs: Mapping[str, AssetJob],
+    chores: Iterable[dg.JobDefinition] = (),
+    prefix: str | None = None,
 ) -> dg.SensorDefinition:
     """Return the sensor that starts a run for everything that is due.
 
     Args:
         workspace: The workspace.
         jobs: The asset job of each view that is an asset.
+        chores: The jobs that carry out chores.
         prefix: First part of every name, if wanted.
     """
     resource = resource_key(prefix)
 
     @dg.sensor(
         name=f"{prefix}_start_due_jobs" if prefix else "start_due_jobs",
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), *chores],
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={resource},
@@ -138,6 +145,7 @@ def due_jobs_sensor(
             view = workspace.repo.view(run.view)
             if not (is_adopted_run_going(ledger, run) or end_cancelled(ledger, run, view, context.instance)):
                 requests.append(run_request(view, run, context.instance, jobs[run.view].name))
+        requests += chore_requests(CHORES, workspace, stores, context.instance, prefix)
         yield from [request for request in requests if request is not None]
         if not any(requests):
             yield dg.SkipReason("runs of all due jobs are on their way" if due else "no job is due")

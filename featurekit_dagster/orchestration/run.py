@@ -15,6 +15,8 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.assets import view_asset
+from featurekit_dagster.orchestration.chore_list import chore_of
+from featurekit_dagster.orchestration.chores import JOB_ID, run_chore
 from featurekit_dagster.orchestration.due_jobs import DueRun, due_runs, end_orphans, newest_views, run_tags_of
 from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, key_range
@@ -107,9 +109,15 @@ def run_due(
     """
     ledger, followed = workspace.stores.ledger, newest_views(workspace, workspace.stores)
     end_orphans(ledger, workspace.name, instance)
+    waiting = [(job, chore_of(job.kind)) for job in ledger.due(workspace.name) if job.request is not None]
+    done = [
+        run_chore(chore, workspace, instance, {JOB_ID: job.id})
+        for job, chore in waiting
+        if chore is not None and job_id in (None, job.id)
+    ]
     due = [run for run in due_runs(ledger.due(workspace.name)) if run.view in followed]
     chosen = [run for run in due if job_id is None or any(job.id == job_id for job in run.jobs)]
-    return [_run_waiting(workspace, run, instance) for run in chosen]
+    return done + [_run_waiting(workspace, run, instance) for run in chosen]
 
 
 def _run_waiting(workspace: BoundWorkspace, run: DueRun, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:

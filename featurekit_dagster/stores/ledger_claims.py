@@ -39,7 +39,7 @@ def _overlapping(table: Table) -> ColumnElement[bool]:
 
 
 # Built once: making a statement costs more than running it.
-_CLAIMING = and_(_overlapping(jobs), jobs.c.kind.not_in(CLAIM_NOTHING))
+_CLAIMING = and_(_overlapping(jobs), jobs.c.kind.not_in(CLAIM_NOTHING), jobs.c.request.is_(None))
 _ACTIVE_JOBS = select(jobs).where(_CLAIMING, jobs.c.state.in_(ACTIVE_STATES))
 _SUCCEEDED_JOBS = select(jobs).where(_CLAIMING, jobs.c.state == JobState.SUCCESS.value).order_by(jobs.c.sequence.desc())
 _COVERED = select(coverage).where(_overlapping(coverage))

@@ -161,6 +161,7 @@ def insert_jobs(connection: Connection, rows: Sequence[Mapping[str, Any]], now_u
         "attempts_used": 0,
         "batch": None,
         "code_version": None,
+        "request": None,
     }
     if rows:
         connection.execute(insert(jobs), [{**waiting, **row} for row in rows])

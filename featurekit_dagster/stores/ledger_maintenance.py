@@ -5,22 +5,19 @@ Batch jobs go on beside it; they and it take turns with the view's lease.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sqlalchemy import select
 
 from featurekit_dagster.errors import MaintenanceNotRetried, MaintenanceUnderWay
 from featurekit_dagster.intervals import Interval, to_us
-from featurekit_dagster.planning.job_state import JobEvent
+from featurekit_dagster.stores.ledger_chores import ChoreBook
 from featurekit_dagster.stores.ledger_claims import lose_dead
-from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_leases import Lease, check_held
-from featurekit_dagster.stores.ledger_lifecycle import Move, begin_attempt, carry_out, check_attempt, insert_jobs
+from featurekit_dagster.stores.ledger_lifecycle import begin_attempt, insert_jobs
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, DELTA_MAINTENANCE, JobRecord, read_jobs
 from featurekit_dagster.stores.ledger_tables import jobs
 
 
-class MaintenanceBook(JobBook):
+class MaintenanceBook(ChoreBook):
     """The maintenance jobs of one ledger."""
 
     def begin_maintenance(
@@ -65,24 +62,8 @@ class MaintenanceBook(JobBook):
                 return read_jobs(connection, jobs.c.id == job_id)[0]
         raise MaintenanceUnderWay(view=view, job_id=other)
 
-    def finish_maintenance(self, job_id: str, *, stats: Mapping[str, int]) -> JobRecord:
-        """Record that a table was maintained to the end, and return the job; coverage stays as it is.
-
-        Args:
-            job_id: The job.
-            stats: Counts of what was done.
-
-        Raises:
-            JobStateError: The job was ended otherwise in the meantime.
-        """
-        with self._write() as connection:
-            row = self._row(connection, job_id)
-            check_attempt(row, JobEvent.SUCCEED)
-            carry_out(connection, [Move(job=row, event=JobEvent.SUCCEED, stats=stats)], to_us(self._clock()))
-            return read_jobs(connection, jobs.c.id == job_id)[0]
-
     def retry(self, job_id: str) -> JobRecord:
-        """Ask for a job that has ended to be done again, as `JobBook.retry`.
+        """Ask for a job that has ended to be done again, as `ChoreBook.retry`.
 
         Raises:
             MaintenanceNotRetried: It is a maintenance.

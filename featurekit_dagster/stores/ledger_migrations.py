@@ -51,7 +51,14 @@ def _add_generations(operations: Operations) -> None:
     )
 
 
-STEPS: Mapping[str, tuple[str, Step]] = MappingProxyType({"1": ("2", _add_retries), "2": ("3", _add_generations)})
+def _add_chores(operations: Operations) -> None:
+    """Version 4: jobs that claim no range and say what was asked for."""
+    operations.add_column("jobs", Column("request", Text))
+
+
+STEPS: Mapping[str, tuple[str, Step]] = MappingProxyType(
+    {"1": ("2", _add_retries), "2": ("3", _add_generations), "3": ("4", _add_chores)}
+)
 """From each version to the next one."""
 
 

@@ -16,6 +16,9 @@ from featurekit_dagster.stores.ledger_tables import attempts, coverage, jobs
 
 BATCH, STREAM, DELETION, DELTA_MAINTENANCE = "BATCH", "STREAM", "DELETION", "DELTA_MAINTENANCE"
 INGEST = "INGEST"
+COMPACTION, ONLINE_CLEAN_UP, FEATURE_EXPORT = "COMPACTION", "ONLINE_CLEAN_UP", "FEATURE_EXPORT"
+DATASET_GENERATION, CONSISTENCY = "DATASET_GENERATION", "CONSISTENCY"
+INTEGRATION_TEST_BATCH, INTEGRATION_TEST_STREAM = "INTEGRATION_TEST_BATCH", "INTEGRATION_TEST_STREAM"
 CLAIM_NOTHING = (STREAM, DELTA_MAINTENANCE, INGEST)
 ACTIVE_STATES = tuple(state.value for state in JobState if not state.is_final)
 
@@ -73,6 +76,7 @@ class JobRecord:
         attempts_used: How often it was tried since the last manual retry.
         batch: Name of the jobs that one run is to carry; None for a job that was started as it was made.
         code_version: Fingerprint of the declaration that it is for; None where nobody has said.
+        request: Of a chore, which claims no range: what was asked for; None of any other job.
 
     Source: Job Types, Materialization Job States.
     """
@@ -98,6 +102,12 @@ class JobRecord:
     attempts_used: int = 1
     batch: str | None = None
     code_version: str | None = None
+    request: Mapping[str, Any] | None = None
+
+    @property
+    def claims(self) -> bool:
+        """Whether the job's range is its own while it waits and is tried."""
+        return self.request is None and self.kind not in CLAIM_NOTHING
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -174,4 +184,5 @@ def job_of(row: Mapping[Any, Any], tried: tuple[AttemptRecord, ...]) -> JobRecor
         attempts_used=row["attempts_used"],
         batch=row["batch"],
         code_version=row["code_version"],
+        request=None if row["request"] is None else json.loads(row["request"]),
     )

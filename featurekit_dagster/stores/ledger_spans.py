@@ -80,6 +80,7 @@ def read_spans(
     wanted = select(*(jobs.c[name] for name in _COLUMNS)).where(
         *conditions,
         jobs.c.kind.not_in(CLAIM_NOTHING),
+        jobs.c.request.is_(None),
         or_(jobs.c.state.in_(ACTIVE_STATES), and_(jobs.c.state.in_(_LEFT_STATES), jobs.c.kind != DELETION)),
     )
     spans: dict[str, JobSpans] = {}

@@ -36,7 +36,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from featurekit_dagster.errors import Unsupported
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 WRITE = {"featurekit_write": True}
 _WRITERS_LOCK = 7_305_804_385_276_325_224  # one for all ledgers of a database; writes are short
 _BUSY_TIMEOUT_MS = 30_000
@@ -100,6 +100,7 @@ jobs = Table(
     Column("attempts_used", Integer, nullable=False, server_default="1"),  # since the last manual retry
     Column("batch", String, index=True),
     Column("code_version", String),  # of the declaration that it was queued or begun for, where that is known
+    Column("request", Text),  # of a chore: what was asked for, as JSON; such a job claims no range
     Index("jobs_by_view", "workspace", "view", "state"),
 )
 

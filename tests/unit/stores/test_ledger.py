@@ -342,7 +342,7 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE facts SET value = '99' WHERE name = 'schema_version'")
     connection.close()
-    with pytest.raises(LedgerVersionMismatch, match="schema version 99, this package needs 3"):
+    with pytest.raises(LedgerVersionMismatch, match="schema version 99, this package needs 4"):
         Ledger(path, clock=lambda: NOW)
 
 
