@@ -22,7 +22,7 @@ from featurekit_dagster.stores.lmdb_environment import (
     environment_at,
     release,
 )
-from featurekit_dagster.stores.lmdb_keys import keys_besides
+from featurekit_dagster.stores.lmdb_keys import keys_besides, sample_keys
 from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_generation
 from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView, marked_generations
 from featurekit_dagster.stores.lmdb_stream import (
@@ -135,6 +135,10 @@ class LmdbOnlineStore:
     def keys_besides(self, layout: OnlineLayout, given: pa.Table, interval: Interval) -> list[Key]:
         """Return other keys than the given ones that have tiles in an interval (see `OnlineStore.keys_besides`)."""
         return keys_besides(self._view(layout), given, interval)
+
+    def sample_keys(self, layout: OnlineLayout, count: int, seed: int, interval: Interval | None = None) -> list[Key]:
+        """Return some of the stored keys, chosen as if by chance (see `OnlineStore.sample_keys`)."""
+        return sample_keys(self._view(layout), count, seed, interval)
 
     def coverage(self, layout: OnlineLayout) -> IntervalSet:
         """Return what has been written online."""

@@ -1,4 +1,4 @@
-"""Which join keys have tiles in an interval of the embedded online store: a walk over the keys of a generation."""
+"""Which join keys the embedded online store has, or has tiles of in an interval: a walk over all of a generation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of
+from featurekit_dagster.stores.key_sample import KeySample
 from featurekit_dagster.stores.lmdb_environment import ReadTransaction
 from featurekit_dagster.stores.lmdb_snapshot import StoredView
 from featurekit_dagster.stores.lmdb_writer import full_key_of
@@ -38,24 +39,50 @@ def keys_besides(view: StoredView, given: pa.Table, interval: Interval) -> list[
         return list(_keys(view, transaction, known, interval))
 
 
+def sample_keys(view: StoredView, count: int, seed: int, interval: Interval | None) -> list[Key]:
+    """Return some of the stored keys; see `OnlineStore.sample_keys`."""
+    sample, prefix = KeySample(count, seed), view.keys.generation_prefix
+    with ReadTransaction(view.environment) as transaction:
+        if transaction is None or transaction.get(view.layout_key) != view.signature:
+            return []
+        for encoded in _encoded_keys(view, transaction, set(), None if view.layout.tile_us is None else interval):
+            sample.look_at(encoded)
+    return [view.keys.decode(prefix + encoded) for encoded in sample.chosen()]
+
+
 def _keys(
     view: StoredView, transaction: lmdb.Transaction[bytes], known: set[bytes], interval: Interval
 ) -> Iterator[Key]:
-    tile_us = view.layout.tile_us or 1
-    first, last = -(-interval.start_us // tile_us), -(-interval.end_us // tile_us) - 1
+    prefix = view.keys.generation_prefix
+    for encoded in _encoded_keys(view, transaction, known, interval):
+        yield view.keys.decode(prefix + encoded)
+
+
+def _encoded_keys(
+    view: StoredView, transaction: lmdb.Transaction[bytes], done: set[bytes], interval: Interval | None
+) -> Iterator[bytes]:
+    """Yield each whole key once, without the prefix of the generation, those apart whose stored form is in `done`."""
+    tile_us, suffix_bytes = view.layout.tile_us or 1, 0 if view.layout.tile_us is None else CHUNK_BYTES
+    first, last = _tile_bounds(interval, tile_us)
     prefix, cursor = view.keys.generation_prefix, transaction.cursor()
-    done = known
+    before = b""
     if not cursor.set_range(prefix):
         return
     for stored, value in cursor:
         if not stored.startswith(prefix):
             return
-        base = stored[:-CHUNK_BYTES]
-        if base in done or not _has_tile(value, chunk_of(stored) * TILES_PER_CHUNK, first, last):
+        base = stored[: len(stored) - suffix_bytes]
+        if base == before or base in done:
             continue
-        done.add(base)
-        whole = prefix + full_key_of(value) if view.keys.is_hashed(base) else base
-        yield view.keys.decode(whole)
+        if interval is not None and not _has_tile(value, chunk_of(stored) * TILES_PER_CHUNK, first, last):
+            continue
+        before = base  # all chunks of a key lie side by side
+        yield full_key_of(value) if view.keys.is_hashed(base) else base[len(prefix) :]
+
+
+def _tile_bounds(interval: Interval | None, tile_us: int) -> tuple[int, int]:
+    """Return the numbers of the first and the last tile that start in an interval."""
+    return (0, -1) if interval is None else (-(-interval.start_us // tile_us), -(-interval.end_us // tile_us) - 1)
 
 
 def _has_tile(value: bytes, chunk_start: int, first: int, last: int) -> bool:

@@ -230,6 +230,19 @@ class OnlineStore(Protocol):
         """
         ...
 
+    def sample_keys(self, layout: OnlineLayout, count: int, seed: int, interval: Interval | None = None) -> list[Key]:
+        """Return some of the stored keys, chosen as if by chance; the same ones for the same keys and seed.
+
+        It looks at every stored key of the generation; `KeySample` makes the choice and says the order.
+
+        Args:
+            layout: Layout of a generation.
+            count: How many; all of them where there are no more.
+            seed: Another one makes another choice.
+            interval: Of tiles, only keys with one that starts in it; None for all, and for rows.
+        """
+        ...
+
     def coverage(self, layout: OnlineLayout) -> IntervalSet:
         """Return what has been written online."""
         ...

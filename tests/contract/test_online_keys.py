@@ -1,4 +1,4 @@
-"""Which keys have tiles in an interval of an online store, as an overwrite asks it."""
+"""Which keys an online store has: with tiles in an interval, as an overwrite asks it, and samples of all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from featurekit_dagster.intervals import Interval, from_us
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 from featurekit_dagster.stores.online import Key, OnlineStore
-from tests.support.online_records import HOUR_US, TILES, WILDCARD, Tiles, tile_records, write
+from tests.support.online_records import HOUR_US, ROWS, TILES, WILDCARD, Tiles, records, tile_records, write
 
 OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore}
 NAMES = ("a", "b", "a" * 399, "a" * 500, "b" * 1000, "with \0 inside", "", None)
@@ -58,3 +58,33 @@ def test_exactly_the_other_keys_with_a_tile_in_the_interval_are_found(
     wanted = {(name,) for name, number in tiles if first <= number < first + count and name not in known}
     assert set(found) == wanted
     assert len(found) == len(wanted)
+
+
+def test_a_sample_of_nothing_is_empty(store: OnlineStore) -> None:
+    assert store.sample_keys(TILES, 5, seed=1) == []
+    assert store.sample_keys(ROWS, 5, seed=1) == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.tuples(st.sampled_from(NAMES), st.integers(-70, 70)), max_size=25), st.integers(0, 12))
+def test_a_sample_is_the_head_of_a_larger_one_and_of_keys_with_a_tile_in_the_interval(
+    store: OnlineStore, tiles: set[tuple[str | None, int]], count: int
+) -> None:
+    store.drop(TILES.workspace, TILES.view, None, epoch=1)
+    write(store, TILES, tile_records(TILES, {((name,), number): (1, 1.0) for name, number in tiles}))
+    everything = store.sample_keys(TILES, 100, seed=7)
+    assert set(everything) == {(name,) for name, _ in tiles}
+    assert len(everything) == len(set(everything))
+    assert store.sample_keys(TILES, count, seed=7) == everything[:count]
+    late = store.sample_keys(TILES, 100, seed=7, interval=hours(0, 71))
+    assert set(late) == {(name,) for name, number in tiles if number >= 0}
+    assert late == [key for key in everything if key in late]
+
+
+def test_rows_and_wildcard_keys_are_sampled_too_and_a_seed_makes_another_choice(store: OnlineStore) -> None:
+    write(store, WILDCARD, tile_records(WILDCARD, {((f"k{n}", n), 3): (1,) for n in range(40)}))
+    write(store, ROWS, records(ROWS, [(f"r{n}", 0, "plan", 1.0) for n in range(40)]))
+    assert set(store.sample_keys(WILDCARD, 99, seed=1)) == {(f"k{n}", n) for n in range(40)}
+    chosen = [store.sample_keys(ROWS, 10, seed) for seed in range(4)]
+    assert len({tuple(keys) for keys in chosen}) == 4
+    assert all(len(set(keys)) == 10 for keys in chosen)
