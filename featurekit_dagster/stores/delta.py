@@ -8,27 +8,25 @@ timestamps in UTC microseconds, no deletion vectors. Every commit carries job, e
 from __future__ import annotations
 
 import itertools
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, UnusableLakePath
+from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, VersionGone
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.delta_commits import TRIES, create_table, redone
 from featurekit_dagster.stores.delta_files import remove_table, rows_of_files, writer_properties
-from featurekit_dagster.stores.delta_listing import generations_in
+from featurekit_dagster.stores.delta_listing import files_below, generations_in
 from featurekit_dagster.stores.delta_maintenance import DeltaMaintenance
 from featurekit_dagster.stores.delta_record import (
     INTERVAL,
@@ -40,11 +38,10 @@ from featurekit_dagster.stores.delta_record import (
     partition_size_of,
 )
 from featurekit_dagster.stores.delta_upsert import DeltaUpserts
+from featurekit_dagster.stores.lake_files import local_path
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
 from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, quote, rows_of
-
-_REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]|%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +97,11 @@ class DeltaOfflineStore:
         direct_read: bool | None = None,
         tries: int = TRIES,
     ) -> None:
-        local = _local_path(root)
+        local = local_path(root)
         self._root = str(root).rstrip("/") if local is None else local
         self._options = dict(storage_options) if storage_options else None
-        self._direct = (local is not None) if direct_read is None else direct_read
+        self._is_local = local is not None
+        self._direct = self._is_local if direct_read is None else direct_read
         self._tries = tries
         self._scans = itertools.count(1)
 
@@ -117,9 +115,7 @@ class DeltaOfflineStore:
 
     def generations(self, view: str) -> tuple[int, ...]:
         """Return the generations that have a table; see `OfflineStore.generations`."""
-        found = generations_in(
-            f"{self._root}/offline/{view}", self._options, is_local=_local_path(self._root) is not None
-        )
+        found = generations_in(f"{self._root}/offline/{view}", self._options, is_local=self._is_local)
         return tuple(generation for generation in found if self.exists(view, generation))
 
     def version(self, view: str, generation: int = 1) -> int:
@@ -205,9 +201,10 @@ class DeltaOfflineStore:
         interval: Interval | None = None,
         columns: Sequence[str] | None = None,
         generation: int = 1,
+        version: int | None = None,
     ) -> str:
         """Return SQL that stands after FROM in `con` and yields the stored rows; see `OfflineStore.relation`."""
-        table = self._open(view, generation)
+        table = self._open(view, generation, version)
         types = duckdb_types(con, schema)
         names = schema.names if columns is None else list(columns)
         nulls = {name: f"CAST(NULL AS {types[name]}) AS {quote(name)}" for name in names}
@@ -235,18 +232,30 @@ class DeltaOfflineStore:
     def drop(self, view: str, generation: int) -> None:
         """Remove a generation's table; see `OfflineStore.drop`."""
         location = self.location(view, generation)
-        remove_table(self._root, location, self._options, is_local=_local_path(self._root) is not None)
+        remove_table(self._root, location, self._options, is_local=self._is_local)
 
     def maintenance(self, view: str, generation: int = 1) -> DeltaMaintenance:
         """Return what tidies the files of a table; see `OfflineStore.maintenance`."""
         open_table = partial(self._open, view, generation)
         return DeltaMaintenance(view, open_table, is_direct=self._direct, tries=self._tries)
 
-    def _open(self, view: str, generation: int) -> DeltaTable:
+    def check_version(self, view: str, generation: int, version: int) -> None:
+        """Refuse a version that cannot be read any more; see `OfflineStore.check_version`."""
+        files = {unquote(uri).rpartition("/")[2] for uri in self._open(view, generation, version).file_uris()}
+        missing = files - files_below(self.location(view, generation), self._options, is_local=self._is_local)
+        if missing:
+            raise VersionGone(view=view, generation=generation, version=version)
+
+    def _open(self, view: str, generation: int, version: int | None = None) -> DeltaTable:
         location = self.location(view, generation)
         if not self.exists(view, generation):
             raise TableMissing(view=view, location=location)
-        return DeltaTable(location, storage_options=self._options)
+        try:
+            return DeltaTable(location, version, storage_options=self._options)
+        except DeltaError as error:
+            if version is None:
+                raise
+            raise VersionGone(view=view, generation=generation, version=version) from error
 
     def _registered(self, con: duckdb.DuckDBPyConnection, table: DeltaTable, pruning: str | None) -> str:
         """Register a scan that can be read more than once, and return its quoted name."""
@@ -288,21 +297,6 @@ class DeltaOfflineStore:
         first = replacement.commit_properties(max_commit_retries=0)
         created = create_table(replacement.location, replacement.rows, self._options, first)
         return _measured(0, {}, _file_list(created), len(replacement.rows))
-
-
-def _local_path(root: str | Path) -> str | None:
-    """Return the absolute path of a local root, None for a remote one."""
-    text = os.fspath(root)
-    if "://" in text:
-        parts = urlsplit(text)
-        if parts.scheme != "file":
-            return None
-        text = unquote(parts.path)
-    path = os.path.abspath(text)
-    refused = sorted(set(_REFUSED_IN_PATHS.findall(path)))
-    if refused:
-        raise UnusableLakePath(path=path, refused=refused)
-    return path
 
 
 def _partitions(interval: Interval, size: timedelta) -> str:

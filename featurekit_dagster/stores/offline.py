@@ -204,8 +204,9 @@ class OfflineStore(Protocol):
         interval: Interval | None = None,
         columns: Sequence[str] | None = None,
         generation: int = 1,
+        version: int | None = None,
     ) -> str:
-        """Return SQL that stands after FROM in `con` and yields the stored rows, as of now.
+        """Return SQL that stands after FROM in `con` and yields the stored rows, as of now or of a version.
 
         Later commits do not change what the text reads.
 
@@ -217,9 +218,11 @@ class OfflineStore(Protocol):
             interval: Only rows with `start <= time_column < end`; None for all.
             columns: Those of `schema` to return, in this order; None for all.
             generation: Generation of the view's stored layout.
+            version: The commit as of which to read; None for the newest.
 
         Raises:
             TableMissing: Nothing was ever written for the view.
+            VersionGone: The log of that commit was cleaned up.
         """
         ...
 
@@ -239,6 +242,15 @@ class OfflineStore(Protocol):
         """Return the version of the newest commit.
 
         Raises:
+            TableMissing: Nothing was ever written for the view.
+        """
+        ...
+
+    def check_version(self, view: str, generation: int, version: int) -> None:
+        """Refuse a version of which something was deleted.
+
+        Raises:
+            VersionGone: Its log or one of its files is gone.
             TableMissing: Nothing was ever written for the view.
         """
         ...

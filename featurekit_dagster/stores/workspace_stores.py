@@ -37,6 +37,21 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineVersion:
+    """What the offline table of a view is at one moment.
+
+    Args:
+        generation: Generation of the table.
+        version: Version of the table; None where there is none yet.
+        coverage: What is materialized in it.
+    """
+
+    generation: int
+    version: int | None
+    coverage: IntervalSet
+
+
 @dataclass(frozen=True)
 class WorkspaceStores:
     """Where one workspace keeps its rows and its record.
@@ -48,6 +63,7 @@ class WorkspaceStores:
             below its name, so that two of them in one lake never write the same table.
         clock: Returns "now".
         pins: View to the generation that is used in both stores, for a writer.
+        versions: View to the state of its offline table that is read, for reads that must not see later commits.
         origin: The stores that these were pinned from; they open what both use.
     """
 
@@ -56,6 +72,7 @@ class WorkspaceStores:
     lake: str
     clock: Callable[[], datetime] = field(repr=False)
     pins: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)
+    versions: Mapping[str, OfflineVersion] = field(default_factory=dict, repr=False, hash=False, kw_only=True)
     origin: WorkspaceStores | None = field(default=None, repr=False, hash=False)
     _used: dict[str, _Used] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -95,7 +112,27 @@ class WorkspaceStores:
     def pinned(self, view: FeatureView, generation: int) -> WorkspaceStores:
         """Return the same stores for a writer of one generation of a view, whatever is read meanwhile."""
         pins = {**self.pins, view.name: generation}
-        return WorkspaceStores(self.workspace, self.home, self.lake, self.clock, pins, self.origin or self)
+        return self._with(pins, self.versions)
+
+    def as_of(self, versions: Mapping[str, OfflineVersion]) -> WorkspaceStores:
+        """Return the same stores for reads that see offline tables as they were, whatever is written meanwhile.
+
+        Args:
+            versions: View to the state of its table; the others are read as they are now.
+        """
+        pins = {name: version.generation for name, version in versions.items()}
+        return self._with({**self.pins, **pins}, {**self.versions, **versions})
+
+    def offline_version(self, view: FeatureView) -> OfflineVersion:
+        """Return what the offline table of a view is now, for `as_of`; what it covers is in its version."""
+        generation = self.generation(view)
+        coverage = self.coverage(view, OFFLINE)
+        version = self.offline.version(view.name, generation) if self.offline.exists(view.name, generation) else None
+        return OfflineVersion(generation=generation, version=version, coverage=coverage)
+
+    def _with(self, pins: Mapping[str, int], versions: Mapping[str, OfflineVersion]) -> WorkspaceStores:
+        origin = self.origin or self
+        return WorkspaceStores(self.workspace, self.home, self.lake, self.clock, pins, origin, versions=versions)
 
     def queue(
         self,
@@ -140,6 +177,8 @@ class WorkspaceStores:
 
     def coverage(self, view: FeatureView, store: str) -> IntervalSet:
         """Return what the ledger knows to be materialized of a view in `online` or `offline`."""
+        if store == OFFLINE and view.name in self.versions:
+            return self.versions[view.name].coverage
         return self.ledger.coverage(self.workspace, view.name, store, self.generation(view, store))
 
     def provided(self, view: FeatureView, store: str) -> IntervalSet:
@@ -190,8 +229,8 @@ class WorkspaceStores:
             interval: `[start, end)`.
             columns: Those of `schema` to return, in this order.
         """
-        generation = self.generation(view)
-        if not self.offline.exists(view.name, generation):
+        generation, seen = self.generation(view), self.versions.get(view.name)
+        if not self.offline.exists(view.name, generation) or (seen is not None and seen.version is None):
             return None
         return self.offline.relation(
             con,
@@ -201,6 +240,7 @@ class WorkspaceStores:
             interval=interval,
             columns=columns,
             generation=generation,
+            version=None if seen is None else seen.version,
         )
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
