@@ -20,6 +20,7 @@ from .domain.feature_view import (
     FeatureView,
     StreamProcessingMode,
 )
+from .domain.online_stores import DynamoConfig, RedisConfig
 from .domain.schema import (
     Array,
     Bool,
@@ -72,6 +73,7 @@ __all__ = [
     "DeclarationError",
     "DeltaConfig",
     "DeltaTableConfig",
+    "DynamoConfig",
     "Entity",
     "FeatureKitError",
     "FeatureService",
@@ -95,6 +97,7 @@ __all__ = [
     "NotMaterialized",
     "OverlappingMaterialization",
     "PushConfig",
+    "RedisConfig",
     "RedisStreamConfig",
     "SqlConfig",
     "StreamProcessingMode",

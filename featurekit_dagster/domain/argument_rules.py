@@ -17,6 +17,7 @@ from featurekit_dagster.domain.feature_view import (
     DeltaConfig,
     StreamProcessingMode,
 )
+from featurekit_dagster.domain.online_stores import OnlineStoreConfig
 from featurekit_dagster.domain.windows import parse_duration, size_fault
 from featurekit_dagster.domain.wording import described
 from featurekit_dagster.intervals import from_us, to_us
@@ -97,9 +98,8 @@ _REMEDIES = {
     "stream_cluster_config": _LOCAL,
     "stream_tiling_enabled": "how a stream is tiled online is not chosen by this version; leave it out",
     "output_stream": "features are not written to a stream by this version; leave it out",
-    "online_store": "the online store belongs to the workspace, not to a view; leave it out",
     "offline_config": "it is called offline_store",
-    "online_config": "the online store belongs to the workspace, not to a view; leave it out",
+    "online_config": "it is called online_store",
     "cache_config": "online reads are not cached; leave it out",
     "publish_features_config": "publishing features is not offered by this version; leave it out",
     "monitor_freshness": "staleness is an asset check of every view; leave it out",
@@ -148,6 +148,7 @@ def _found_faults(checked: dict[str, Any]) -> list[tuple[str, str]]:
     found.append(("batch_trigger", _trigger_fault(checked["batch_trigger"], is_stream=checked["is_stream"])))
     found += [(name, _enum_fault(name, checked[name], kind)) for name, kind in _ENUMS]
     found.append(("offline_store", _offline_store_fault(checked["offline_store"])))
+    found.append(("online_store", _online_store_fault(checked["online_store"])))
     found.append(("tags", _tags_fault(checked["tags"])))
     return [(name, fault) for name, fault in found if fault]
 
@@ -225,6 +226,12 @@ def _offline_store_fault(value: Any) -> str | None:
     if not isinstance(value, DeltaConfig):
         return f"offline_store is {described(value)}; give a DeltaConfig"
     return duration_fault("time_partition_size of offline_store", value.time_partition_size)
+
+
+def _online_store_fault(value: Any) -> str | None:
+    if value is None or isinstance(value, OnlineStoreConfig):
+        return None
+    return f"online_store is {described(value)}; give a RedisConfig or a DynamoConfig"
 
 
 def _tags_fault(value: Any) -> str | None:

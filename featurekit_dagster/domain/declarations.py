@@ -15,6 +15,7 @@ from featurekit_dagster.domain.feature_view import (
     FeatureView,
     StreamProcessingMode,
 )
+from featurekit_dagster.domain.online_stores import OnlineStoreConfig
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamRange, StreamSource
@@ -51,6 +52,7 @@ def batch_feature_view(
     compaction_enabled: bool | None = None,
     batch_compaction_enabled: bool | None = None,
     online_serving_index: Sequence[str] | None = None,
+    online_store: OnlineStoreConfig | None = None,
     offline_store: DeltaConfig | None = None,
     context_parameter_name: str | None = None,
     description: str | None = None,
@@ -97,6 +99,7 @@ def batch_feature_view(
             their exact times, and feature names leave the interval out. Offline only.
         batch_compaction_enabled: Old name of `compaction_enabled`.
         online_serving_index: Join keys that an online read has to give; at most one may be left out.
+        online_store: `RedisConfig` or `DynamoConfig`; the workspace's store by default.
         offline_store: Layout of the offline table.
         context_parameter_name: The parameter that receives the context.
         description: What the features are.
@@ -155,6 +158,7 @@ def stream_feature_view(
     batch_compaction_enabled: bool | None = None,
     expected_feature_freshness: timedelta | str | None = None,
     online_serving_index: Sequence[str] | None = None,
+    online_store: OnlineStoreConfig | None = None,
     offline_store: DeltaConfig | None = None,
     context_parameter_name: str | None = None,
     description: str | None = None,
@@ -200,6 +204,7 @@ def stream_feature_view(
             check `fresh` fails; None has no such check. Online only; at least twice the `aggregation_interval`.
         online_serving_index: As in `batch_feature_view`.
         offline_store: As in `batch_feature_view`.
+        online_store: As in `batch_feature_view`.
         context_parameter_name: As in `batch_feature_view`.
         description: As in `batch_feature_view`.
         owner: As in `batch_feature_view`.

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.feature_view import BatchTriggerType, DeltaConfig, FeatureView
+from featurekit_dagster.domain.online_stores import OnlineStoreConfig
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.view_rules import resolve_table
 
@@ -41,6 +42,7 @@ def FeatureTable(  # noqa: N802 - the spelling of the service that is followed
     offline: bool = False,
     online_serving_index: Sequence[str] | None = None,
     offline_store: DeltaConfig | None = None,
+    online_store: OnlineStoreConfig | None = None,
     description: str | None = None,
     owner: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -63,6 +65,7 @@ def FeatureTable(  # noqa: N802 - the spelling of the service that is followed
         offline: Whether rows are kept in the offline store: all of them.
         online_serving_index: Join keys that an online read has to give; at most one may be left out.
         offline_store: Layout of the offline table.
+        online_store: `RedisConfig` or `DynamoConfig`; the workspace's store by default.
         description: What the features are.
         owner: Who maintains the table.
         tags: Key-value pairs for people.

@@ -22,6 +22,7 @@ from featurekit_dagster.domain.aggregation import (
     time_columns,
 )
 from featurekit_dagster.domain.entity import Entity
+from featurekit_dagster.domain.online_stores import OnlineStoreConfig
 from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamSource
@@ -127,6 +128,7 @@ class FeatureView:
         aggregation_leading_edge: Of a stream view with aggregates, else None.
         expected_feature_freshness: How old the newest event of a stream view may get; None where nobody has said.
         is_table: Whether it is a feature table: it has no transformation and no source, its rows are ingested.
+        online_store: Where it is served from; None is the workspace's store.
     """
 
     name: str
@@ -161,6 +163,7 @@ class FeatureView:
     is_table: bool = False
     online_serving_index: tuple[str, ...] = ()
     offline_store: DeltaConfig = DeltaConfig()
+    online_store: OnlineStoreConfig | None = None
     description: str | None = None
     owner: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)

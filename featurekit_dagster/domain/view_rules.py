@@ -295,6 +295,7 @@ def _resolve_rest(draft: Draft, function: Callable[..., Any] | None) -> None:
     draft.resolved |= {
         "batch_trigger": draft.get("batch_trigger") or BatchTriggerType.SCHEDULED,
         "offline_store": given["offline_store"] or DeltaConfig(),
+        "online_store": given["online_store"],
         "description": given["description"] or (inspect.getdoc(function) if function else None),
         "owner": given["owner"],
         "tags": dict(given["tags"] or {}),

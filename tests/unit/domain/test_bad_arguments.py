@@ -125,7 +125,6 @@ def test_the_declaration_is_not_changed_by_changing_its_arguments_later() -> Non
 NOT_OFFERED = [
     # of batch views in later versions
     "batch_compute",
-    "online_store",
     "monitor_freshness",
     "data_quality_enabled",
     "skip_default_expectations",
@@ -169,7 +168,7 @@ def test_an_argument_that_is_not_offered_is_refused_with_what_to_do_instead(argu
         ("stream_tiling_enabled", "how a stream is tiled online is not chosen by this version; leave it out"),
         ("publish_features_config", "publishing features is not offered by this version; leave it out"),
         ("cache_config", "online reads are not cached; leave it out"),
-        ("online_store", "the online store belongs to the workspace, not to a view; leave it out"),
+        ("online_config", "it is called online_store"),
         ("monitor_freshness", "staleness is an asset check of every view; leave it out"),
         ("batch_shedule", "no such argument; leave it out or correct its spelling"),
     ],

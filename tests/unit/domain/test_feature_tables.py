@@ -77,7 +77,7 @@ def test_nothing_is_planned_for_a_table() -> None:
         ({"feature_start_time": FIRST}, "feature_start_time is not taken: a feature table begins with its oldest row"),
         ({"stream_processing_mode": None}, "stream_processing_mode is not taken: it belongs to stream_feature_view"),
         ({"alert_email": "a@b.c"}, "alert_email is not taken: alerts are sent by Dagster"),
-        ({"online_store": 1}, "online_store is not taken"),
+        ({"online_store": 1}, "online_store is an int; give a RedisConfig or a DynamoConfig"),
         ({"batch_compute": 1}, "batch_compute is not taken"),
         ({"nonsense": 1}, "nonsense is not taken: no such argument"),
         ({"name": "two words"}, "name 'two words' is not an identifier"),
