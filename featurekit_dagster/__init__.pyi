@@ -20,7 +20,9 @@ from .domain.feature_view import (
     FeatureView,
     StreamProcessingMode,
 )
+from .domain.offline_config import OfflineStoreConfig
 from .domain.online_stores import DynamoConfig, RedisConfig
+from .domain.publishing import PublishFeaturesConfig
 from .domain.schema import (
     Array,
     Bool,
@@ -95,7 +97,9 @@ __all__ = [
     "MaterializationContext",
     "NotFoundError",
     "NotMaterialized",
+    "OfflineStoreConfig",
     "OverlappingMaterialization",
+    "PublishFeaturesConfig",
     "PushConfig",
     "RedisConfig",
     "RedisStreamConfig",

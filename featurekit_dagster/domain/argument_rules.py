@@ -17,6 +17,7 @@ from featurekit_dagster.domain.feature_view import (
     DeltaConfig,
     StreamProcessingMode,
 )
+from featurekit_dagster.domain.offline_config import OfflineStoreConfig, config_faults, layout_of
 from featurekit_dagster.domain.online_stores import OnlineStoreConfig
 from featurekit_dagster.domain.windows import parse_duration, size_fault
 from featurekit_dagster.domain.wording import described
@@ -49,6 +50,7 @@ _ABSENT: Mapping[str, Any] = {
     "stream_processing_mode": None,
     "aggregation_leading_edge": None,
     "expected_feature_freshness": None,
+    "publish_features_config": None,
 }
 """Arguments that one kind of view does not take."""
 
@@ -77,6 +79,7 @@ _TABLE_REMEDIES = {
     **dict.fromkeys(("lifetime_start_time", "compaction_enabled", "batch_compaction_enabled"), _NOT_COMPUTED),
     **dict.fromkeys(("batch_schedule", "batch_trigger", "manual_trigger_backfill_end_time"), _NO_JOBS),
     **dict.fromkeys(("max_backfill_interval", "incremental_backfills", "batch_compute"), _NO_JOBS),
+    "publish_features_config": "features are published as batch jobs write them; leave it out",
     "feature_start_time": "a feature table begins with its oldest row; leave it out",
     "stream_processing_mode": _OF_STREAMS,
     "aggregation_leading_edge": _OF_STREAMS,
@@ -101,7 +104,6 @@ _REMEDIES = {
     "offline_config": "it is called offline_store",
     "online_config": "it is called online_store",
     "cache_config": "online reads are not cached; leave it out",
-    "publish_features_config": "publishing features is not offered by this version; leave it out",
     "monitor_freshness": "staleness is an asset check of every view; leave it out",
     "expected_feature_freshness": "the staleness check knows the schedule and the data_delay; leave it out",
     "alert_email": "alerts are sent by Dagster; set them up there and leave it out",
@@ -147,6 +149,7 @@ def _found_faults(checked: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((name, fault))
     found.append(("batch_trigger", _trigger_fault(checked["batch_trigger"], is_stream=checked["is_stream"])))
     found += [(name, _enum_fault(name, checked[name], kind)) for name, kind in _ENUMS]
+    found += config_faults(checked["offline_store"], checked["publish_features_config"])
     found.append(("offline_store", _offline_store_fault(checked["offline_store"])))
     found.append(("online_store", _online_store_fault(checked["online_store"])))
     found.append(("tags", _tags_fault(checked["tags"])))
@@ -223,9 +226,12 @@ def _enum_fault(name: str, value: Any, kind: type[Enum]) -> str | None:
 def _offline_store_fault(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, DeltaConfig):
-        return f"offline_store is {described(value)}; give a DeltaConfig"
-    return duration_fault("time_partition_size of offline_store", value.time_partition_size)
+    if not isinstance(value, DeltaConfig | OfflineStoreConfig):
+        return f"offline_store is {described(value)}; give a DeltaConfig or an OfflineStoreConfig"
+    layout = layout_of(value)
+    if not isinstance(layout, DeltaConfig):
+        return f"staging_table_format of offline_store is {described(layout)}; give a DeltaConfig"
+    return duration_fault("time_partition_size of offline_store", layout.time_partition_size)
 
 
 def _online_store_fault(value: Any) -> str | None:

@@ -15,7 +15,9 @@ from featurekit_dagster.domain.feature_view import (
     FeatureView,
     StreamProcessingMode,
 )
+from featurekit_dagster.domain.offline_config import OfflineStoreConfig
 from featurekit_dagster.domain.online_stores import OnlineStoreConfig
+from featurekit_dagster.domain.publishing import PublishFeaturesConfig
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamRange, StreamSource
@@ -53,7 +55,8 @@ def batch_feature_view(
     batch_compaction_enabled: bool | None = None,
     online_serving_index: Sequence[str] | None = None,
     online_store: OnlineStoreConfig | None = None,
-    offline_store: DeltaConfig | None = None,
+    offline_store: DeltaConfig | OfflineStoreConfig | None = None,
+    publish_features_config: PublishFeaturesConfig | None = None,
     context_parameter_name: str | None = None,
     description: str | None = None,
     owner: str | None = None,
@@ -100,7 +103,8 @@ def batch_feature_view(
         batch_compaction_enabled: Old name of `compaction_enabled`.
         online_serving_index: Join keys that an online read has to give; at most one may be left out.
         online_store: `RedisConfig` or `DynamoConfig`; the workspace's store by default.
-        offline_store: Layout of the offline table.
+        offline_store: Layout of the offline table, and whether full features are published.
+        publish_features_config: Publishes full features in the warehouse after each materialization.
         context_parameter_name: The parameter that receives the context.
         description: What the features are.
         owner: Who maintains the view.
@@ -159,7 +163,8 @@ def stream_feature_view(
     expected_feature_freshness: timedelta | str | None = None,
     online_serving_index: Sequence[str] | None = None,
     online_store: OnlineStoreConfig | None = None,
-    offline_store: DeltaConfig | None = None,
+    offline_store: DeltaConfig | OfflineStoreConfig | None = None,
+    publish_features_config: PublishFeaturesConfig | None = None,
     context_parameter_name: str | None = None,
     description: str | None = None,
     owner: str | None = None,
@@ -205,6 +210,7 @@ def stream_feature_view(
         online_serving_index: As in `batch_feature_view`.
         offline_store: As in `batch_feature_view`.
         online_store: As in `batch_feature_view`.
+        publish_features_config: As in `batch_feature_view`.
         context_parameter_name: As in `batch_feature_view`.
         description: As in `batch_feature_view`.
         owner: As in `batch_feature_view`.

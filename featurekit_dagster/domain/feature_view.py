@@ -24,6 +24,7 @@ from featurekit_dagster.domain.aggregation import (
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.online_stores import OnlineStoreConfig
 from featurekit_dagster.domain.schema import Array, Field
+from featurekit_dagster.domain.publishing import PublishFeaturesConfig
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamSource
 from featurekit_dagster.domain.windows import LifetimeWindow, Window
@@ -130,6 +131,7 @@ class FeatureView:
         is_table: Whether it is a feature table: it has no transformation and no source, its rows are ingested.
         online_store: Where it is served from; None is the workspace's store.
     """
+        publish: Whether and from when on full features go to the warehouse; None where they do not.
 
     name: str
     function: Callable[..., Any] | None
@@ -165,6 +167,7 @@ class FeatureView:
     offline_store: DeltaConfig = DeltaConfig()
     online_store: OnlineStoreConfig | None = None
     description: str | None = None
+    publish: PublishFeaturesConfig | None = None
     owner: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     defined_in: str | None = None

@@ -18,7 +18,8 @@ from featurekit_dagster.domain.argument_rules import checked_arguments
 from featurekit_dagster.domain.column_rules import resolve_columns
 from featurekit_dagster.domain.context import UnboundContext
 from featurekit_dagster.domain.entity import Entity
-from featurekit_dagster.domain.feature_view import INGESTED, PASS_THROUGH, BatchTriggerType, DeltaConfig
+from featurekit_dagster.domain.feature_view import INGESTED, PASS_THROUGH, BatchTriggerType
+from featurekit_dagster.domain.offline_config import layout_of, publishing_of
 from featurekit_dagster.domain.schedule_rules import check_aggregates, check_schedule, wants_aggregates
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, filtering_fault
 from featurekit_dagster.domain.stream_rules import (
@@ -291,11 +292,14 @@ def _resolve_serving_index(draft: Draft) -> None:
 
 
 def _resolve_rest(draft: Draft, function: Callable[..., Any] | None) -> None:
-    given = draft.given
+    given, has_history = draft.given, bool(draft.get("inputs"))
+    publish, faults = publishing_of(given, offline=draft.get("offline"), has_history=has_history)
+    draft.faults += faults
     draft.resolved |= {
         "batch_trigger": draft.get("batch_trigger") or BatchTriggerType.SCHEDULED,
-        "offline_store": given["offline_store"] or DeltaConfig(),
+        "offline_store": layout_of(given["offline_store"]),
         "online_store": given["online_store"],
+        "publish": publish,
         "description": given["description"] or (inspect.getdoc(function) if function else None),
         "owner": given["owner"],
         "tags": dict(given["tags"] or {}),

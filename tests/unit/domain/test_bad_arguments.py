@@ -76,7 +76,7 @@ def test_five_faults_of_one_declaration_are_reported_at_once() -> None:
         ("manual_trigger_backfill_end_time", 5, "manual_trigger_backfill_end_time is an int; give a datetime, "),
         ("batch_trigger", "MANUAL", "batch_trigger is 'MANUAL'; give BatchTriggerType.SCHEDULED or "),
         ("batch_trigger", None, "batch_trigger is None; give BatchTriggerType.SCHEDULED or BatchTriggerType.MANUAL"),
-        ("offline_store", "delta", "offline_store is 'delta'; give a DeltaConfig"),
+        ("offline_store", "delta", "offline_store is 'delta'; give a DeltaConfig or an OfflineStoreConfig"),
         (
             "offline_store",
             DeltaConfig(time_partition_size=-DAY),
@@ -136,7 +136,6 @@ NOT_OFFERED = [
     "environment",
     "secrets",
     "resource_providers",
-    "publish_features_config",
     "prevent_destroy",
     # of batch views in earlier versions
     "max_batch_aggregation_interval",
@@ -166,7 +165,6 @@ def test_an_argument_that_is_not_offered_is_refused_with_what_to_do_instead(argu
         ("stream_processing_mode", "it belongs to stream_feature_view; leave it out"),
         ("source", "it is called sources, a list with one entry for each parameter of the function"),
         ("stream_tiling_enabled", "how a stream is tiled online is not chosen by this version; leave it out"),
-        ("publish_features_config", "publishing features is not offered by this version; leave it out"),
         ("cache_config", "online reads are not cached; leave it out"),
         ("online_config", "it is called online_store"),
         ("monitor_freshness", "staleness is an asset check of every view; leave it out"),

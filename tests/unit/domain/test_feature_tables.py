@@ -89,7 +89,7 @@ def test_nothing_is_planned_for_a_table() -> None:
         ({"ttl": timedelta(0)}, "ttl 0:00:00 is not positive"),
         ({"online": 1}, "online is an int; give True or False"),
         ({"online_serving_index": ["nobody"]}, "online_serving_index names nobody"),
-        ({"offline_store": "delta"}, "offline_store is 'delta'; give a DeltaConfig"),
+        ({"offline_store": "delta"}, "offline_store is 'delta'; give a DeltaConfig or an OfflineStoreConfig"),
         ({"features": [Field("scored_at", Float64)]}, "timestamp_field 'scored_at' is declared Float64"),
     ],
 )
