@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurekit_dagster.errors import TectonValidationError
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.job_state import JobState
-from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, STREAM, AttemptRecord, JobRecord
+from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, FEATURE_EXPORT, STREAM, AttemptRecord, JobRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ MATERIALIZATION_KINDS = ("BATCH", "STREAM")
 
 _COLUMNS = ("TYPE", "WINDOW_START_TIME", "WINDOW_END_TIME", "STATUS", "ATTEMPT")
 _VERBOSE = ("MATERIALIZATION_TASK", "ENV_VERSION", "TERMINATION_REASON", "STATE_MESSAGE", "TASK_SCHEDULED_AT")
+_TYPES = {FEATURE_EXPORT: "FEATURE PUBLISH"}
 _LAST_COLUMNS = ("JOB_CREATED_AT", "JOB_LOGS")
 _SHOWN_ENDS = (JobState.DRAINED, JobState.MANUALLY_CANCELLED, JobState.MANUAL_CANCELLATION_REQUESTED)
 
@@ -52,7 +53,7 @@ class MaterializationJobData:
         id: Its name in the ledger.
         workspace: Name of the workspace.
         feature_view: The feature view.
-        feature_service: None; jobs are of views.
+        feature_service: The feature service that it is about; None of the jobs of a view.
         state: RUNNING, DRAINING, DRAINED, MANUAL_RETRY, MANUAL_CANCELLATION_REQUESTED, MANUALLY_CANCELLED, FAILURE or
             SUCCESS.
         created_at: When it was asked for.
@@ -97,7 +98,7 @@ def job_data(job: JobRecord, dagster_url: str) -> MaterializationJobData:
         id=job.id,
         workspace=job.workspace,
         feature_view=job.view,
-        feature_service=None,
+        feature_service=(job.request or {}).get("feature_service"),
         state=job.state,
         created_at=_shown(job.created_at),
         updated_at=_shown(job.updated_at),
@@ -194,7 +195,7 @@ def _attempt_row(job: JobRecord, attempt: AttemptRecord, dagster_url: str) -> di
 def _row(job: JobRecord, status: str, attempt: int | str, logs: str) -> dict[str, Any]:
     due = job.next_attempt_at or job.created_at
     return {
-        "TYPE": job.kind,
+        "TYPE": _TYPES.get(job.kind, job.kind.replace("_", " ")),
         "WINDOW_START_TIME": _shown(job.interval.start),
         "WINDOW_END_TIME": MISSING if job.kind == STREAM else _shown(job.interval.end),
         "STATUS": status,
