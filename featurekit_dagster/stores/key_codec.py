@@ -170,6 +170,32 @@ def _encode_text_column(column: pa.Array) -> list[bytes]:
     return [b"\x01" + text + _END for text in texts.to_pylist()]
 
 
+def encode_key_columns(fields: Sequence[Field], columns: Sequence[pa.Array]) -> list[bytes]:
+    """Return the encoded key of every row, whole and without a generation.
+
+    Args:
+        fields: The join keys.
+        columns: One array per join key, in Arrow types of the declared ones.
+    """
+    pieces: list[list[bytes]] = []
+    for field, column in zip(fields, columns, strict=True):
+        if field.dtype in _WIDTHS:
+            pieces.append(_split_rows(_encode_fixed_column(field.dtype, column)))
+        else:
+            pieces.append(_encode_text_column(column))
+    return pieces[0] if len(pieces) == 1 else list(map(b"".join, zip(*pieces, strict=True)))
+
+
+def split_key(fields: Sequence[Field], encoded: bytes) -> list[bytes]:
+    """Return the part of each join key in a whole encoded key without a generation."""
+    found, at = [], 0
+    for field in fields:
+        _, end = _decode_value(field.dtype, encoded, at)
+        found.append(encoded[at:end])
+        at = end
+    return found
+
+
 class KeyCodec:
     """Encodes the join keys of one layout, one at a time or by column.
 
@@ -265,14 +291,7 @@ class KeyCodec:
         Raises:
             KeyTooLong: As for `encode`.
         """
-        pieces: list[list[bytes]] = []
-        for field, column in zip(self._fields, columns, strict=True):
-            if field.dtype in _WIDTHS:
-                pieces.append(_split_rows(_encode_fixed_column(field.dtype, column)))
-            else:
-                pieces.append(_encode_text_column(column))
-        encoded = pieces[0] if len(pieces) == 1 else list(map(b"".join, zip(*pieces, strict=True)))
-        prefix = self._prefix
+        encoded, prefix = encode_key_columns(self._fields, columns), self._prefix
         if max(map(len, encoded), default=0) <= MAX_KEY_BYTES:
             return [prefix + key for key in encoded], {}
         full = {self._hashed(key): key for key in encoded if len(key) > MAX_KEY_BYTES}

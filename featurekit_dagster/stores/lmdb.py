@@ -8,7 +8,8 @@ generation: its layout and its coverage marker. `lmdb_writer.py` has the write s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,8 +34,9 @@ from featurekit_dagster.stores.lmdb_stream import (
     stored_letters,
     write_stream,
 )
+from featurekit_dagster.stores.lmdb_tombstones import remove_deleted, set_tombstones, stored_tombstones
 from featurekit_dagster.stores.lmdb_writer import write_records
-from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineWrite
+from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineWrite
 from featurekit_dagster.stores.record_runs import RecordRuns
 from featurekit_dagster.stores.stream_state import (
     Combine,
@@ -44,6 +46,7 @@ from featurekit_dagster.stores.stream_state import (
     StreamCommit,
     StreamWrite,
 )
+from featurekit_dagster.stores.tombstones import Tombstones
 
 if TYPE_CHECKING:
     import lmdb
@@ -104,11 +107,12 @@ class LmdbOnlineStore:
         view = self._view(layout)
         runs = RecordRuns(layout, records, view.keys, view.values)
         generation, marker = view.generation(), view.encode_marker(covered, epoch)
-        refused = write_records(generation, runs, replace, epoch, keep_stream=keep_stream)
+        refused, deleted = write_records(generation, runs, replace, epoch, keep_stream=keep_stream)
         generation.write_under(epoch, lambda transaction: transaction.put(view.marker_key, marker))
         view.environment.sync()
-        written = runs.rows - refused
-        return OnlineWrite(rows_written=written, rows_skipped=runs.given_rows - written)
+        written = runs.rows - refused - deleted
+        skipped = runs.given_rows - written - deleted
+        return OnlineWrite(rows_written=written, rows_skipped=skipped, rows_deleted=deleted)
 
     def snapshot(self, layout: OnlineLayout) -> LmdbSnapshot:
         """Return a context that gives coverage and records of one moment."""
@@ -182,24 +186,39 @@ class LmdbOnlineStore:
         with ReadTransaction(view.environment) as transaction:
             return nothing if transaction is None else read(transaction, view.stream)
 
+    def tombstones(self, workspace: str, view: str) -> Tombstones | None:
+        """Return the tombstones that writes of a view are checked against; None before the first."""
+        with self._opened(workspace, view) as environment:
+            return stored_tombstones(environment)
+
+    def set_tombstones(self, workspace: str, view: str, tombstones: Tombstones) -> None:
+        """Let these be the tombstones of a view (see `OnlineStore.set_tombstones`)."""
+        with self._opened(workspace, view) as environment:
+            set_tombstones(environment, tombstones)
+
+    def remove_deleted(self, layout: OnlineLayout, keys: pa.Table | None) -> OnlineRemoval:
+        """Remove what the tombstones hide (see `OnlineStore.remove_deleted`)."""
+        return remove_deleted(self._view(layout), keys)
+
     def generations(self, workspace: str, view: str) -> tuple[int, ...]:
         """Return the generations with a coverage marker (see `OnlineStore.generations`)."""
-        environment = environment_at(self._root / _folder(workspace) / _folder(view), self._map_bytes)
-        try:
-            with ReadTransaction(environment) as transaction:
-                return () if transaction is None else marked_generations(transaction)
-        finally:
-            release(environment)
+        with self._opened(workspace, view) as environment, ReadTransaction(environment) as transaction:
+            return () if transaction is None else marked_generations(transaction)
 
     def drop(self, workspace: str, view: str, generation: int | None, *, epoch: int) -> None:
         """Remove a generation, or everything of a view (see `OnlineStore.drop`)."""
-        path = self._root / _folder(workspace) / _folder(view)
-        environment = environment_at(path, self._map_bytes)
-        try:
+        with self._opened(workspace, view) as environment:
             if generation is None:
                 drop_everything(environment)
             else:
                 drop_generation(environment, f"batch:{workspace}/{view}", generation, epoch)
+
+    @contextmanager
+    def _opened(self, workspace: str, view: str) -> Iterator[LmdbEnvironment]:
+        """Return the environment of a view whatever its layout."""
+        environment = environment_at(self._root / _folder(workspace) / _folder(view), self._map_bytes)
+        try:
+            yield environment
         finally:
             release(environment)
 

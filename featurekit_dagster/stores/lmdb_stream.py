@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 
 from featurekit_dagster.errors import DuplicateEvents, LeaseLost
+from featurekit_dagster.stores.lmdb_sieve import Sieve
 from featurekit_dagster.stores.lmdb_writer import Generation, bare_value, open_generation, trailer_of, with_trailers
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, wins
 from featurekit_dagster.stores.packing import Block, IntArray, lead_time
@@ -66,6 +67,7 @@ class _Tally:
 
     written: int = 0
     superseded: int = 0
+    deleted: int = 0
     overflowing: tuple[int, ...] = ()
 
 
@@ -80,21 +82,33 @@ def write_stream(
     """Write the records of a stream, and all of its state, in one transaction (see `OnlineStore.stream_write`)."""
     slabs = list(runs.slabs())
     trailers = {stored: trailer_of(full) for stored, full in runs.full_keys.items()}
+    sieves = [Sieve(generation.layout, slab, runs.full_keys) for slab in slabs]
     is_tiled = generation.layout.tile_us is not None
 
     def body(transaction: Transaction) -> StreamWrite:
         known = _fenced(transaction, generation, keys, commit)
         open_generation(transaction, generation)
         tally = _Tally()
-        for slab in slabs:
+        for whole, sieve in zip(slabs, sieves, strict=True):
+            left = sieve.sift(transaction)
+            slab, rows = (whole, None) if left is None else (left.slab, left.rows)
+            tally.deleted += 0 if left is None else left.deleted
+            if not slab.keys:
+                continue
             if is_tiled:
-                _merge(transaction, generation, slab, trailers, combine, runs.order, tally)
+                order = runs.order[whole.begin :]
+                _merge(transaction, generation, slab, trailers, combine, order if rows is None else order[rows], tally)
             else:
                 _upsert(transaction, generation, slab, trailers, tally)
         _put_marks(transaction, keys, commit)
         letters = [*commit.letters, *(refuse(row) for row in tally.overflowing)]
-        partitions = _put_checkpoints(transaction, keys, commit, known, letters, tally.superseded)
-        return StreamWrite(rows_written=tally.written, superseded=tally.superseded, partitions=partitions)
+        partitions = _put_checkpoints(transaction, keys, commit, known, letters, tally)
+        return StreamWrite(
+            rows_written=tally.written,
+            superseded=tally.superseded,
+            partitions=partitions,
+            deleted=tally.deleted,
+        )
 
     return generation.environment.transact(body)
 
@@ -148,7 +162,7 @@ def _merge(
     order: IntArray,
     tally: _Tally,
 ) -> None:
-    """Put the tiles that the slab's rows and the stored ones make together."""
+    """Put the tiles that the slab's rows and the stored ones make together; `order` has the given place of each row."""
     cursor, codec = transaction.cursor(), generation.values
     old, new = _stored(dict(cursor.getmulti(slab.keys)), generation, slab, trailers), slab.block
     old_slots, new_slots = old.owners * TILES_PER_CHUNK + old.leads, new.owners * TILES_PER_CHUNK + new.leads
@@ -171,7 +185,7 @@ def _merge(
         if wrong is None:
             break
         is_wrong = _marked(slots[starts[wrong]], room)[new_slots] & counts
-        tally.overflowing += tuple(order[slab.begin + np.flatnonzero(is_wrong)].tolist())
+        tally.overflowing += tuple(order[np.flatnonzero(is_wrong)].tolist())
         counts &= ~is_wrong
     merged = Block(*np.divmod(slots[starts], TILES_PER_CHUNK), np.zeros(len(starts), bool), columns, nulls)
     rewritten = merged.owners[np.flatnonzero(np.diff(merged.owners, prepend=-1))]
@@ -214,16 +228,20 @@ def _put_checkpoints(
     commit: StreamCommit,
     known: dict[str, StreamCheckpoint],
     letters: Sequence[DeadLetter],
-    superseded: int,
+    tally: _Tally,
 ) -> dict[str, StreamCheckpoint]:
     """Put the checkpoints with what only this transaction knows, the dead letters, and what the view has seen."""
     made = {}
+    superseded, deleted = tally.superseded, tally.deleted
     for partition, checkpoint in commit.partitions.items():
         before, own = known[partition], [letter for letter in letters if letter.partition == partition]
         made[partition] = replace(
-            checkpoint or before, superseded=before.superseded + superseded, refused=before.refused + len(own)
+            checkpoint or before,
+            superseded=before.superseded + superseded,
+            refused=before.refused + len(own),
+            deleted=before.deleted + deleted,
         )
-        superseded = 0  # rows of several partitions are combined; the first one answers for them
+        superseded = deleted = 0  # rows of several partitions are combined; the first one answers for them
         transaction.put(keys.checkpoint + partition.encode(), _encoded(made[partition], commit.epochs[partition]))
         for number, letter in enumerate(own, before.refused):
             value = msgpack.packb((letter.reason, letter.payload))

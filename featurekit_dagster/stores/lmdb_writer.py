@@ -21,6 +21,7 @@ from featurekit_dagster.errors import ConcurrentOnlineWrite, LeaseLost, OnlineLa
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, KeyCodec, chunk_suffix, chunks_of
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
+from featurekit_dagster.stores.lmdb_sieve import Sieve
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout, wins
 from featurekit_dagster.stores.packing import WORD_BYTES, Block, ValueCodec, lead_time
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
@@ -100,8 +101,8 @@ class _Pace:
 
 def write_records(
     generation: Generation, runs: RecordRuns, replace: Interval | None, epoch: int, *, keep_stream: bool = False
-) -> int:
-    """Write all records and return how many rows lost against what was stored.
+) -> tuple[int, int]:
+    """Write all records; return how many rows lost against what was stored, and how many are of deleted keys.
 
     Args:
         generation: What is written.
@@ -116,9 +117,10 @@ def write_records(
     """
     is_empty = generation.write_under(epoch, lambda transaction: open_generation(transaction, generation))
     trailers = {stored: trailer_of(full) for stored, full in runs.full_keys.items()}
-    pace, refused = _Pace(), 0
+    pace, refused, deleted = _Pace(), 0, 0
     for slab in runs.slabs():
-        body = _body(generation, slab, trailers, is_empty, replace, keep_stream)
+        body_of = partial(_body, generation, trailers, is_empty, replace, keep_stream)
+        body = _Sieved(Sieve(generation.layout, slab, runs.full_keys), body_of(slab), body_of)
         first_key, keys = 0, len(slab.key_starts)
         while first_key < keys:
             begin = slab.key_starts[first_key]
@@ -126,10 +128,11 @@ def write_records(
             end = slab.key_starts[last_key] if last_key < keys else len(slab.keys)
             batch = _Batch(begin, end, first_key, last_key)
             started = time.perf_counter()
-            refused += generation.write_under(epoch, partial(body, batch=batch))
+            lost, left_out = generation.write_under(epoch, partial(body, batch=batch))
+            refused, deleted = refused + lost, deleted + left_out
             pace.learn(end - begin, time.perf_counter() - started)
             first_key = last_key
-    return refused
+    return refused, deleted
 
 
 def trailer_of(full_key: bytes) -> bytes:
@@ -146,11 +149,11 @@ def full_key_of(value: bytes) -> bytes:
 
 def _body(
     generation: Generation,
-    slab: RecordSlab,
     trailers: dict[bytes, bytes],
     is_empty: bool,
     replace: Interval | None,
     keep_stream: bool,
+    slab: RecordSlab,
 ) -> _Body:
     """Return what puts a batch of the slab into a transaction; it may run more than once for the same batch."""
     # a stream writes at the same time, so nothing stays the first load
@@ -174,6 +177,23 @@ class _Body(Protocol):
     """Puts a batch into a transaction and returns how many of its rows lost."""
 
     def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> int: ...
+
+
+class _Sieved:
+    """Puts a batch without what the tombstones hide, and returns how many rows lost and how many were left out."""
+
+    def __init__(self, sieve: Sieve, whole: _Body, body_of: Callable[[RecordSlab], _Body]) -> None:
+        self._sieve, self._whole, self._body_of = sieve, whole, body_of
+
+    def __call__(self, transaction: lmdb.Transaction[bytes], batch: _Batch) -> tuple[int, int]:
+        left = self._sieve.sift(transaction, batch.first_key, batch.last_key)
+        if left is None:
+            return self._whole(transaction, batch), 0
+        slab = left.slab
+        if not slab.keys:
+            return 0, left.deleted
+        every = _Batch(0, len(slab.keys), 0, len(slab.base_keys))
+        return self._body_of(slab)(transaction, every), left.deleted
 
 
 class _Append:

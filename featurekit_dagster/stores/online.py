@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -24,6 +24,9 @@ from featurekit_dagster.stores.stream_state import (
     StreamProgress,
     StreamWrite,
 )
+
+if TYPE_CHECKING:
+    from featurekit_dagster.stores.tombstones import Tombstones
 
 ANCHOR_TIME = "_anchor_time"
 """Time column of tile records: the tile's start."""
@@ -85,10 +88,25 @@ class OnlineWrite:
     Args:
         rows_written: Tiles or rows that are now stored.
         rows_skipped: Given tiles or rows that lost against a newer one, of this write or stored before.
+        rows_deleted: Given tiles or rows that were refused, because their key was deleted after them.
     """
 
     rows_written: int
     rows_skipped: int
+    rows_deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineRemoval:
+    """What was removed of deleted keys.
+
+    Args:
+        keys: Keys of which something was removed.
+        rows: Tiles or rows that were.
+    """
+
+    keys: int
+    rows: int
 
 
 def wins(new: tuple[int, int], old: tuple[int, int]) -> bool:
@@ -292,6 +310,32 @@ class OnlineStore(Protocol):
 
     def drop_dead_letters(self, layout: OnlineLayout, partition: str, up_to: int) -> None:
         """Forget the dead letters of a source partition up to a number, inclusive."""
+        ...
+
+    def tombstones(self, workspace: str, view: str) -> Tombstones | None:
+        """Return the tombstones that the store checks writes of a view against; None before the first."""
+        ...
+
+    def set_tombstones(self, workspace: str, view: str, tombstones: Tombstones) -> None:
+        """Let these be the tombstones of all generations of a view, unless the store has those of a later version.
+
+        From the end of this call on `write` and `stream_write` leave out every record that they hide: of a key with a
+        tombstone, one whose time is before the cutoff. They are looked up in the transaction that writes the records,
+        so a write that is under way is judged by them, too. `drop` of everything forgets them and a new store has none:
+        whoever begins to write a view sets them first where their version differs.
+        """
+        ...
+
+    def remove_deleted(self, layout: OnlineLayout, keys: pa.Table | None) -> OnlineRemoval:
+        """Remove the stored records of a generation that the store's tombstones hide.
+
+        Of each key its records go at once. Together with `set_tombstones`, which comes first, no read finds them from
+        the end of this call on, so reads need no tombstones.
+
+        Args:
+            layout: Layout of the generation; one that was never written, or was with another layout, holds nothing.
+            keys: Columns of the join keys, others are ignored; None for every stored key, each of which is looked at.
+        """
         ...
 
     def generations(self, workspace: str, view: str) -> tuple[int, ...]:
