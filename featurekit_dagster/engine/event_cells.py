@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
+from featurekit_dagster.engine.columns import as_type
 from featurekit_dagster.engine.rollup import ANCHOR_TIME
 from featurekit_dagster.engine.sketches import hll_code
 from featurekit_dagster.engine.tiles import own_state, single_tiles
@@ -28,7 +29,7 @@ def event_cells(rows: pa.Table, *, keys: Sequence[str], timestamp: str, partials
         partials: What to build.
     """
     states = {own_state(partial): _cells(partial, rows[partial.column]) for partial in partials}
-    columns = {**{key: rows[key] for key in keys}, ANCHOR_TIME: rows[timestamp].cast(TIMESTAMP)}
+    columns = {**{key: rows[key] for key in keys}, ANCHOR_TIME: as_type(rows[timestamp], TIMESTAMP)}
     table = pa.table([*columns.values(), *states.values()], names=[*columns, *states])
     return single_tiles(table, len(keys), partials)
 
@@ -45,8 +46,8 @@ def _cells(partial: PartialColumn, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if kind.startswith("hll"):
         return _codes(column, partial.size)
     if kind in ("mean", "digest_means", "digest_weights"):
-        return column.cast(pa.float64())
-    return column.cast(arrow_type(partial.dtype))
+        return as_type(column, pa.float64())
+    return as_type(column, arrow_type(partial.dtype))
 
 
 def _codes(column: pa.ChunkedArray, precision: int) -> pa.ChunkedArray:

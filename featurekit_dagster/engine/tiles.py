@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.domain.schema import Int64
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
-from featurekit_dagster.engine.columns import present
+from featurekit_dagster.engine.columns import as_type, present
 from featurekit_dagster.engine.duck import literal, quoted
 from featurekit_dagster.engine.rollup import ANCHOR_TIME
 from featurekit_dagster.engine.rollup_lists import Lists, distinct_of
@@ -186,7 +186,7 @@ def _finished(table: pa.Table, keys: int, partials: Sequence[PartialColumn]) -> 
             if name not in sketches:
                 sketches[name] = _sketch(partial, Lists.of(found))
             found = sketches[name][partial.kind in ("hll_registers", "digest_weights")]
-        columns.append(found.cast(arrow_type(partial.dtype)))
+        columns.append(as_type(found, arrow_type(partial.dtype)))
     return pa.table(columns, names=[*table.column_names[: keys + 1], *(partial.name for partial in partials)])
 
 
@@ -248,9 +248,9 @@ def event_tile_pieces(
 def single_tiles(table: pa.Table, keys: int, partials: Sequence[PartialColumn]) -> pa.Table:
     """Return single events as tiles: the first `keys` columns, `_anchor_time` and the partial columns."""
     keyed = [
-        column.cast(TIMESTAMP) if pa.types.is_timestamp(column.type) else column for column in table.columns[:keys]
+        as_type(column, TIMESTAMP) if pa.types.is_timestamp(column.type) else column for column in table.columns[:keys]
     ]
-    columns = [*keyed, table.column(keys).cast(TIMESTAMP)]
+    columns = [*keyed, as_type(table.column(keys), TIMESTAMP)]
     sketches: dict[str, tuple[pa.ListArray, pa.ListArray]] = {}
     for partial in partials:
         name = own_state(partial)

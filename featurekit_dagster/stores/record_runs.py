@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import OnlineRecordsMismatch
 from featurekit_dagster.stores.key_codec import KeyCodec, chunk_suffixes
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
@@ -23,6 +25,9 @@ from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec, arrow
 
 # Small enough to stay in the processor's cache from packing to writing.
 _ROWS_PER_SLAB = 1 << 15
+# Below this a sort of Python's beats a dozen calls of Arrow and NumPy.
+_FEW_ROWS = 400
+_TIME = pa.timestamp("us", "UTC")
 # A contiguous Arrow string column must stay below 2 GiB; larger ones take 64-bit offsets, at the price of a copy.
 _SMALL_BYTES = 1 << 31
 
@@ -70,10 +75,13 @@ class RecordRuns:
         self._tile_us = layout.tile_us
         self._times = times if self._tile_us is None else times // self._tile_us
         self.given_rows = len(times)
-        self._starts = np.flatnonzero(_key_changes(self._keys, len(times)))
         self.order = np.arange(len(times))
-        if not self._encode_runs():
-            self._sort()
+        if len(times) <= _FEW_ROWS:
+            self._sort_few()
+        else:
+            self._starts = np.flatnonzero(_key_changes(self._keys, len(times)))
+            if not self._encode_runs():
+                self._sort()
         if not from_stream or self._tile_us is None:
             self._drop_superseded()
 
@@ -86,6 +94,19 @@ class RecordRuns:
     def full_keys(self) -> dict[bytes, bytes]:
         """Whole encoded key of every stored key that is hashed."""
         return self._full_keys
+
+    def _sort_few(self) -> None:
+        """Do what `_encode_runs` and `_sort` do, without what they pay whatever the number of rows."""
+        encoded, self._full_keys = self._key_codec.encode_columns(self._keys)
+        marked = list(zip(encoded, self._times.tolist(), strict=True))
+        order = sorted(range(len(marked)), key=marked.__getitem__)
+        ascending = [encoded[row] for row in order]
+        starts = [at for at, key in enumerate(ascending) if not at or key != ascending[at - 1]]
+        self._starts, self._base_keys = np.array(starts, np.int64), [ascending[at] for at in starts]
+        rows = np.array(order, np.int64)
+        if (rows != self.order).any():
+            self.order, self._times, taken = rows, self._times[rows], pa.array(rows)
+            self._columns = [column.take(taken) for column in self._columns]
 
     def _encode_runs(self) -> bool:
         """Encode one key per run of equal keys; tell whether runs and the times in each are in store order already."""
@@ -159,7 +180,8 @@ class RecordRuns:
             block = self._block(begin, end, np.arange(len(times)), times)
             return RecordSlab(base_keys, block, list(range(len(base_keys))), base_keys, begin)
         chunks = times // TILES_PER_CHUNK
-        changes = np.diff(chunks, prepend=chunks[0] - 1) != 0
+        changes = np.empty(len(chunks), bool)
+        np.not_equal(chunks[1:], chunks[:-1], out=changes[1:])
         changes[key_starts] = True
         starts = np.flatnonzero(changes)
         block = self._block(begin, end, np.cumsum(changes) - 1, times - chunks * TILES_PER_CHUNK)
@@ -181,8 +203,8 @@ def _ascends(keys: list[bytes]) -> bool:
 
 def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], IntArray, list[pa.Array]]:
     """Return key columns, times in microseconds and value columns, contiguous and of the layout's types."""
-    wanted = {field.name: arrow_type(field.dtype) for field in (*layout.key_fields, *layout.value_fields)}
-    wanted[layout.time_column] = pa.timestamp("us", "UTC")
+    wanted = _types_of(layout.key_fields, layout.value_fields)
+    wanted = {**wanted, layout.time_column: _TIME}
     faults, columns = [], {}
     for name, dtype in wanted.items():
         if name not in records.column_names and name in layout.dropped:
@@ -209,6 +231,11 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
     return keys, _microseconds(columns[layout.time_column]), [columns[field.name] for field in layout.value_fields]
 
 
+@lru_cache(maxsize=256)
+def _types_of(key_fields: tuple[Field, ...], value_fields: tuple[Field, ...]) -> dict[str, pa.DataType]:
+    return {field.name: arrow_type(field.dtype) for field in (*key_fields, *value_fields)}
+
+
 def _nothing(dtype: pa.DataType, rows: int) -> pa.Array:
     """Return a column for what is declared no more: NULLs, or empty lists, as lists are never NULL in a tile."""
     is_list = pa.types.is_list(dtype) or pa.types.is_large_list(dtype)
@@ -218,7 +245,8 @@ def _nothing(dtype: pa.DataType, rows: int) -> pa.Array:
 def _contiguous(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
     if pa.types.is_string(column.type) and pa.types.is_large_string(dtype) and column.nbytes < _SMALL_BYTES:
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    column = column.cast(dtype)
+    if column.type != dtype:
+        column = column.cast(dtype)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_dagster.domain.schema import Field, String, Timestamp
+from featurekit_dagster.intervals import to_us
 from featurekit_dagster.streams.event_types import (
     TIMESTAMP,
     arrow_type,
@@ -30,6 +31,7 @@ from featurekit_dagster.streams.event_types import (
 )
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST_US = to_us(EARLIEST)
 _LONGEST_NAME = 100
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -118,6 +120,8 @@ class _EventFormat:
     def __init__(self, fields: tuple[Field, ...], never_null: frozenset[str], *, allow_unknown: bool) -> None:
         self._fields, self._allow_unknown = fields, allow_unknown
         self._schema = pa.schema([(field.name, arrow_type(field.dtype)) for field in fields])
+        self._nothing = self._schema.empty_table()
+        self._getters = [attrgetter(f"c{place}") for place in range(len(fields))]
         self._is_flat = not any(field.dtype.is_nested for field in fields)
         struct = event_struct(fields, never_null, allow_unknown=allow_unknown)
         self._events = msgspec.json.Decoder(struct, dec_hook=member_time)
@@ -135,7 +139,7 @@ class _EventFormat:
         """Decode payloads; see `decode`."""
         accepted: list[int] = []
         refused: list[Refusal] = []
-        pieces = [self._schema.empty_table()]
+        pieces: list[pa.Table] = []
         waiting = [(0, len(payloads))]
         while waiting:
             start, end = waiting.pop()
@@ -151,7 +155,7 @@ class _EventFormat:
             else:
                 accepted.append(start)
                 pieces.append(self._rows([self._events.decode(payloads[start])])[0])
-        rows = pa.concat_tables(pieces).combine_chunks()
+        rows = pieces[0] if len(pieces) == 1 else pa.concat_tables([self._nothing, *pieces]).combine_chunks()
         if time_field is None:
             return Decoded(rows, accepted, refused)
         return _with_times_in(rows, accepted, refused, time_field, latest)
@@ -177,8 +181,8 @@ class _EventFormat:
     def _rows(self, events: list[Any]) -> tuple[pa.Table | None, list[pa.Array]]:
         """Return events as rows, None if a text is no time; and all texts."""
         columns, texts = [], []
-        for place, field in enumerate(self._fields):
-            values = list(map(attrgetter(f"c{place}"), events))
+        for get, field in zip(self._getters, self._fields, strict=True):
+            values = list(map(get, events))
             column = column_of(values, String if field.dtype == Timestamp else field.dtype)
             if field.dtype in (String, Timestamp):
                 texts.append(column)
@@ -273,11 +277,15 @@ def _with_times_in(
 ) -> Decoded:
     """Refuse rows with event times outside [1970-01-01, latest]."""
     times = rows[time_field]
+    span = pc.min_max(times)
+    is_in = span["min"].value is None or (
+        span["min"].value >= _EARLIEST_US and (latest is None or span["max"].value <= to_us(latest))
+    )
+    if is_in:
+        return Decoded(rows, accepted, refused)
     is_early = pc.less(times, pa.scalar(EARLIEST, TIMESTAMP))
     is_late = pc.greater(times, pa.scalar(latest, TIMESTAMP)) if latest is not None else pc.is_null(times)
     wrong = pc.or_(is_early, is_late)
-    if not pc.any(wrong).as_py():
-        return Decoded(rows, accepted, refused)
     early, late = is_early.to_pylist(), is_late.to_pylist()
     absurd = [
         Refusal(accepted[row], time_field, TOO_EARLY if early[row] else TOO_LATE)

@@ -137,14 +137,16 @@ def parse_times(column: pa.Array) -> pa.Array | None:
     times = _cast_times(column)
     if times is None:
         return None
-    span = pc.min_max(times.cast(pa.int64())).as_py()  # an offset can lead out of the years that Python knows
-    return times if span["min"] is None or (span["min"] >= _FIRST_US and span["max"] <= _LAST_US) else None
+    span = pc.min_max(times)
+    first, last = span["min"].value, span["max"].value  # an offset can lead out of the years that Python knows
+    return times if first is None or (first >= _FIRST_US and last <= _LAST_US) else None
 
 
 def _cast_times(column: pa.Array) -> pa.Array | None:
     for dtype in (TIMESTAMP, _NAIVE):
         try:
-            return column.cast(dtype).cast(TIMESTAMP)
+            times = column.cast(dtype)
+            return times if dtype is TIMESTAMP else times.cast(TIMESTAMP)
         except pa.ArrowInvalid:
             continue
     has_offset = pc.match_substring_regex(column, r"(Z|[+-]\d\d(:?\d\d)?)$")
