@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from featurekit_dagster.domain.aggregation import (
@@ -236,22 +237,22 @@ class FeatureView:
             return tuple([] for _ in self.features)
         return tuple(f.default for f in self.aggregates) or (None,) * len(self.attributes)
 
-    @property
+    @cached_property
     def key_names(self) -> tuple[str, ...]:
         """Names of the join keys."""
         return tuple(key.name for key in self.join_keys)
 
-    @property
+    @cached_property
     def tile_keys(self) -> tuple[str, ...]:
         """What a stored tile or event is of: the join keys, and the secondary key if there is one."""
         return self.key_names if self.secondary_key is None else (*self.key_names, self.secondary_key.name)
 
-    @property
+    @cached_property
     def partials(self) -> tuple[PartialColumn, ...]:
         """Partial columns of a stored tile; empty for views without aggregates."""
         return partial_columns(self.aggregates)
 
-    @property
+    @cached_property
     def online_partials(self) -> tuple[PartialColumn, ...]:
         """Columns of a tile in the online store: `partials`, and the times of values where a stream adds to tiles."""
         partials = self.partials
