@@ -114,7 +114,7 @@ class WorkspaceStores:
         pins = {**self.pins, view.name: generation}
         return self._with(pins, self.versions)
 
-    def as_of(self, versions: Mapping[str, OfflineVersion]) -> WorkspaceStores:
+    def at_versions(self, versions: Mapping[str, OfflineVersion]) -> WorkspaceStores:
         """Return the same stores for reads that see offline tables as they were, whatever is written meanwhile.
 
         Args:
@@ -124,7 +124,7 @@ class WorkspaceStores:
         return self._with({**self.pins, **pins}, {**self.versions, **versions})
 
     def offline_version(self, view: FeatureView) -> OfflineVersion:
-        """Return what the offline table of a view is now, for `as_of`; what it covers is in its version."""
+        """Return what the offline table of a view is now, for `at_versions`; what it covers is in its version."""
         generation = self.generation(view)
         coverage = self.coverage(view, OFFLINE)
         version = self.offline.version(view.name, generation) if self.offline.exists(view.name, generation) else None
@@ -133,6 +133,11 @@ class WorkspaceStores:
     def _with(self, pins: Mapping[str, int], versions: Mapping[str, OfflineVersion]) -> WorkspaceStores:
         origin = self.origin or self
         return WorkspaceStores(self.workspace, self.home, self.lake, self.clock, pins, origin, versions=versions)
+
+    def standing_at(self, time: datetime) -> WorkspaceStores:
+        """Return the same stores for a reader to whom it is always one time, given as aware UTC."""
+        origin = self.origin or self
+        return WorkspaceStores(self.workspace, self.home, self.lake, lambda: time, self.pins, origin)
 
     def queue(
         self,
