@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Transaction = lmdb.Transaction[bytes]
 
 _SIGN = 1 << 63
+_NAMES = tuple(each.name for each in fields(StreamCheckpoint))
 _TIME = struct.Struct(">Q")
 _NUMBER = struct.Struct(">Q")
 # Marks forgotten per commit: more than come in, so that they do not pile up, and few enough for one transaction.
@@ -164,7 +165,12 @@ def _merge(
 ) -> None:
     """Put the tiles that the slab's rows and the stored ones make together; `order` has the given place of each row."""
     cursor, codec = transaction.cursor(), generation.values
-    old, new = _stored(dict(cursor.getmulti(slab.keys)), generation, slab, trailers), slab.block
+    stored, new = dict(cursor.getmulti(slab.keys)), slab.block
+    if not stored and len(slab.keys) == len(new.owners):  # each row is a tile that nobody has: nothing to combine
+        cursor.putmulti(zip(slab.keys, with_trailers(slab.keys, codec.pack(new), trailers), strict=True))
+        tally.written += len(new.owners)
+        return
+    old = _stored(stored, generation, slab, trailers)
     old_slots, new_slots = old.owners * TILES_PER_CHUNK + old.leads, new.owners * TILES_PER_CHUNK + new.leads
     room = len(slab.keys) * TILES_PER_CHUNK
     counts = ~_marked(old_slots[old.from_batch], room)[new_slots]
@@ -330,11 +336,11 @@ def decode_progress(raw: bytes | None) -> StreamProgress:
 
 
 def _encoded(checkpoint: StreamCheckpoint, epoch: int) -> bytes:
-    packed: bytes = msgpack.packb({**asdict(checkpoint), "epoch": epoch})
+    packed: bytes = msgpack.packb({**{name: getattr(checkpoint, name) for name in _NAMES}, "epoch": epoch})
     return packed
 
 
 def _decoded(raw: bytes) -> tuple[StreamCheckpoint, int]:
     values: dict[str, Any] = msgpack.unpackb(raw)
-    known = {each.name: values[each.name] for each in fields(StreamCheckpoint) if each.name in values}
+    known = {name: values[name] for name in _NAMES if name in values}
     return StreamCheckpoint(**known), values["epoch"]
