@@ -24,7 +24,8 @@ from stream_events import RawLoop, events, make_workspace
 from stream_latency import latency_cases, run_child, soak
 
 from featurekit_dagster import StreamProcessingMode, Workspace
-from featurekit_dagster.execution.stream import COMMIT_EVERY, StreamReport, run_stream_loop
+from featurekit_dagster.execution.stream import COMMIT_EVERY, run_stream_loop
+from featurekit_dagster.execution.stream_follower import StreamReport
 from featurekit_dagster.streams.push_log import PushLog, PushLogReader
 
 TARGET = 4.0

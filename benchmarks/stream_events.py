@@ -31,7 +31,7 @@ from featurekit_dagster import (
     pandas_batch_config,
     stream_feature_view,
 )
-from featurekit_dagster.execution.stream import MOST_EVENTS
+from featurekit_dagster.execution.stream_follower import MOST_EVENTS
 from featurekit_dagster.intervals import EPOCH
 from featurekit_dagster.streams.reading import StreamReader
 

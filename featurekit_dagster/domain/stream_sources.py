@@ -18,6 +18,8 @@ from featurekit_dagster.domain.windows import size_fault
 from featurekit_dagster.domain.wording import described, text_fault
 
 STREAM_POSITIONS = ("latest", "trim_horizon")
+MOST_RUNS = 64
+"""Runs that follow one stream of one view, at most; each is a process that holds a place of Dagster's queue."""
 _PROCESSOR_MODES = ("python", "pandas")
 
 
@@ -99,13 +101,16 @@ class KafkaConfig(_ReadStream):
     Args:
         kafka_bootstrap_servers: Brokers, as `host:port,host:port`.
         topics: Topics, as `topic,topic`.
+        parallelism: How many runs share the partitions between them, for each view that follows the stream.
     """
 
     kafka_bootstrap_servers: str
     topics: str
+    parallelism: int = 1
 
     def __post_init__(self) -> None:
         faults = required_text_faults("kafka_bootstrap_servers", self.kafka_bootstrap_servers, "brokers (host:port)")
+        faults += _parallelism_faults(self.parallelism)
         self._raise_faults("KafkaConfig", [*faults, *required_text_faults("topics", self.topics, "a topic")])
 
 
@@ -116,13 +121,16 @@ class KinesisConfig(_ReadStream):
     Args:
         stream_name: Name of the stream.
         region: Its AWS region, such as `us-west-2`.
+        parallelism: How many runs share the shards between them, for each view that follows the stream.
     """
 
     stream_name: str
     region: str
+    parallelism: int = 1
 
     def __post_init__(self) -> None:
         faults = required_text_faults("stream_name", self.stream_name, "the name of the stream")
+        faults += _parallelism_faults(self.parallelism)
         self._raise_faults("KinesisConfig", [*faults, *required_text_faults("region", self.region, "an AWS region")])
 
 
@@ -209,6 +217,12 @@ class StreamSource:
         """Whether events are sent to the ingest service instead of read."""
         return isinstance(self.stream_config, PushConfig)
 
+    @property
+    def parallelism(self) -> int:
+        """How many runs follow the stream together, for each view."""
+        config = self.stream_config
+        return config.parallelism if isinstance(config, KafkaConfig | KinesisConfig) else 1
+
     def select_range(self, start_time: Bound, end_time: Bound) -> StreamRange:
         """Return this source with its batch side cut to `[start_time, end_time)`.
 
@@ -252,6 +266,13 @@ def _delay_faults(delay: object) -> list[str]:
         return [f"{name} {delay} is negative; give zero or more"]
     fault = size_fault(name, delay)
     return [fault] if fault else []
+
+
+def _parallelism_faults(parallelism: object) -> list[str]:
+    is_number = isinstance(parallelism, int) and not isinstance(parallelism, bool)
+    if is_number and 1 <= parallelism <= MOST_RUNS:  # type: ignore[operator]
+        return []
+    return [f"parallelism is {described(parallelism)}; give a whole number from 1 to {MOST_RUNS}"]
 
 
 def _deduplication_faults(columns: object) -> list[str]:

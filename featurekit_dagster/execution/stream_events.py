@@ -17,7 +17,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
 from featurekit_dagster.engine.arrow import arrow_schema
-from featurekit_dagster.engine.columns import microseconds
+from featurekit_dagster.engine.columns import microseconds, rows_where
 from featurekit_dagster.engine.stream_rows import batch_side_fields, transform_events
 from featurekit_dagster.errors import (
     FeatureKitError,
@@ -94,13 +94,17 @@ class EventProcessor:
         if isinstance(config, PushConfig) and config.input_schema:
             self._input = tuple(config.input_schema)
         self._deduplication = Deduplication(tuple(config.deduplication_columns))
-
-    @property
-    def no_rows(self) -> pa.Table:
+        self.no_rows = arrow_schema(view.columns).empty_table()
         """What the transformation makes of no events."""
-        return arrow_schema(self._view.columns).empty_table()
 
-    def process(self, batches: Sequence[StreamBatch], watermark: Watermark, now: datetime, seen: Seen) -> PolledEvents:
+    def process(
+        self,
+        batches: Sequence[StreamBatch],
+        watermark: Watermark,
+        now: datetime,
+        seen: Seen,
+        forgotten_us: int | None = None,
+    ) -> PolledEvents:
         """Return what counts of the batches, which may be several of one source partition.
 
         Args:
@@ -108,6 +112,7 @@ class EventProcessor:
             watermark: As of before them.
             now: The time.
             seen: Tells which marks are remembered.
+            forgotten_us: Up to when marks were forgotten; events up to then are late, as they may have come before.
         """
         payloads = [payload for batch in batches for payload in batch.payloads]
         owners = [batch.partition for batch in batches for _ in batch.payloads]
@@ -117,10 +122,10 @@ class EventProcessor:
         owner_codes = np.repeat(np.array([names.index(batch.partition) for batch in batches], np.int64), sizes)
         counts, codes = _counts(names, owner_codes), owner_codes[places]
         times = self._times(rows)
-        droppable = watermark.at(to_us(now))
+        droppable = max((us for us in (watermark.at(to_us(now)), forgotten_us) if us is not None), default=None)
         is_late = np.zeros(rows.num_rows, bool) if times is None or droppable is None else times <= droppable
         is_new, marks = self._new(rows, times, ~is_late, seen)
-        made, unfit = self._transformed(rows.filter(pa.array(is_new)), np.flatnonzero(is_new))
+        made, unfit = self._transformed(rows_where(rows, is_new), np.flatnonzero(is_new))
         letters += [_letter(owners[places[at]], reason, payloads[places[at]]) for at, reason in unfit]
         newest = {name: _newest(times, codes == code) for code, name in enumerate(names)}
         if times is None:
@@ -204,7 +209,7 @@ class EventProcessor:
                 else:
                     middle = (start + end) // 2
                     waiting += [(middle, end), (start, middle)]
-        return pa.concat_tables([self.no_rows, *made]), unfit
+        return made[0] if len(made) == 1 else pa.concat_tables([self.no_rows, *made]), unfit
 
 
 def _fields(view: FeatureView, source: StreamSource) -> tuple[Field, ...]:

@@ -18,7 +18,8 @@ from sqlalchemy.exc import OperationalError
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import FeatureKitError, JobStateError, safe_reason
-from featurekit_dagster.execution.stream import StreamReport, run_stream_loop
+from featurekit_dagster.execution.stream import run_stream_loop
+from featurekit_dagster.execution.stream_follower import StreamReport
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.orchestration.checks import check_fresh
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key

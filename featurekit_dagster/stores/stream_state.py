@@ -34,7 +34,8 @@ class StreamCheckpoint:
         duplicates: Those that were dropped because they had come before.
         superseded: Rows that a batch job had written already.
         refused: Those that became dead letters.
-        is_idle: Whether it brought nothing for long and had nothing left to be read, so that it holds nobody back.
+        idle_us: When it was last found to have brought nothing for long and to have nothing left to be read; None
+            while it has.
     """
 
     position: str | None = None
@@ -45,7 +46,7 @@ class StreamCheckpoint:
     superseded: int = 0
     refused: int = 0
     deleted: int = 0
-    is_idle: bool = False
+    idle_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from featurekit_dagster.domain.stream_sources import KafkaConfig
 from featurekit_dagster.errors import StreamPositionLost, StreamUnavailable
@@ -22,6 +23,7 @@ from featurekit_dagster.streams.reading import OLDEST, PartitionLag, StreamBatch
 _log = logging.getLogger("featurekit.kafka")
 _ANSWER_SECONDS = 30.0
 _PROBE_SECONDS = 5.0
+_RETENTION = "retention.ms"
 _QUEUED_KILOBYTES = 16 * 1024
 _DEFAULTS: Mapping[str, str | int] = {"queued.max.messages.kbytes": _QUEUED_KILOBYTES}
 _OURS: Mapping[str, str | int | bool] = {
@@ -114,6 +116,22 @@ class KafkaReader:
             end = known[1] if known is not None and known[1] >= offset else self._ends(partition)[1]
             lags.append(PartitionLag(partition, max(end - offset, 0)))
         return tuple(lags)
+
+    def parents(self) -> Mapping[str, Collection[str]]:
+        """Return nothing: a partition of Kafka never ends."""
+        return {}
+
+    def retention(self) -> timedelta | None:
+        """Return the shortest `retention.ms` of the topics; None where they keep all, or we may not ask."""
+        settings: dict[str, Any] = {**self._config.options, "bootstrap.servers": self._config.kafka_bootstrap_servers}
+        asked = [ConfigResource(ResourceType.TOPIC, topic) for topic in self._topics]
+        try:
+            answers = AdminClient(settings, logger=_log).describe_configs(asked, request_timeout=_PROBE_SECONDS)
+            facts = [answer.result(_ANSWER_SECONDS).get(_RETENTION) for answer in answers.values()]
+        except (KafkaException, TimeoutError):
+            return None
+        kept = [int(fact.value) for fact in facts if fact is not None and fact.value is not None]
+        return min((timedelta(milliseconds=ms) for ms in kept if ms >= 0), default=None)
 
     def close(self) -> None:
         """Leave the brokers."""

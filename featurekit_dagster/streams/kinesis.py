@@ -10,7 +10,7 @@ A position is `after SEQUENCE`, `from TIME` before the first record of a first r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,9 +20,8 @@ import botocore.exceptions
 from featurekit_dagster.domain.stream_sources import KinesisConfig
 from featurekit_dagster.errors import StreamPositionLost, StreamUnavailable
 from featurekit_dagster.streams.patience import Patience
-from featurekit_dagster.streams.reading import OLDEST, PartitionLag, StreamBatch
+from featurekit_dagster.streams.reading import ENDED, OLDEST, PartitionLag, StreamBatch
 
-ENDED = "ended"
 _MOST_RECORDS = 10_000
 _RETRY_SECONDS = 0.5
 _TURN_SECONDS = 0.21
@@ -117,6 +116,18 @@ class KinesisReader:
             PartitionLag(shard, 0 if position == ENDED else None, self._behind.get(shard))
             for shard, position in self._positions.items()
         )
+
+    def parents(self) -> Mapping[str, Collection[str]]:
+        """Return the shards that each shard was split or merged from."""
+        return self._parents
+
+    def retention(self) -> timedelta | None:
+        """Return the stream's retention period; None where we may not ask."""
+        try:
+            answer = self._client.describe_stream_summary(StreamName=self._config.stream_name)
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+            return None
+        return timedelta(hours=answer["StreamDescriptionSummary"]["RetentionPeriodHours"])
 
     def close(self) -> None:
         """Close the connections."""

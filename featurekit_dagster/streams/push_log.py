@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -309,6 +309,14 @@ class PushLogReader:
         if self._next is None:
             return ()
         return (PartitionLag(ONLY_PARTITION, self._log.newest() - self._next),)
+
+    def parents(self) -> Mapping[str, Collection[str]]:
+        """Return nothing: there is one partition."""
+        return {}
+
+    def retention(self) -> timedelta | None:
+        """Return nothing: what is not drained yet stays, and a drain keeps two schedules of the views' batch jobs."""
+        return None
 
     def close(self) -> None:
         """Close the log."""

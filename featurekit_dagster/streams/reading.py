@@ -6,7 +6,7 @@ was made of it, and hands it back through `seek`. The readers are in the modules
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -14,6 +14,8 @@ from typing import Protocol
 ONLY_PARTITION = "0"
 OLDEST = "oldest"
 """A position that every reader takes: the oldest event that the partition keeps."""
+ENDED = "ended"
+"""The position of a partition that was read to its end and to which nothing more will come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,15 @@ class StreamReader(Protocol):
 
     def lag(self) -> tuple[PartitionLag, ...]:
         """Return for each assigned partition how much is still to be polled."""
+
+    def parents(self) -> Mapping[str, Collection[str]]:
+        """Return which partitions took over from others, and from which; as `partitions` found them last.
+
+        Of assigned ones the reader itself begins none before its parents have ended.
+        """
+
+    def retention(self) -> timedelta | None:
+        """Return how long the stream keeps its events; None where it does not say, or keeps them all."""
 
     def close(self) -> None:
         """Let go of connections and files."""

@@ -7,7 +7,7 @@ after a slash, how many entries were added up to it, which tells the lag and whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -107,6 +107,14 @@ class RedisReader:
         facts = self._facts()
         is_counted = facts["added"] is not None and self._count is not None
         return (PartitionLag(ONLY_PARTITION, max(facts["added"] - self._count, 0) if is_counted else None),)
+
+    def parents(self) -> Mapping[str, Collection[str]]:
+        """Return nothing: there is one partition."""
+        return {}
+
+    def retention(self) -> timedelta | None:
+        """Return nothing: a Redis stream keeps so many entries, or all, whatever their age."""
+        return None
 
     def close(self) -> None:
         """Close the connections."""

@@ -73,6 +73,15 @@ class Watermark:
         times = [us for us in newest if us is not None]
         return min(times) - self.delay_us if times and len(times) == len(newest) else None
 
+    def idle(self, now_us: int) -> frozenset[str]:
+        """Return the partitions that hold nobody back."""
+        return frozenset(name for name, known in self.partitions.items() if now_us - known.active_us >= IDLE_US)
+
+    def joined(self, newest: Mapping[str, int | None], now_us: int) -> Watermark:
+        """Return the watermark with further partitions assigned, with the newest event of each so far."""
+        more = {name: PartitionTime(us, now_us) for name, us in newest.items()}
+        return replace(self, partitions={**self.partitions, **more})
+
     @property
     def newest_us(self) -> int | None:
         """Time of the newest event of all partitions."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from featurekit_dagster import FeatureView, Workspace
 from featurekit_dagster.execution.materialize import run_tasks
-from featurekit_dagster.execution.stream import StreamFollower
+from featurekit_dagster.execution.stream_follower import StreamFollower
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.planner import split_tasks
 from featurekit_dagster.serving.vector import UNKNOWN

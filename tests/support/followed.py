@@ -11,7 +11,7 @@ import polars as pl
 
 from featurekit_dagster import FeatureView, PushConfig, StreamSource, Workspace
 from featurekit_dagster.execution.materialize import run_tasks
-from featurekit_dagster.execution.stream import StreamFollower, StreamReport
+from featurekit_dagster.execution.stream_follower import StreamFollower, StreamReport
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.planner import split_tasks
 from tests.support.clock import Clock

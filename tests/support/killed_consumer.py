@@ -30,7 +30,8 @@ from featurekit_dagster import (
     Workspace,
     stream_feature_view,
 )
-from featurekit_dagster.execution.stream import StreamReport, run_stream_loop
+from featurekit_dagster.execution.stream import run_stream_loop
+from featurekit_dagster.execution.stream_follower import StreamReport
 from featurekit_dagster.streams.push_log import PushLogReader, push_log_path
 from tests.support.stream_lists import document
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from featurekit_dagster.streams.reading import PartitionLag, StreamBatch
+from featurekit_dagster.streams.reading import OLDEST, PartitionLag, StreamBatch
 
 
 class ListReader:
@@ -25,7 +25,8 @@ class ListReader:
         return tuple(sorted(self.payloads))
 
     def seek(self, positions: Mapping[str, str | None]) -> None:
-        self._next = {name: int(position or 0) for name, position in positions.items()}
+        starts = (None, OLDEST)
+        self._next = {name: 0 if position in starts else int(position or 0) for name, position in positions.items()}
 
     def poll(self, most: int, timeout: timedelta) -> list[StreamBatch]:
         found = []
@@ -42,6 +43,12 @@ class ListReader:
 
     def lag(self) -> tuple[PartitionLag, ...]:
         return tuple(PartitionLag(name, len(self.payloads[name]) - at) for name, at in self._next.items())
+
+    def parents(self) -> Mapping[str, Collection[str]]:
+        return {}
+
+    def retention(self) -> timedelta | None:
+        return None
 
     def close(self) -> None:
         self._next = {}

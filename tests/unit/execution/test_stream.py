@@ -23,7 +23,8 @@ from featurekit_dagster import (
 )
 from featurekit_dagster.errors import LeaseHeld, LeaseLost
 from featurekit_dagster.execution.materialize import run_tasks
-from featurekit_dagster.execution.stream import StreamFollower, run_stream_loop
+from featurekit_dagster.execution.stream import run_stream_loop
+from featurekit_dagster.execution.stream_follower import StreamFollower
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.materializations import covered_everywhere
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN
