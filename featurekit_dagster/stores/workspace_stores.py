@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from featurekit_dagster.stores.datasets import Datasets
     from featurekit_dagster.stores.dead_letters import DeadLetters
     from featurekit_dagster.stores.ledger import Ledger
     from featurekit_dagster.stores.ledger_records import JobRecord
@@ -109,6 +110,13 @@ class WorkspaceStores:
 
         return LmdbOnlineStore(self.home / "online")
 
+    @cached_property
+    def datasets(self) -> Datasets:
+        """The datasets that were made of feature values."""
+        from featurekit_dagster.stores.datasets import Datasets
+
+        return Datasets(f"{self.lake.rstrip('/')}/{self.workspace}")
+
     def pinned(self, view: FeatureView, generation: int) -> WorkspaceStores:
         """Return the same stores for a writer of one generation of a view, whatever is read meanwhile."""
         pins = {**self.pins, view.name: generation}
@@ -136,8 +144,7 @@ class WorkspaceStores:
 
     def standing_at(self, time: datetime) -> WorkspaceStores:
         """Return the same stores for a reader to whom it is always one time, given as aware UTC."""
-        origin = self.origin or self
-        return WorkspaceStores(self.workspace, self.home, self.lake, lambda: time, self.pins, origin)
+        return replace(self, clock=lambda: time, origin=self.origin or self)
 
     def queue(
         self,
