@@ -118,7 +118,7 @@ def _given(view: StoredView, keys: pa.Table) -> tuple[list[bytes], Mapping[bytes
     names = [field.name for field in view.layout.key_fields]
     distinct = keys.select(names).group_by(names).aggregate([])
     columns = [distinct[field.name].cast(arrow_type(field.dtype)) for field in view.layout.key_fields]
-    return view.keys.encode_columns([pa.concat_arrays(column.chunks) for column in columns])
+    return view.keys.encode_columns([column.combine_chunks() for column in columns])
 
 
 def _all_hidden(view: StoredView, transaction: Transaction, salt: bytes) -> tuple[list[bytes], Mapping[bytes, bytes]]:
