@@ -92,6 +92,12 @@ from featurekit_dagster.errors.streams import (
     StreamUnavailable,
 )
 from featurekit_dagster.errors.tables import IngestNotRetried, NotAFeatureTable, RowsRefused
+from featurekit_dagster.errors.verification import (
+    EventsNotUsable,
+    IntegrationTestFailed,
+    StoresDiffer,
+    UnsettledView,
+)
 
 __all__ = [
     "AggregationOverflow",
@@ -107,10 +113,12 @@ __all__ = [
     "DeclarationError",
     "DeletionNotRetried",
     "DuplicateEvents",
+    "EventsNotUsable",
     "EventsRefused",
     "FeatureKitError",
     "IngestError",
     "IngestNotRetried",
+    "IntegrationTestFailed",
     "IntervalNotComplete",
     "InvalidMemoryBudget",
     "JobFailedException",
@@ -152,6 +160,7 @@ __all__ = [
     "SpineError",
     "StoreError",
     "StoredSchemaMismatch",
+    "StoresDiffer",
     "StreamError",
     "StreamExtraMissing",
     "StreamFollowed",
@@ -162,6 +171,7 @@ __all__ = [
     "TileOverflow",
     "TooManyPartitions",
     "TransformError",
+    "UnsettledView",
     "UnstorableColumns",
     "Unsupported",
     "UnsupportedKeyType",
