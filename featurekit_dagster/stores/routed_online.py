@@ -63,9 +63,7 @@ class RoutedOnlineStore:
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker (see `OnlineStore.write`)."""
         store = self.store_of(layout.view)
-        return store.write(
-            layout, records, covered=covered, epoch=epoch, replace=replace, keep_stream=keep_stream
-        )
+        return store.write(layout, records, covered=covered, epoch=epoch, replace=replace, keep_stream=keep_stream)
 
     def snapshot(self, layout: OnlineLayout) -> AbstractContextManager[OnlineSnapshot]:
         """Return a context that gives coverage and records of one moment."""
