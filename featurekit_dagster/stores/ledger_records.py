@@ -74,7 +74,8 @@ class JobRecord:
         stats: Counts of what was done (`rows_offline`, `rows_online`, ...).
         max_attempts: How often it may be tried; 1 is no retry.
         attempts_used: How often it was tried since the last manual retry.
-        batch: Name of the jobs that one run is to carry; None for a job that was started as it was made.
+        batch: Name of the jobs that one run is to carry; None for a job that was started as it was made. Of a STREAM
+            job its `stream_group` as text, unless it is the only one.
         code_version: Fingerprint of the declaration that it is for; None where nobody has said.
         request: Of a chore, which claims no range: what was asked for; None of any other job.
 
@@ -108,6 +109,12 @@ class JobRecord:
     def claims(self) -> bool:
         """Whether the job's range is its own while it waits and is tried."""
         return self.request is None and self.kind not in CLAIM_NOTHING
+
+    @property
+    def stream_group(self) -> tuple[int, int]:
+        """Of a STREAM job: which of the groups of source partitions it follows, from 0 on, and how many there are."""
+        group, _, groups = (self.batch or "0/1").partition("/")
+        return int(group), int(groups)
 
     @property
     def stores(self) -> tuple[str, ...]:

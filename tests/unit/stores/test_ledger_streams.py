@@ -15,6 +15,7 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.job_state import FOLLOWED
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import JobRecord
+from featurekit_dagster.stores.ledger_streams import newest_of_groups
 from tests.conftest import ROOT
 from tests.support.clock import Clock
 
@@ -42,8 +43,9 @@ def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
     opened.close()
 
 
-def follow(ledger: Ledger, run_id: str = "run", code: str = "a", generation: int = 1) -> JobRecord:
-    return ledger.follow_stream(workspace="w", view="v", generation=generation, run_id=run_id, code_version=code)
+def follow(ledger: Ledger, run_id: str = "run", code: str = "a", generation: int = 1, **group: int) -> JobRecord:
+    facts = {"workspace": "w", "view": "v", "generation": generation}
+    return ledger.follow_stream(**facts, run_id=run_id, code_version=code, **group)
 
 
 def newest(ledger: Ledger) -> JobRecord:
@@ -132,6 +134,38 @@ def test_an_ended_job_is_not_asked_for_again_beside_its_successor(ledger: Ledger
     ledger.cancel(second.id)
     ledger.stop(second.id, reason="told")
     assert ledger.retry(first.id).state == "MANUAL_RETRY"
+
+
+def test_each_group_of_source_partitions_has_a_job_of_its_own(ledger: Ledger) -> None:
+    first, second = (follow(ledger, run_id=f"run {n}", group=n, groups=2) for n in range(2))
+    assert [job.stream_group for job in (first, second)] == [(0, 2), (1, 2)]
+    with pytest.raises(StreamFollowed, match=second.id):
+        follow(ledger, group=1, groups=2)
+    ledger.fail(first.id, reason="no")
+    assert follow(ledger, group=0, groups=2).id == first.id
+    for job in (first, second):
+        ledger.cancel(job.id)
+        ledger.stop(job.id, reason="told")
+    alone = follow(ledger)
+    assert newest_of_groups(ledger.stream_jobs("w", "v")) == [alone]
+    ledger.cancel(alone.id)
+    ledger.stop(alone.id, reason="told")
+    ledger.resume_stream("w", "v")
+    states = {job.id: job.state for job in ledger.stream_jobs("w", "v")}
+    assert states == {alone.id: "MANUAL_RETRY", first.id: "MANUALLY_CANCELLED", second.id: "MANUALLY_CANCELLED"}
+
+
+def test_a_run_that_was_cancelled_before_it_began_cancels_its_job_once(ledger: Ledger) -> None:
+    facts = {"workspace": "w", "view": "v", "generation": 1, "code_version": "a", "group": 0, "groups": 1}
+    cancelled = ledger.cancel_stream_run(**facts, run_id="queued")
+    assert cancelled is not None
+    assert (cancelled.state, cancelled.attempts[0].run_id) == ("MANUALLY_CANCELLED", "queued")
+    ledger.resume_stream("w", "v")
+    assert ledger.cancel_stream_run(**facts, run_id="queued") is None
+    assert newest(ledger).state == "MANUAL_RETRY"
+    assert follow(ledger).id == cancelled.id
+    assert ledger.cancel_stream_run(**facts, run_id="another") is None
+    assert newest(ledger).state == "RUNNING"
 
 
 def test_a_pause_lasts_until_it_is_resumed(ledger: Ledger, clock: Clock) -> None:
