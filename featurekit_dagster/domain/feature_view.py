@@ -24,8 +24,8 @@ from featurekit_dagster.domain.aggregation import (
 )
 from featurekit_dagster.domain.entity import Entity
 from featurekit_dagster.domain.online_stores import OnlineStoreConfig
-from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.domain.publishing import PublishFeaturesConfig
+from featurekit_dagster.domain.schema import Array, Field
 from featurekit_dagster.domain.sources import BatchSource, SourceRange
 from featurekit_dagster.domain.stream_sources import StreamSource
 from featurekit_dagster.domain.windows import LifetimeWindow, Window
@@ -131,8 +131,8 @@ class FeatureView:
         expected_feature_freshness: How old the newest event of a stream view may get; None where nobody has said.
         is_table: Whether it is a feature table: it has no transformation and no source, its rows are ingested.
         online_store: Where it is served from; None is the workspace's store.
-    """
         publish: Whether and from when on full features go to the warehouse; None where they do not.
+    """
 
     name: str
     function: Callable[..., Any] | None
@@ -167,8 +167,8 @@ class FeatureView:
     online_serving_index: tuple[str, ...] = ()
     offline_store: DeltaConfig = DeltaConfig()
     online_store: OnlineStoreConfig | None = None
-    description: str | None = None
     publish: PublishFeaturesConfig | None = None
+    description: str | None = None
     owner: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     defined_in: str | None = None
