@@ -51,6 +51,22 @@ class OnlineLayoutMismatch(StoreError):
         )
 
 
+class OnlineTileOverflow(StoreError):
+    """Tiles cannot be made one online, as a sum of integers would not fit 64 bits.
+
+    Args:
+        view: The feature view.
+        count: Number of tiles concerned.
+    """
+
+    def __init__(self, *, view: str, count: int) -> None:
+        self.view, self.count = view, count
+        super().__init__(
+            f"{view}: the integer sum of {count:,} tile(s) over one interval does not fit 64 bits; return the column "
+            "as Float64, or declare a window that is no multiple of the interval"
+        )
+
+
 class OnlineStoreBusy(StoreError):
     """The online store's memory map must move and a read of the same process holds it."""
 

@@ -25,6 +25,7 @@ MAX_KEY_BYTES = 400
 """Longest encoded key that is stored as it is; the store's own limit leaves room for generation and chunk."""
 
 CHUNK_BYTES = 8
+SLOT_BIT = 15
 
 _SIGN = 1 << 63
 _PACK_U64 = struct.Struct(">Q").pack
@@ -200,13 +201,14 @@ class KeyCodec:
     """Encodes the join keys of one layout, one at a time or by column.
 
     Args:
-        layout: Layout of the stored generation; its number begins every stored key.
+        layout: Layout of the stored generation; its number begins every stored key, with the slot as
+            highest bit.
     """
 
     def __init__(self, layout: OnlineLayout) -> None:
         self._layout = layout
         self._fields = layout.key_fields
-        self._prefix = struct.pack(">H", layout.generation)
+        self._prefix = struct.pack(">H", layout.generation | layout.slot << SLOT_BIT)
         self._encoders = tuple(_ENCODERS[field.dtype] for field in self._fields)
         self.encode = self._compile()
 

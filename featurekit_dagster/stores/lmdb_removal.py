@@ -7,7 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.errors import LeaseLost
+from featurekit_dagster.stores.key_codec import SLOT_BIT
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, ReadTransaction
+from featurekit_dagster.stores.lmdb_places import place_key
 
 if TYPE_CHECKING:
     import lmdb
@@ -44,6 +46,22 @@ def drop_generation(environment: LmdbEnvironment, name: str, generation: int, ep
     environment.sync()
 
 
+def drop_slots(environment: LmdbEnvironment, name: str, generation: int, epoch: int) -> None:
+    """Remove a generation from both of its slots, and which of them it uses.
+
+    The one in use comes last, as long as it is known which one that is; so no reader meets what the other one holds.
+
+    Raises:
+        LeaseLost: Somebody has begun to write the generation under a higher epoch.
+    """
+    drop_generation(environment, name, generation, epoch)
+    other = struct.pack(">H", generation | 1 << SLOT_BIT)
+    if _has_any(environment) and environment.transact(lambda t: _holds(t, _FACTS + other) or _holds(t, other)):
+        drop_generation(environment, name, generation | 1 << SLOT_BIT, epoch)
+    if _has_any(environment):
+        environment.transact(lambda t: t.delete(place_key(generation)))
+
+
 def drop_everything(environment: LmdbEnvironment) -> None:
     """Remove all generations, and the files.
 
@@ -71,6 +89,12 @@ def _delete(transaction: lmdb.Transaction[bytes], prefix: bytes, seconds: float 
         if seconds is not None and not count % _LOOKS_AT_CLOCK and time.perf_counter() - started > seconds:
             return False
     return True
+
+
+def _holds(transaction: lmdb.Transaction[bytes], prefix: bytes) -> bool:
+    """Tell whether any stored key begins so."""
+    cursor = transaction.cursor()
+    return cursor.set_range(prefix) and cursor.key().startswith(prefix)
 
 
 def _has_any(environment: LmdbEnvironment) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurekit_dagster.errors import OnlineLayoutMismatch, Unsupported
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
-from featurekit_dagster.stores.key_codec import KeyCodec, chunk_of, chunk_suffix
+from featurekit_dagster.stores.key_codec import SLOT_BIT, KeyCodec, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
 from featurekit_dagster.stores.lmdb_stream import StreamKeys, decode_progress
 from featurekit_dagster.stores.lmdb_writer import Generation
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _FORMAT = b"featurekit online 2"
 _MARKER_HEAD = struct.Struct("<8sQ")
 _SPAN = struct.Struct("<qq")
+# Behind the spans of what is covered: before when records were trimmed away, if any were.
+_TRIMMED = struct.Struct("<q")
 # Up to this many chunks are fetched one by one; of more, a cursor visits only those that exist.
 _CHUNKS_BY_GET = 4
 
@@ -35,11 +37,12 @@ class _Marker:
 
     epoch: int
     coverage: IntervalSet
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int], ...]  # without what was trimmed away
 
 
 _NOT_COVERED = _Marker(0, IntervalSet(), ())
 _FACTS = b"\x00\x00"
+_NO_GENERATION = (1 << 16) - 1
 
 
 def _signature(layout: OnlineLayout) -> bytes:
@@ -53,11 +56,21 @@ def marked_generations(transaction: lmdb.Transaction[bytes]) -> tuple[int, ...]:
     """Return the generations with a coverage marker, ascending; whatever else is known of them is skipped."""
     cursor, found, following = transaction.cursor(), [], 1
     while cursor.set_range(_FACTS + struct.pack(">H", following)) and cursor.key().startswith(_FACTS):
-        (generation,) = struct.unpack_from(">H", cursor.key(), len(_FACTS))
-        if transaction.get(_FACTS + struct.pack(">H", generation) + b"marker") is not None:
-            found.append(generation)
-        following = generation + 1
-    return tuple(found)
+        (number,) = struct.unpack_from(">H", cursor.key(), len(_FACTS))
+        if number == _NO_GENERATION:
+            break
+        if transaction.get(_FACTS + struct.pack(">H", number) + b"marker") is not None:
+            found.append(number & ~(1 << SLOT_BIT))
+        following = number + 1
+    return tuple(sorted(set(found)))
+
+
+def _split_marker(raw: bytes) -> tuple[tuple[tuple[int, int], ...], int | None]:
+    """Return what a stored marker says is covered, and before when records were trimmed away."""
+    body = raw[_MARKER_HEAD.size :]
+    end = len(body) // _SPAN.size * _SPAN.size
+    trimmed_us = _TRIMMED.unpack(body[end:])[0] if len(body) > end else None
+    return tuple(_SPAN.iter_unpack(body[:end])), trimmed_us
 
 
 class StoredView:
@@ -107,15 +120,30 @@ class StoredView:
         signature, epoch = _MARKER_HEAD.unpack_from(raw)
         if signature != self.signature:
             raise OnlineLayoutMismatch(view=self.layout.view, generation=self.layout.generation)
-        spans = tuple(_SPAN.iter_unpack(raw[_MARKER_HEAD.size :]))
-        marker = _Marker(epoch, IntervalSet(Interval(from_us(a), from_us(b)) for a, b in spans), spans)
+        spans, trimmed_us = _split_marker(raw)
+        covered = IntervalSet(Interval(from_us(a), from_us(b)) for a, b in spans)
+        if trimmed_us is not None:
+            spans = tuple((max(a, trimmed_us), b) for a, b in spans if b > trimmed_us)
+        marker = _Marker(epoch, covered, spans)
         self.decoded_marker = (raw, marker)
         return marker
 
-    def encode_marker(self, covered: IntervalSet, epoch: int) -> bytes:
-        """Return the stored form of a coverage marker."""
+    def put_marker(self, transaction: lmdb.Transaction[bytes], covered: IntervalSet, epoch: int) -> None:
+        """Put the coverage marker; what was trimmed away before is not there again because of it."""
+        former = transaction.get(self.marker_key)
+        trimmed_us = None if former is None else _split_marker(former)[1]
         spans = b"".join(_SPAN.pack(interval.start_us, interval.end_us) for interval in covered)
-        return _MARKER_HEAD.pack(self.signature, epoch) + spans
+        rest = b"" if trimmed_us is None else _TRIMMED.pack(trimmed_us)
+        transaction.put(self.marker_key, _MARKER_HEAD.pack(self.signature, epoch) + spans + rest)
+
+    def mark_trimmed(self, transaction: lmdb.Transaction[bytes], since_us: int) -> None:
+        """Put into the coverage marker that records before a time are trimmed away."""
+        raw = transaction.get(self.marker_key)
+        if raw is not None:
+            spans, trimmed_us = _split_marker(raw)
+            end = _MARKER_HEAD.size + len(spans) * _SPAN.size
+            newest = since_us if trimmed_us is None else max(since_us, trimmed_us)
+            transaction.put(self.marker_key, raw[:end] + _TRIMMED.pack(newest))
 
 
 class LmdbSnapshot:
@@ -156,7 +184,7 @@ class LmdbSnapshot:
 
     @property
     def coverage_us(self) -> tuple[tuple[int, int], ...]:
-        """The same as ascending, disjoint `[start, end)` pairs in microseconds."""
+        """What of it was not trimmed away, as ascending, disjoint `[start, end)` pairs in microseconds."""
         return self._marker.spans
 
     @property

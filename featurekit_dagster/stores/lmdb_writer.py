@@ -21,6 +21,7 @@ from featurekit_dagster.errors import ConcurrentOnlineWrite, LeaseLost, OnlineLa
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, KeyCodec, chunk_suffix, chunks_of
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
+from featurekit_dagster.stores.lmdb_places import place_key, place_of, stored_place
 from featurekit_dagster.stores.lmdb_sieve import Sieve
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout, wins
 from featurekit_dagster.stores.packing import WORD_BYTES, Block, ValueCodec, lead_time
@@ -366,11 +367,8 @@ def with_trailers(keys: list[bytes], values: list[bytes], trailers: dict[bytes, 
     """Return the values, those of hashed keys with the whole encoded key behind them."""
     if not trailers:
         return values
-    found = []
-    for key, value in zip(keys, values, strict=True):
-        trailer = trailers.get(key) or trailers.get(key[:-CHUNK_BYTES])
-        found.append(value if trailer is None else value + trailer)
-    return found
+    ends = (trailers.get(key) or trailers.get(key[:-CHUNK_BYTES]) or b"" for key in keys)
+    return [value + end for value, end in zip(values, ends, strict=True)]
 
 
 def open_generation(transaction: lmdb.Transaction[bytes], generation: Generation) -> bool:
@@ -378,6 +376,9 @@ def open_generation(transaction: lmdb.Transaction[bytes], generation: Generation
     stored = transaction.get(generation.layout_key)
     if stored is None:
         transaction.put(generation.layout_key, generation.signature)
+        layout = generation.layout
+        if layout.tile_us is not None and stored_place(transaction, layout) is None:
+            transaction.put(place_key(layout.generation), place_of(layout))
     elif stored != generation.signature:
         raise OnlineLayoutMismatch(view=generation.layout.view, generation=generation.layout.generation)
     return not transaction.cursor().set_range(generation.keys.generation_prefix)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.stores.online_upkeep import OnlineUpkeep
 from featurekit_dagster.stores.stream_state import (
     Combine,
     DeadLetter,
@@ -58,6 +59,7 @@ class OnlineLayout:
         value_fields: Partial columns of a tile, or the features of a row.
         dropped: Names of those that are declared no more; records may come without them.
         is_stream: Whether a stream writes beside batch jobs.
+        slot: Which of the generation's two slots, 0 or 1; see `OnlineUpkeep`.
     """
 
     workspace: str
@@ -69,6 +71,7 @@ class OnlineLayout:
     value_fields: tuple[Field, ...]
     dropped: tuple[str, ...] = ()
     is_stream: bool = False
+    slot: int = 0
 
     @property
     def is_wildcard(self) -> bool:
@@ -136,7 +139,7 @@ class OnlineSnapshot(Protocol):
 
     @property
     def coverage_us(self) -> tuple[tuple[int, int], ...]:
-        """The same as ascending, disjoint `[start, end)` pairs in microseconds."""
+        """What of it was not trimmed away, as ascending, disjoint `[start, end)` pairs in microseconds."""
         ...
 
     @property
@@ -178,7 +181,7 @@ class OnlineSnapshot(Protocol):
         ...
 
 
-class OnlineStore(Protocol):
+class OnlineStore(OnlineUpkeep, Protocol):
     """Where models read features from: the newest tiles or the newest row of every key."""
 
     def write(
@@ -190,6 +193,7 @@ class OnlineStore(Protocol):
         epoch: int,
         replace: Interval | None = None,
         keep_stream: bool = False,
+        combine: Combine | None = None,
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker.
 
@@ -206,9 +210,12 @@ class OnlineStore(Protocol):
             replace: For tiles only: first forget every tile that starts in this interval, of the keys in `records`.
             keep_stream: Whether tiles that a stream has written are not forgotten so. A batch tile of the same key and
                 start replaces them all the same.
+            combine: Makes one tile of all records of a key whose times lie in it, in order of time, which need not be
+                on the grid then. Without it the later one counts.
 
         Raises:
             OnlineRecordsMismatch: A column is missing, has another type, or a time is NULL or off the tile grid.
+            OnlineTileOverflow: The integer sum of a combined tile does not fit 64 bits.
             OnlineLayoutMismatch: The generation was written with another layout.
             KeyTooLong: A wildcard view got a key of more than 400 encoded bytes.
             LeaseLost: Somebody has begun to write under a higher epoch; what was written of this write stays

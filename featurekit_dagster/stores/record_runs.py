@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.errors import OnlineRecordsMismatch
+from featurekit_dagster.errors import OnlineRecordsMismatch, OnlineTileOverflow
 from featurekit_dagster.stores.key_codec import KeyCodec, chunk_suffixes
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
 from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec, arrow_type
+from featurekit_dagster.stores.stream_state import Combine
 
 # Small enough to stay in the processor's cache from packing to writing.
 _ROWS_PER_SLAB = 1 << 15
@@ -60,6 +61,7 @@ class RecordRuns:
         keys: Codec of the layout's keys.
         values: Codec of the layout's values.
         from_stream: Whether a stream writes; of tiles, all rows of one key and start are kept then.
+        combine: Makes one tile of all rows whose times lie in it.
 
     Raises:
         OnlineRecordsMismatch: A column is missing or of another type, or a time is NULL or off the tile grid.
@@ -67,13 +69,21 @@ class RecordRuns:
     """
 
     def __init__(
-        self, layout: OnlineLayout, records: pa.Table, keys: KeyCodec, values: ValueCodec, *, from_stream: bool = False
+        self,
+        layout: OnlineLayout,
+        records: pa.Table,
+        keys: KeyCodec,
+        values: ValueCodec,
+        *,
+        from_stream: bool = False,
+        combine: Combine | None = None,
     ) -> None:
         self._layout, self._key_codec, self._value_codec = layout, keys, values
-        self._from_batch = not from_stream
-        self._keys, times, self._columns = _conform(layout, records)
+        self._from_batch, self._combine = not from_stream, combine
+        self._keys, times, self._columns = _conform(layout, records, on_grid=combine is None)
         self._tile_us = layout.tile_us
-        self._times = times if self._tile_us is None else times // self._tile_us
+        # rows that are combined are sorted by their own times first
+        self._times = times if self._tile_us is None or combine is not None else times // self._tile_us
         self.given_rows = len(times)
         self.order = np.arange(len(times))
         if len(times) <= _FEW_ROWS:
@@ -82,13 +92,19 @@ class RecordRuns:
             self._starts = np.flatnonzero(_key_changes(self._keys, len(times)))
             if not self._encode_runs():
                 self._sort()
-        if not from_stream or self._tile_us is None:
+        if combine is not None and self._tile_us is not None:
+            self._times = self._times // self._tile_us
+        elif not from_stream or self._tile_us is None:
             self._drop_superseded()
 
     @property
     def rows(self) -> int:
         """Rows that are left: one per key and tile, or one per key."""
-        return len(self._times)
+        if self._combine is None:
+            return len(self._times)
+        changes = np.diff(self._times, prepend=-1) != 0
+        changes[self._starts] = True
+        return int(np.count_nonzero(changes))
 
     @property
     def full_keys(self) -> dict[bytes, bytes]:
@@ -194,14 +210,26 @@ class RecordRuns:
         """Return the value columns of rows `begin` to `end - 1` as a block."""
         cells = [self._value_codec.column_cells(at, c.slice(begin, end - begin)) for at, c in enumerate(self._columns)]
         from_batch = np.full(end - begin, self._from_batch)
-        return Block(owners, leads, from_batch, [column for column, _ in cells], [null for _, null in cells])
+        block = Block(owners, leads, from_batch, [column for column, _ in cells], [null for _, null in cells])
+        return block if self._combine is None else self._combined(block, self._combine)
+
+    def _combined(self, block: Block, combine: Combine) -> Block:
+        """Return one row for all of one value and slot."""
+        changes = np.diff(block.owners * TILES_PER_CHUNK + block.leads, prepend=-1) != 0
+        columns, nulls, wrong = combine(block.columns, block.nulls, np.cumsum(changes) - 1)
+        if wrong is not None:
+            raise OnlineTileOverflow(view=self._layout.view, count=len(wrong))
+        starts = np.flatnonzero(changes)
+        return Block(block.owners[starts], block.leads[starts], block.from_batch[starts], columns, nulls)
 
 
 def _ascends(keys: list[bytes]) -> bool:
     return not any(map(operator.ge, keys, islice(keys, 1, None)))
 
 
-def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], IntArray, list[pa.Array]]:
+def _conform(
+    layout: OnlineLayout, records: pa.Table, *, on_grid: bool
+) -> tuple[list[pa.Array], IntArray, list[pa.Array]]:
     """Return key columns, times in microseconds and value columns, contiguous and of the layout's types."""
     wanted = _types_of(layout.key_fields, layout.value_fields)
     wanted = {**wanted, layout.time_column: _TIME}
@@ -220,7 +248,7 @@ def _conform(layout: OnlineLayout, records: pa.Table) -> tuple[list[pa.Array], I
     time = columns.get(layout.time_column)
     if time is not None and time.null_count:
         faults.append(f"column {layout.time_column} has {time.null_count} NULLs")
-    elif time is not None and layout.tile_us is not None:
+    elif time is not None and layout.tile_us is not None and on_grid:
         times = _microseconds(time)
         off_grid = int(np.count_nonzero(times // layout.tile_us * layout.tile_us != times))
         if off_grid:

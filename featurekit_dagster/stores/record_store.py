@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, ReadTransaction
 from featurekit_dagster.stores.lmdb_keys import keys_besides, sample_keys
-from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_generation
+from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_slots
 from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView, marked_generations
 from featurekit_dagster.stores.lmdb_stream import (
     StreamKeys,
@@ -29,8 +29,10 @@ from featurekit_dagster.stores.lmdb_stream import (
     write_stream,
 )
 from featurekit_dagster.stores.lmdb_tombstones import remove_deleted, set_tombstones, stored_tombstones
+from featurekit_dagster.stores.lmdb_upkeep import clear, placed, trim, use
 from featurekit_dagster.stores.lmdb_writer import write_records
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineWrite
+from featurekit_dagster.stores.online_upkeep import Trimmed
 from featurekit_dagster.stores.record_runs import RecordRuns
 from featurekit_dagster.stores.stream_state import (
     Combine,
@@ -95,15 +97,16 @@ class RecordStore(ABC):
         epoch: int,
         replace: Interval | None = None,
         keep_stream: bool = False,
+        combine: Combine | None = None,
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker (see `OnlineStore.write`)."""
         if replace is not None and layout.tile_us is None:
             raise ValueError(f"{layout.view}: only tiles can be replaced by interval; rows are upserted")
         view = self._view(layout)
-        runs = RecordRuns(layout, records, view.keys, view.values)
-        generation, marker = view.generation(), view.encode_marker(covered, epoch)
+        runs = RecordRuns(layout, records, view.keys, view.values, combine=combine)
+        generation = view.generation()
         refused, deleted = write_records(generation, runs, replace, epoch, keep_stream=keep_stream)
-        generation.write_under(epoch, lambda transaction: transaction.put(view.marker_key, marker))
+        generation.write_under(epoch, partial(view.put_marker, covered=covered, epoch=epoch))
         view.environment.sync()
         written = runs.rows - refused - deleted
         skipped = runs.given_rows - written - deleted
@@ -143,6 +146,24 @@ class RecordStore(ABC):
         """Return what has been written online."""
         with self.snapshot(layout) as snapshot:
             return snapshot.coverage
+
+    def placed(self, layout: OnlineLayout) -> OnlineLayout:
+        """Return the layout with the slot and the tile size in use (see `OnlineUpkeep.placed`)."""
+        return placed(self._view(layout))
+
+    def use(self, layout: OnlineLayout, *, epoch: int) -> None:
+        """Let the generation use another slot from now on (see `OnlineUpkeep.use`)."""
+        use(self._view(self.placed(layout)), self._view(layout), epoch)
+
+    def clear(self, layout: OnlineLayout, *, epoch: int) -> None:
+        """Remove everything from a slot that is not in use (see `OnlineUpkeep.clear`)."""
+        if self.placed(layout).slot == layout.slot:
+            raise ValueError(f"{layout.view}: slot {layout.slot} of generation {layout.generation} is in use")
+        clear(self._view(layout), epoch)
+
+    def trim(self, layout: OnlineLayout, since_us: int | None, *, epoch: int, check: Callable[[], None]) -> Trimmed:
+        """Remove what lies before a time, in short transactions (see `OnlineUpkeep.trim`)."""
+        return trim(self._view(layout), since_us, epoch, check)
 
     def stream_write(
         self,
@@ -206,7 +227,7 @@ class RecordStore(ABC):
             if generation is None:
                 drop_everything(environment)
             else:
-                drop_generation(environment, f"batch:{workspace}/{view}", generation, epoch)
+                drop_slots(environment, f"batch:{workspace}/{view}", generation, epoch)
 
     @contextmanager
     def _opened(self, workspace: str, view: str) -> Iterator[LmdbEnvironment]:
