@@ -18,6 +18,7 @@ from featurekit_dagster.domain.feature_view import AggregationLeadingEdge, Featu
 from featurekit_dagster.engine.arrow import arrow_schema, arrow_type
 from featurekit_dagster.engine.duck import connect, quoted
 from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.engine.sameness import FeatureDifference, compare_feature
 from featurekit_dagster.errors import NotMaterialized, ReadError, UnsettledView
 from featurekit_dagster.intervals import Interval, format_time, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us, last_ready_end
@@ -25,7 +26,6 @@ from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.serving.historical import features_for_spine
 from featurekit_dagster.serving.online import OnlineReader
 from featurekit_dagster.serving.online_edges import newest_end
-from featurekit_dagster.serving.sameness import FeatureDifference, compare_feature
 from featurekit_dagster.serving.stored import FIRST_US, StoredRows
 from featurekit_dagster.serving.vector import UNKNOWN, FeatureVector
 from featurekit_dagster.stores.ledger_records import STREAM

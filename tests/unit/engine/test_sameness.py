@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurekit_dagster.serving.sameness import compare_feature, is_same, largest
+from featurekit_dagster.engine.sameness import compare_feature, is_same, largest
 
 NAN = float("nan")
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
