@@ -145,7 +145,7 @@ class RecordRuns:
 
     def _sort(self) -> None:
         """Bring the rows into the order of stored key and time; equal ones keep their input order."""
-        codes, first_rows = _dense_codes(self._keys)
+        codes, first_rows = dense_codes(self._keys)
         encoded, self._full_keys = self._key_codec.encode_columns([c.take(pa.array(first_rows)) for c in self._keys])
         order = sorted(range(len(encoded)), key=encoded.__getitem__)
         rank = np.empty(len(order), np.int64)
@@ -297,7 +297,7 @@ def _key_changes(keys: list[pa.Array], rows: int) -> np.ndarray[Any, np.dtype[np
     return changes
 
 
-def _dense_codes(keys: list[pa.Array]) -> tuple[IntArray, IntArray]:
+def dense_codes(keys: list[pa.Array]) -> tuple[IntArray, IntArray]:
     """Return a number per row, equal for equal keys and counted from 0, and one row of each number."""
     codes: IntArray | None = None
     for column in keys:

@@ -11,15 +11,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.stores.key_codec import encode_key_columns, split_key
+from featurekit_dagster.stores.packing import arrow_type
+from featurekit_dagster.stores.record_runs import dense_codes
 
 FOR_EVER_US = (1 << 63) - 1
 """Cutoff of a permanent tombstone, in microseconds since 1970: no record is as late."""
 
+NOT_DELETED_US = -(1 << 63)
 HASH_BYTES = 32
 
 
@@ -74,3 +79,31 @@ class KeyHasher:
         encoded = encode_key_columns([self._fields[at] for at in places], [columns[at] for at in places])
         salt, sha256 = self._salt, hashlib.sha256
         return [sha256(salt + key).digest() for key in encoded]
+
+
+def hidden_rows(
+    rows: pa.Table, fields: Sequence[Field], time_column: str, tombstones: Tombstones
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which rows are of a deleted key and before its cutoff. Each distinct key is hashed once.
+
+    Args:
+        rows: The join keys and the time column, of type `timestamp[us, tz=UTC]`; other columns are ignored.
+        fields: The join keys.
+        time_column: When a row is: the start of its tile, or its timestamp. NULL is never hidden.
+        tombstones: Those of the view.
+    """
+    if not rows.num_rows or not tombstones.cutoffs:
+        return np.zeros(rows.num_rows, bool)
+    columns = [rows[field.name].cast(arrow_type(field.dtype)).combine_chunks() for field in fields]
+    codes, first_rows = dense_codes(columns)
+    hashes = KeyHasher(fields, tombstones.salt).of_columns([column.take(pa.array(first_rows)) for column in columns])
+    cutoffs = np.array([tombstones.cutoffs.get(each, NOT_DELETED_US) for each in hashes], np.int64)
+    times = rows[time_column].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).fill_null(FOR_EVER_US)
+    hidden: np.ndarray[Any, np.dtype[np.bool_]] = times.to_numpy() < cutoffs[codes]
+    return hidden
+
+
+def visible_rows(rows: pa.Table, fields: Sequence[Field], time_column: str, tombstones: Tombstones) -> pa.Table:
+    """Return the rows that `hidden_rows` does not name; the same table where there are none such."""
+    hidden = hidden_rows(rows, fields, time_column, tombstones)
+    return rows.filter(pa.array(~hidden)) if hidden.any() else rows

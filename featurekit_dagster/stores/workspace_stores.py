@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from featurekit_dagster.stores.ledger_records import JobRecord
     from featurekit_dagster.stores.offline import OfflineStore
     from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
+    from featurekit_dagster.stores.tombstone_registry import TombstoneRegistry
 
 LEDGER_VARIABLE = "FEATUREKIT_LEDGER"
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -116,6 +117,30 @@ class WorkspaceStores:
         from featurekit_dagster.stores.datasets import Datasets
 
         return Datasets(f"{self.lake.rstrip('/')}/{self.workspace}")
+
+    @cached_property
+    def tombstones(self) -> TombstoneRegistry:
+        """What was deleted, and must not come back."""
+        if self.origin is not None:
+            return self.origin.tombstones
+        from featurekit_dagster.stores.tombstone_registry import TombstoneRegistry
+
+        return TombstoneRegistry(f"{self.lake.rstrip('/')}/{self.workspace}/_featurekit/tombstones")
+
+    def without_deleted(self, view: FeatureView, rows: pa.Table, time_column: str | None = None) -> pa.Table:
+        """Return rows without those that tombstones hide offline; the same table where there are none such.
+
+        Args:
+            view: The feature view.
+            rows: Its join keys and a time column, beside others.
+            time_column: When a row is; the view's stored time column by default.
+        """
+        found = self.tombstones.load(view.name)
+        if found is None or not found.offline.cutoffs:
+            return rows
+        from featurekit_dagster.stores.tombstones import visible_rows
+
+        return visible_rows(rows, view.join_keys, time_column or view.stored_time_column, found.offline)
 
     def pinned(self, view: FeatureView, generation: int) -> WorkspaceStores:
         """Return the same stores for a writer of one generation of a view, whatever is read meanwhile."""
@@ -244,15 +269,27 @@ class WorkspaceStores:
         generation, seen = self.generation(view), self.versions.get(view.name)
         if not self.offline.exists(view.name, generation) or (seen is not None and seen.version is None):
             return None
-        return self.offline.relation(
+        registered = self.tombstones.load(view.name)
+        # once a deletion is through, the rows are gone from the table, but not from its former versions
+        hidden = None if registered is None else registered.pending if seen is None else registered.offline
+        is_hiding = hidden is not None and bool(hidden.cutoffs)
+        read = dict.fromkeys([*columns, *view.key_names, view.stored_time_column]) if is_hiding else columns
+        relation = self.offline.relation(
             con,
             view.name,
             schema=schema,
             time_column=view.stored_time_column,
             interval=interval,
-            columns=columns,
+            columns=list(read),
             generation=generation,
             version=None if seen is None else seen.version,
+        )
+        if hidden is None or not is_hiding:
+            return relation
+        from featurekit_dagster.stores.hidden_rows import visible_relation
+
+        return visible_relation(
+            con, relation, view.join_keys, time_column=view.stored_time_column, columns=columns, tombstones=hidden
         )
 
     def online_layout(self, view: FeatureView) -> OnlineLayout:
