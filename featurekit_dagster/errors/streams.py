@@ -75,6 +75,23 @@ class StreamFollowed(StreamError):
         )
 
 
+class NoSuchShare(StreamError, TectonValidationError):
+    """A run was told to follow a part of a stream that is not divided so.
+
+    Args:
+        view: The feature view.
+        given: What the run was told.
+        parallelism: Into how many parts its stream is divided.
+    """
+
+    def __init__(self, *, view: str, given: str, parallelism: int) -> None:
+        self.view, self.given, self.parallelism = view, given, parallelism
+        super().__init__(
+            f"{view}: the run is tagged as share {given!r} of the stream, which {parallelism} "
+            f"{'run follows' if parallelism == 1 else 'runs follow'}; leave the start of runs to the stream's sensor"
+        )
+
+
 class NotAStream(StreamError, TectonValidationError):
     """Something about a stream was asked of a view that follows none.
 

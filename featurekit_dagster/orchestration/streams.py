@@ -1,4 +1,4 @@
-"""One job per stream view: a long run that follows the stream until it is told to end.
+"""One job per stream view: a long run that follows the stream, or its share of it, until it is told to end.
 
 The loop itself is `execution.stream`; this carries it in a thread, watches the ledger for it, and tells Dagster how far
 it is. Micro-batches are never runs.
@@ -9,18 +9,19 @@ it is. Micro-batches are never runs.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
 from sqlalchemy.exc import OperationalError
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.errors import FeatureKitError, JobStateError, safe_reason
+from featurekit_dagster.errors import FeatureKitError, JobStateError, NoSuchShare, safe_reason
 from featurekit_dagster.execution.stream import run_stream_loop
 from featurekit_dagster.execution.stream_follower import StreamReport
-from featurekit_dagster.intervals import to_us
+from featurekit_dagster.intervals import from_us, to_us
 from featurekit_dagster.orchestration.checks import check_fresh
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, view_key
@@ -28,11 +29,15 @@ from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.stream_code import stream_code
 from featurekit_dagster.stores.ledger_records import STREAM, JobRecord
+from featurekit_dagster.stores.ledger_streams import newest_of_groups, summed_stats
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.readers import open_reader
+from featurekit_dagster.streams.sharing import ONLY_SHARE, Share
 
 STREAM_TAG, CODE_TAG = "featurekit/stream", "featurekit/code"
 """Tags of a run that follows a stream: the view's name, and what its loop does as one short text."""
+SHARE_TAG = "featurekit/share"
+"""Tag of one of several runs that follow a stream together: which of them it is, such as `1 of 3`."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_OBSERVATIONS = 30.0
@@ -48,6 +53,24 @@ _TOLD = {
 def follows_stream(view: FeatureView) -> bool:
     """Tell whether a view's stream is followed."""
     return view.is_stream and view.online and view.stream_source is not None
+
+
+def share_of(view: FeatureView, tags: Mapping[str, str]) -> Share:
+    """Return which share of a view's stream a run follows, by its tags; the first one where they say nothing.
+
+    Raises:
+        NoSuchShare: The stream is not divided so.
+    """
+    source = view.stream_source
+    count = 1 if source is None else source.parallelism
+    text = tags.get(SHARE_TAG, str(Share(0, count)))
+    try:
+        found = Share.parse(text)
+    except ValueError:
+        found = Share(0, count + 1)
+    if found.count != count:
+        raise NoSuchShare(view=view.name, given=text, parallelism=count)
+    return found
 
 
 def stream_job_name(view: FeatureView, prefix: str | None = None) -> str:
@@ -69,8 +92,12 @@ def stream_job(view: FeatureView, workspace: BoundWorkspace, prefix: str | None 
     @dg.op(name=f"{name}_loop", out={}, required_resource_keys={resource}, description=said)
     def follow(context: dg.OpExecutionContext) -> Iterator[Any]:
         opened: FeatureStores = getattr(context.resources, resource)
-        run = StreamRun(view, view_key(view, prefix), opened.open(workspace), context.instance, context.run_id)
-        yield from run.events(context.log)
+        try:
+            share = share_of(view, context.run.tags)
+        except NoSuchShare as refused:
+            raise dg.Failure(description=str(refused), allow_retries=False) from None
+        key, stores = view_key(view, prefix), opened.open(workspace)
+        yield from StreamRun(view, key, stores, context.instance, context.run_id, share).events(context.log)
 
     tags = {STREAM_TAG: view.name, CODE_TAG: stream_code(view), KIND: STREAM, "dagster/max_retries": "0"}
 
@@ -105,6 +132,7 @@ class StreamRun:
         stores: Where rows and record are kept.
         instance: Where events are kept.
         run_id: The run.
+        share: Which of several runs it is.
     """
 
     view: FeatureView
@@ -112,6 +140,7 @@ class StreamRun:
     stores: WorkspaceStores
     instance: dg.DagsterInstance
     run_id: str
+    share: Share = ONLY_SHARE
 
     def events(self, log: logging.Logger) -> Iterator[dg.AssetObservation | dg.AssetCheckEvaluation]:
         """Follow the stream and yield how far it is and whether that is fresh, at most every 30 seconds.
@@ -123,16 +152,15 @@ class StreamRun:
             job = self._begin()
         except FeatureKitError as refused:
             raise dg.Failure(description=str(refused), allow_retries=False) from None
-        loop, why = _Loop(), ""
+        loop, why, said = _Loop(), "", Said()
         thread = threading.Thread(target=self._follow, args=(loop,), name=f"stream of {self.view.name}")
         thread.start()
         try:
-            said = Said()
             while not loop.ended.wait(SECONDS_BETWEEN_LOOKS) and not why:
                 why = self._told(job) or ""
                 if loop.report is not None and said.is_due(loop.report):
                     self._note(job, loop.report)
-                    yield from self._said(said, loop.report)
+                    yield from self._said(said, job, loop.report)
         except BaseException:  # Dagster interrupts the run, whatever with
             why = _CANCELLED if self._is_cancelled() else "its run was interrupted"
             raise
@@ -141,15 +169,32 @@ class StreamRun:
             thread.join()
             self._end(job, loop, why)
         if loop.report is not None:
-            yield from self._said(said, loop.report)
+            yield from self._said(said, job, loop.report)
         if loop.error is not None:
             raise dg.Failure(description=safe_reason(loop.error), allow_retries=False)
         log.info("%s: the stream is followed no longer: %s", self.view.name, why)
 
-    def _said(self, said: "Said", report: StreamReport) -> Iterator[dg.AssetObservation | dg.AssetCheckEvaluation]:
-        yield said.observation(self.key, report)
+    def _said(
+        self, said: "Said", job: JobRecord, report: StreamReport
+    ) -> Iterator[dg.AssetObservation | dg.AssetCheckEvaluation]:
+        """Yield how far the whole stream is, whichever of its runs says it."""
+        said.now(report)
+        others = self._others(job) if self.share.count > 1 else []
+        stats = summed_stats([stats_of(report), *(other.stats for other in others)])
+        yield observation(self.key, stats, report.at)
         if self.view.expected_feature_freshness is not None:
-            yield check_fresh(self.view, report.newest_event, report.at).evaluation(self.key)
+            newest_us = stats.get("newest_event_us")
+            newest = None if newest_us is None else from_us(newest_us)
+            yield check_fresh(self.view, newest, report.at).evaluation(self.key)
+
+    def _others(self, job: JobRecord) -> list[JobRecord]:
+        """Return the jobs of the other runs that follow the stream beside this one."""
+        known = self.stores.ledger.stream_jobs(self.stores.workspace, self.view.name)
+        return [
+            each
+            for each in newest_of_groups(known)
+            if each.id != job.id and each.generation == job.generation and each.stats
+        ]
 
     def _begin(self) -> JobRecord:
         ledger, place = self.stores.ledger, (self.stores.workspace, self.view.name)
@@ -159,6 +204,8 @@ class StreamRun:
             generation=ledger.open_generation(*place, StoredShape.of(self.view)),
             run_id=self.run_id,
             code_version=stream_code(self.view),
+            group=self.share.index,
+            groups=self.share.count,
         )
 
     def _follow(self, loop: _Loop) -> None:
@@ -169,7 +216,15 @@ class StreamRun:
                 raise ValueError(f"{self.view.name} follows no stream")
             reader = open_reader(source, self.stores.home, workspace=self.stores.workspace)
             try:
-                run_stream_loop(self.view, reader, self.stores, stop=loop.stop, on_report=loop.told, holder=self.run_id)
+                run_stream_loop(
+                    self.view,
+                    reader,
+                    self.stores,
+                    stop=loop.stop,
+                    share=self.share,
+                    on_report=loop.told,
+                    holder=self.run_id,
+                )
             finally:
                 reader.close()
         except BaseException as error:  # noqa: BLE001 - told by the run that waits for the thread
@@ -229,10 +284,9 @@ class Said:
         pause = SECONDS_BETWEEN_IDLE_OBSERVATIONS if report.events == self.events else SECONDS_BETWEEN_OBSERVATIONS
         return time.monotonic() - self.at >= pause
 
-    def observation(self, key: dg.AssetKey, report: StreamReport) -> dg.AssetObservation:
-        """Return what Dagster is told; numbers and times only."""
+    def now(self, report: StreamReport) -> None:
+        """Take note that it is said now."""
         self.at, self.events = time.monotonic(), report.events
-        return dg.AssetObservation(asset_key=key, description=_in_words(report), metadata=_metadata(report))
 
 
 def stats_of(report: StreamReport) -> dict[str, int]:
@@ -250,23 +304,27 @@ def stats_of(report: StreamReport) -> dict[str, int]:
     }
 
 
-def _in_words(report: StreamReport) -> str:
-    return f"{report.events:,} events, {report.lag:,} to be read"
+def observation(key: dg.AssetKey, stats: Mapping[str, int], at: datetime) -> dg.AssetObservation:
+    """Return what Dagster is told: numbers and times only. Numbers are numbers, so that it plots them.
 
-
-def _metadata(report: StreamReport) -> dict[str, Any]:
-    """Numbers are numbers, so that Dagster plots them."""
+    Args:
+        key: Asset key of the view.
+        stats: What `stats_of` makes of a report.
+        at: When that was.
+    """
     found: dict[str, Any] = {
-        "lag": report.lag,
-        "events": report.events,
-        "dropped_late": report.late,
-        "duplicates": report.duplicates,
-        "superseded": report.superseded,
-        "dead_letters": report.refused,
+        "lag": stats["lag"],
+        "events": stats["events"],
+        "dropped_late": stats["late"],
+        "duplicates": stats["duplicates"],
+        "superseded": stats["superseded"],
+        "dead_letters": stats["dead_letters"],
     }
-    if report.newest_event is not None:
-        found["freshness_seconds"] = round((report.at - report.newest_event).total_seconds(), 3)
-        found["newest_event"] = dg.MetadataValue.timestamp(report.newest_event)
-    if report.watermark is not None:
-        found["watermark"] = dg.MetadataValue.timestamp(report.watermark)
-    return {f"featurekit/{name}": value for name, value in found.items()}
+    if (newest_us := stats.get("newest_event_us")) is not None:
+        found["freshness_seconds"] = round((at - from_us(newest_us)).total_seconds(), 3)
+        found["newest_event"] = dg.MetadataValue.timestamp(from_us(newest_us))
+    if (watermark_us := stats.get("watermark_us")) is not None:
+        found["watermark"] = dg.MetadataValue.timestamp(from_us(watermark_us))
+    metadata = {f"featurekit/{name}": value for name, value in found.items()}
+    said = f"{stats['events']:,} events, {stats['lag']:,} to be read"
+    return dg.AssetObservation(asset_key=key, description=said, metadata=metadata)

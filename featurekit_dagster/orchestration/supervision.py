@@ -1,4 +1,4 @@
-"""One sensor per stream view: starts the run that follows the stream, replaces it when it is lost, drains it when old.
+"""One sensor per stream view: starts the runs that follow the stream, replaces lost ones, drains old ones.
 
 What to do is decided by a pure function of what the ledger and Dagster know; the sensor carries it out.
 """
@@ -6,7 +6,7 @@ What to do is decided by a pure function of what the ledger and Dagster know; th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,7 +17,7 @@ from featurekit_dagster.intervals import format_time, to_us
 from featurekit_dagster.orchestration.checks import check_fresh, newest_event
 from featurekit_dagster.orchestration.due_jobs import UNFINISHED, end_orphans, newest_views
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.streams import CODE_TAG, STREAM_TAG
+from featurekit_dagster.orchestration.streams import CODE_TAG, SHARE_TAG, STREAM_TAG
 from featurekit_dagster.orchestration.translator import view_key
 from featurekit_dagster.planning.generations import Resolution, StoredShape
 from featurekit_dagster.planning.job_state import FOLLOWED, JobState
@@ -25,6 +25,7 @@ from featurekit_dagster.planning.stream_code import stream_code
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
 from featurekit_dagster.stores.ledger_streams import STEADY_AFTER
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+from featurekit_dagster.streams.sharing import Share
 
 SECONDS_BETWEEN_LOOKS = 10
 SECONDS_BETWEEN_CHECKS = 300
@@ -39,11 +40,26 @@ class FinishedRun:
         failed: Whether it failed, or was lost.
         began_at: When it began; None if it never did.
         ended_at: When it ended.
+        share: Which of the runs that follow the stream together it was.
     """
 
     failed: bool
     began_at: datetime | None
     ended_at: datetime
+    share: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GoingRun:
+    """A run that follows the stream, or will as soon as it has its place.
+
+    Args:
+        code: What its loop does.
+        share: Which of the runs that follow the stream together it is.
+    """
+
+    code: str
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +70,19 @@ class Followed:
         code: What this code location's loop would do.
         resolution: Which generations the declaration writes and reads.
         paused_at: Since when the stream is paused.
-        jobs: The stream's newest job, and all that have not ended, newest first.
-        runs: Code of each run that has not ended, by its id; without those of which the ledger knows that they have.
+        jobs: The stream's newest jobs, and all that have not ended, newest first.
+        runs: The runs that have not ended, by their ids; without those of which the ledger knows that they have.
         finished: Runs of this code that have ended, or are known to have, newest first.
+        parallelism: How many runs follow the stream together.
     """
 
     code: str
     resolution: Resolution
     paused_at: datetime | None
     jobs: Sequence[JobRecord]
-    runs: dict[str, str]
+    runs: Mapping[str, GoingRun]
     finished: Sequence[FinishedRun]
+    parallelism: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +90,13 @@ class Decision:
     """What a supervisor does.
 
     Args:
-        start: Whether to start a run.
+        start: The shares of the stream for which to start a run.
         drain: Ids of jobs that are to end.
-        reason: Why nothing is started.
+        reason: Why none is started, or not one for each share.
         is_followed: Whether a run goes on.
     """
 
-    start: bool = False
+    start: tuple[int, ...] = ()
     drain: tuple[str, ...] = ()
     reason: str = ""
     is_followed: bool = False
@@ -100,9 +118,10 @@ def decide(known: Followed, now: datetime) -> Decision:
     drain = tuple(job.id for job in active if _is_old(job, known))
     if known.paused_at is not None:
         return Decision(drain=drain, reason=f"paused since {format_time(known.paused_at)}")
-    own = [job for job in known.jobs if job.generation == resolution.write]
-    reason = _obstacle(known, own, now)
-    return Decision(drain=drain, start=not reason, reason=reason, is_followed=bool(known.runs))
+    obstacles = {share: _obstacle(known, share, now) for share in range(known.parallelism)}
+    start = tuple(share for share, obstacle in obstacles.items() if not obstacle)
+    reason = "; ".join(dict.fromkeys(obstacle for obstacle in obstacles.values() if obstacle))
+    return Decision(drain=drain, start=start, reason=reason, is_followed=bool(known.runs))
 
 
 def _is_old(job: JobRecord, known: Followed) -> bool:
@@ -115,26 +134,35 @@ def _is_old(job: JobRecord, known: Followed) -> bool:
     return job.generation != known.resolution.read_online
 
 
-def _obstacle(known: Followed, own: Sequence[JobRecord], now: datetime) -> str:
-    """Return why no run is started; empty where nothing is in the way."""
+def _obstacle(known: Followed, share: int, now: datetime) -> str:
+    """Return why no run is started for a share of the stream; empty where nothing is in the way."""
     job_of = {job.attempts[-1].run_id: job for job in known.jobs if job.attempts}
-    for run_id, code in known.runs.items():
+    part = "the stream" if known.parallelism == 1 else f"share {Share(share, known.parallelism)} of the stream"
+    for run_id, run in known.runs.items():
         job = job_of.get(run_id)
         if job is not None and job.generation != known.resolution.write:
             continue
-        if code == known.code:
-            return f"run {run_id[:8]} follows the stream"
-        if job is not None:
+        if run == GoingRun(known.code, share):
+            return f"run {run_id[:8]} follows {part}"
+        if run.code != known.code and job is not None:
             return f"run {run_id[:8]} of older code is ending"
-    if own and own[0].state == JobState.MANUALLY_CANCELLED:
+    if _newest_state(known, share) == JobState.MANUALLY_CANCELLED:
         return "it was cancelled by hand; featurekit stream resume starts it again"
-    failures = failures_in_a_row(known.finished)
+    finished = [run for run in known.finished if run.share == share]
+    failures = failures_in_a_row(finished)
     if failures:
-        due = known.finished[0].ended_at + FOLLOWED.wait_after(failures)
+        due = finished[0].ended_at + FOLLOWED.wait_after(failures)
         if now < due:
             times = "once" if failures == 1 else f"{failures} times in a row"
             return f"it failed {times}; started again at {format_time(due)}"
     return ""
+
+
+def _newest_state(known: Followed, share: int) -> str | None:
+    """Return the state of a share's newest job; where it has none, as the stream was divided otherwise, of any."""
+    jobs = [job for job in known.jobs if job.generation == known.resolution.write]
+    of_share = [job for job in jobs if job.stream_group == (share, known.parallelism)]
+    return next((job.state for job in of_share or jobs), None)
 
 
 def failures_in_a_row(finished: Sequence[FinishedRun]) -> int:
@@ -175,7 +203,7 @@ def supervisor(
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
         default_status=dg.DefaultSensorStatus.STOPPED if fixed else dg.DefaultSensorStatus.RUNNING,
         required_resource_keys={resource},
-        description=f"Keeps the stream of {view.name} followed by one run of the newest code.",
+        description=f"Keeps the stream of {view.name} followed by {_runs_in_words(view)} of the newest code.",
     )
     def supervise(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         opened: FeatureStores = getattr(context.resources, resource)
@@ -186,18 +214,64 @@ def supervisor(
             )
             return
         end_orphans(stores.ledger, workspace.name, instance)
-        decision = decide(known_of(view, code, stores, instance), datetime.now(UTC))
+        ended = ended_runs(view, code, instance)
+        end_cancelled(view, code, stores, ended)
+        decision = decide(known_of(view, code, stores, instance, ended), datetime.now(UTC))
         for job_id in decision.drain:
             stores.ledger.drain(job_id)
-        if decision.start:
+        for share in decision.start:
             # no key: the same request is right again once the run has ended
-            yield dg.RunRequest(run_key=None, tags={STREAM_TAG: view.name, CODE_TAG: code})
-        else:
+            yield dg.RunRequest(run_key=None, tags={STREAM_TAG: view.name, CODE_TAG: code} | _share_tag(view, share))
+        if not decision.start:
             if not decision.is_followed:
                 _look_at_freshness(view, view_key(view, prefix), stores, context)
             yield dg.SkipReason(f"{view.name}: {decision.reason}")
 
     return supervise
+
+
+def _parallelism(view: FeatureView) -> int:
+    return 1 if view.stream_source is None else view.stream_source.parallelism
+
+
+def _runs_in_words(view: FeatureView) -> str:
+    count = _parallelism(view)
+    return "one run" if count == 1 else f"{count} runs"
+
+
+def _share_tag(view: FeatureView, share: int) -> dict[str, str]:
+    count = _parallelism(view)
+    return {SHARE_TAG: str(Share(share, count))} if count > 1 else {}
+
+
+def _share(run: dg.DagsterRun) -> int:
+    """Return which share a run has; the first one where its tag was mistyped, so that nothing is started beside it."""
+    try:
+        return Share.parse(run.tags[SHARE_TAG]).index if SHARE_TAG in run.tags else 0
+    except ValueError:
+        return 0
+
+
+def ended_runs(view: FeatureView, code: str, instance: dg.DagsterInstance) -> Sequence[dg.RunRecord]:
+    """Return the last runs of this code that have ended, newest first."""
+    ends = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
+    filters = dg.RunsFilter(tags={STREAM_TAG: view.name, CODE_TAG: code}, statuses=ends)
+    return instance.get_run_records(filters, limit=_RUNS_LOOKED_AT * _parallelism(view))
+
+
+def end_cancelled(view: FeatureView, code: str, stores: WorkspaceStores, ended: Iterable[dg.RunRecord]) -> None:
+    """Cancel the job of a share whose newest run a person has cancelled in Dagster before it began to follow."""
+    ledger, place = stores.ledger, (stores.workspace, view.name)
+    generation = ledger.resolution(*place, StoredShape.of(view)).write
+    if generation is None:
+        return
+    looked_at: set[int] = set()
+    for record in ended:
+        run, share = record.dagster_run, _share(record.dagster_run)
+        if share not in looked_at and run.status is dg.DagsterRunStatus.CANCELED:
+            facts = {"workspace": stores.workspace, "view": view.name, "run_id": run.run_id, "code_version": code}
+            ledger.cancel_stream_run(**facts, generation=generation, group=share, groups=_parallelism(view))
+        looked_at.add(share)
 
 
 def _look_at_freshness(
@@ -220,7 +294,13 @@ def leads(view: FeatureView, workspace: BoundWorkspace, stores: WorkspaceStores)
     return not stores.ledger.deploy(stores.workspace, {name: stream_code(view)}, to_us(workspace.loaded_at))
 
 
-def known_of(view: FeatureView, code: str, stores: WorkspaceStores, instance: dg.DagsterInstance) -> Followed:
+def known_of(
+    view: FeatureView,
+    code: str,
+    stores: WorkspaceStores,
+    instance: dg.DagsterInstance,
+    ended: Iterable[dg.RunRecord],
+) -> Followed:
     """Return what the ledger and Dagster know of a view's stream."""
     ledger, place = stores.ledger, (stores.workspace, view.name)
     of_view = {STREAM_TAG: view.name}
@@ -230,15 +310,14 @@ def known_of(view: FeatureView, code: str, stores: WorkspaceStores, instance: dg
     # Dagster notices late that a process was killed
     lost = [each for each in unfinished if each.dagster_run.run_id in over]
     going = [each.dagster_run for each in unfinished if each.dagster_run.run_id not in over]
-    ended = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
-    filters = dg.RunsFilter(tags=of_view | {CODE_TAG: code}, statuses=ended)
     return Followed(
         code=code,
         resolution=ledger.resolution(*place, StoredShape.of(view)),
         paused_at=ledger.stream_paused(*place),
         jobs=jobs,
-        runs={run.run_id: run.tags.get(CODE_TAG, "") for run in going},
-        finished=tuple(_finished([*lost, *instance.get_run_records(filters, limit=_RUNS_LOOKED_AT)])),
+        runs={run.run_id: GoingRun(run.tags.get(CODE_TAG, ""), _share(run)) for run in going},
+        finished=tuple(_finished([*lost, *ended])),
+        parallelism=_parallelism(view),
     )
 
 
@@ -249,4 +328,5 @@ def _finished(records: Iterable[dg.RunRecord]) -> Iterator[FinishedRun]:
             failed=record.dagster_run.status not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED),
             began_at=None if record.start_time is None else datetime.fromtimestamp(record.start_time, UTC),
             ended_at=record.update_timestamp if ended is None else datetime.fromtimestamp(ended, UTC),
+            share=_share(record.dagster_run),
         )

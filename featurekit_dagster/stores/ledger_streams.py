@@ -7,7 +7,7 @@ one attempt per run and ends only when it is told to.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,6 +30,7 @@ STEADY_AFTER = timedelta(minutes=10)
 
 _FOR_EVER_US = to_us(datetime(9999, 1, 1, tzinfo=UTC))
 _CANCELLED = "its run was cancelled in Dagster"
+_TIMES: Mapping[str, Callable[[list[int]], int]] = {"newest_event_us": max, "watermark_us": min, "reported_us": min}
 _STOPPED_STATES = (JobState.MANUALLY_CANCELLED.value, JobState.FAILURE.value)
 
 
@@ -200,6 +201,15 @@ def newest_of_groups(known: Sequence[JobRecord]) -> list[JobRecord]:
         if groups == known[0].stream_group[1]:
             found.setdefault(group, job)
     return [found[group] for group in sorted(found)]
+
+
+def summed_stats(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return the stats of a whole stream from those of its groups: numbers are added, of times one stands for all."""
+    found: dict[str, list[int]] = {}
+    for stats in parts:
+        for name, value in stats.items():
+            found.setdefault(name, []).append(value)
+    return {name: _TIMES.get(name, sum)(values) for name, values in found.items()}
 
 
 def _pause(workspace: str, view: str) -> str:

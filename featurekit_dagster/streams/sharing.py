@@ -30,6 +30,19 @@ class Share:
     def __str__(self) -> str:
         return f"{self.index + 1} of {self.count}"
 
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Return what `str` made of a share.
+
+        Raises:
+            ValueError: The text is no share.
+        """
+        index, _, count = text.partition(" of ")
+        found = cls(int(index) - 1, int(count))
+        if not 0 <= found.index < found.count:
+            raise ValueError(text)
+        return found
+
     def of(self, partitions: Iterable[str]) -> tuple[str, ...]:
         """Return those of the partitions that this loop follows.
 

@@ -238,6 +238,24 @@ def test_a_run_that_was_killed_is_replaced_and_its_job_goes_on(
     assert [attempt.state for attempt in attempts] == ["ERROR", "CANCELLED"]
 
 
+def test_a_run_that_a_person_cancels_in_the_queue_is_not_started_again_until_somebody_asks(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    job = workspace.definitions().resolve_job_def("stream_paid")
+    queued = instance.create_run_for_job(job, tags=dict(job.tags), status=dg.DagsterRunStatus.QUEUED)
+    assert look(workspace, instance)[0] == []
+    instance.report_run_canceled(queued)
+    for _ in range(2):
+        assert look(workspace, instance) == (
+            [],
+            "paid: it was cancelled by hand; featurekit stream resume starts it again",
+        )
+    (cancelled,) = workspace.jobs("paid")
+    assert [attempt.run_id for attempt in cancelled.attempts] == [queued.run_id]
+    workspace.stores.ledger.resume_stream(workspace.name, "paid")
+    assert len(look(workspace, instance)[0]) == 1
+
+
 def test_a_run_that_a_person_ends_in_dagster_stays_ended(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     code = stream_code(workspace.repo.view("paid"))
     job = workspace.definitions().resolve_job_def("stream_paid")

@@ -12,7 +12,14 @@ from featurekit_dagster.domain.feature_view import StreamProcessingMode
 from featurekit_dagster.domain.schema import Field, Float64
 from featurekit_dagster.domain.stream_sources import KafkaConfig, PushConfig, RedisStreamConfig, StreamSource
 from featurekit_dagster.intervals import Interval
-from featurekit_dagster.orchestration.supervision import Decision, FinishedRun, Followed, decide, failures_in_a_row
+from featurekit_dagster.orchestration.supervision import (
+    Decision,
+    FinishedRun,
+    Followed,
+    GoingRun,
+    decide,
+    failures_in_a_row,
+)
 from featurekit_dagster.planning.generations import Change, Resolution
 from featurekit_dagster.planning.stream_code import stream_code
 from featurekit_dagster.stores.ledger_records import AttemptRecord, JobRecord
@@ -49,38 +56,38 @@ def failed(seconds_ago: float, lasted: timedelta = SECOND) -> FinishedRun:
 
 
 def test_a_stream_that_nobody_follows_is_followed() -> None:
-    assert decide(known(), NOW) == Decision(start=True)
+    assert decide(known(), NOW) == Decision(start=(0,))
 
 
 def test_a_run_of_this_code_is_left_alone_be_it_queued_or_at_work() -> None:
-    assert decide(known(runs={"run": "new"}), NOW).reason == "run run follows the stream"
-    assert decide(known(runs={"run": "new"}, jobs=[job()]), NOW).drain == ()
+    assert decide(known(runs={"run": GoingRun("new")}), NOW).reason == "run run follows the stream"
+    assert decide(known(runs={"run": GoingRun("new")}, jobs=[job()]), NOW).drain == ()
 
 
 def test_a_run_of_older_code_ends_before_another_begins() -> None:
     old = job(code="old")
-    decision = decide(known(runs={"run": "old"}, jobs=[old]), NOW)
-    assert (decision.start, decision.drain, decision.is_followed) == (False, (old.id,), True)
-    assert decide(known(jobs=[replace(old, state="DRAINED")]), NOW) == Decision(start=True)
+    decision = decide(known(runs={"run": GoingRun("old")}, jobs=[old]), NOW)
+    assert (decision.start, decision.drain, decision.is_followed) == ((), (old.id,), True)
+    assert decide(known(jobs=[replace(old, state="DRAINED")]), NOW) == Decision(start=(0,))
 
 
 def test_beside_a_generation_that_is_rebuilt_the_old_one_is_followed_until_reads_switch() -> None:
     old = job(code="old", generation=1)
-    rebuilding = known(resolution=resolution(write=2, online=1), jobs=[old], runs={"run": "old"})
-    assert decide(rebuilding, NOW) == Decision(start=True, is_followed=True)
+    rebuilding = known(resolution=resolution(write=2, online=1), jobs=[old], runs={"run": GoingRun("old")})
+    assert decide(rebuilding, NOW) == Decision(start=(0,), is_followed=True)
     new = job(generation=2, run_id="new run")
-    both = replace(rebuilding, jobs=[new, old], runs={"run": "old", "new run": "new"})
+    both = replace(rebuilding, jobs=[new, old], runs={"run": GoingRun("old"), "new run": GoingRun("new")})
     assert decide(both, NOW).drain == ()
     switched = replace(both, resolution=resolution(write=2, online=2))
     assert decide(switched, NOW).drain == (old.id,)
-    same_code = known(resolution=resolution(write=2, online=1), jobs=[job(generation=1)], runs={"run": "new"})
+    same_code = known(resolution=resolution(write=2, online=1), jobs=[job(generation=1)], runs={"run": GoingRun("new")})
     assert decide(same_code, NOW).start
 
 
 def test_a_change_that_waits_for_a_person_leaves_everything_as_it_is() -> None:
     change = Change(what="x", text="a column is gone", keepable=False)
     decision = decide(known(resolution=resolution(write=None, changes=(change,)), jobs=[job(code="old")]), NOW)
-    assert (decision.start, decision.drain) == (False, ())
+    assert (decision.start, decision.drain) == ((), ())
     assert decision.reason.startswith("changed: a column is gone; its run goes on")
 
 
@@ -104,6 +111,27 @@ def test_only_failures_since_the_last_good_run_count() -> None:
     assert failures_in_a_row([failed(1), failed(2), good, failed(3)]) == 2
     assert failures_in_a_row([failed(1, 10 * MINUTE), failed(2)]) == 1
     assert failures_in_a_row([FinishedRun(failed=True, began_at=None, ended_at=NOW), failed(2)]) == 2
+
+
+def test_each_share_of_a_stream_has_a_run_of_its_own() -> None:
+    three = known(parallelism=3)
+    assert decide(three, NOW) == Decision(start=(0, 1, 2))
+    jobs = [job(run_id="second", batch="1/3"), job("MANUALLY_CANCELLED", run_id="third", batch="2/3")]
+    partly = replace(three, runs={"second": GoingRun("new", 1)}, jobs=jobs)
+    decision = decide(partly, NOW)
+    assert decision.start == (0,)
+    assert decision.reason.split("; ")[0] == "run second follows share 2 of 3 of the stream"
+    waiting = decide(replace(partly, finished=[replace(failed(1), share=0)]), NOW)
+    assert (waiting.start, "it failed once" in waiting.reason) == ((), True)
+
+
+def test_runs_of_another_parallelism_end_before_any_begins() -> None:
+    alone = job(code="old")
+    more = known(parallelism=2, jobs=[alone], runs={"run": GoingRun("old")})
+    decision = decide(more, NOW)
+    assert (decision.start, decision.drain) == ((), (alone.id,))
+    assert decide(replace(more, runs={}, jobs=[replace(alone, state="DRAINED")]), NOW).start == (0, 1)
+    assert decide(replace(more, runs={}, jobs=[replace(alone, state="MANUALLY_CANCELLED")]), NOW).start == ()
 
 
 def test_the_code_of_a_loop_changes_with_the_settings_of_its_stream_but_for_secrets() -> None:
