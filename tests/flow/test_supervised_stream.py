@@ -242,7 +242,7 @@ def test_a_run_that_a_person_cancels_in_the_queue_is_not_started_again_until_som
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
     job = workspace.definitions().resolve_job_def("stream_paid")
-    queued = instance.create_run_for_job(job, tags=dict(job.tags), status=dg.DagsterRunStatus.QUEUED)
+    queued = instance.create_run_for_job(job, tags=dict(job.tags), status=dg.DagsterRunStatus.NOT_STARTED)
     assert look(workspace, instance)[0] == []
     instance.report_run_canceled(queued)
     for _ in range(2):
