@@ -60,6 +60,14 @@ from featurekit_dagster.errors.online_stores import (
     OnlineStoreUnnamed,
 )
 from featurekit_dagster.errors.publishing import NothingToPublish, NotPublished, WarehouseBusy
+from featurekit_dagster.errors.online_stores import (
+    OnlineRecordTooLarge,
+    OnlineStoreContended,
+    OnlineStoreExtraMissing,
+    OnlineStoreRefused,
+    OnlineStoreUnavailable,
+    OnlineStoreUnnamed,
+)
 from featurekit_dagster.errors.reads import (
     JoinKeyMismatch,
     NotMaterialized,

@@ -256,13 +256,17 @@ class LmdbSnapshot:
                 found.setdefault(stored[: -len(chunk_suffix(0))], []).append((chunk, value))
         return {view.keys.decode(base): tiles for base, tiles in found.items()}
 
-    def _scan_prefix(self, prefix: Key) -> Iterator[tuple[bytes, bytes]]:
-        view, transaction = self._view, self._transaction
+    def _begin_of(self, prefix: Key) -> bytes:
+        """Return what the stored form of all keys with a prefix begins with."""
+        view = self._view
         if not view.layout.is_wildcard and len(prefix) < len(view.layout.key_fields):
             raise Unsupported(
                 f"{view.layout.view}: a read by some of the join keys needs an online_serving_index that lists them"
             )
-        begin = view.keys.encode_prefix(prefix)
+        return view.keys.encode_prefix(prefix)
+
+    def _scan_prefix(self, prefix: Key) -> Iterator[tuple[bytes, bytes]]:
+        begin, transaction = self._begin_of(prefix), self._transaction
         if transaction is None:
             return
         cursor = transaction.cursor()
@@ -286,7 +290,7 @@ class LmdbSnapshot:
         if view.layout.tile_us is None:
             rows = map(self.packed_row, keys)
             return [[] if row is None else view.values.rows(row) for row in rows]
-        since, until = _bounds(since_us, until_us)
+        since, until = whole_bounds(since_us, until_us)
         return [self._tiles(self.packed_tiles(key, since, until), since, until) for key in keys]
 
     def read_prefix(
@@ -297,7 +301,7 @@ class LmdbSnapshot:
         if view.layout.tile_us is None:
             decode, rows = view.keys.decode, view.values.rows
             return {decode(stored): rows(value) for stored, value in self._scan_prefix(prefix)}
-        since, until = _bounds(since_us, until_us)
+        since, until = whole_bounds(since_us, until_us)
         packed = self.packed_tiles_prefix(prefix, since, until)
         found = {key: self._tiles(tiles, since, until) for key, tiles in packed.items()}
         return {key: tiles for key, tiles in found.items() if tiles}
@@ -314,6 +318,6 @@ class LmdbSnapshot:
         ]
 
 
-def _bounds(since_us: int | None, until_us: int | None) -> tuple[int, int]:
+def whole_bounds(since_us: int | None, until_us: int | None) -> tuple[int, int]:
     """Return bounds that are never None: all of a stored chunk number's range."""
     return -(1 << 62) if since_us is None else since_us, 1 << 62 if until_us is None else until_us

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace as changed
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from featurekit_dagster.stores.online import OnlineStore
 from tests.conftest import ROOT
 from tests.support.offline_table import DAY, T0, days, replace
 from tests.support.online_records import COVERED, ROWS, TILES, records, tile_records, write
+from tests.support.online_servers import OPENERS
 
 SECOND = changed(TILES, generation=2)
-OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurekit_dagster.intervals import Interval, from_us
-from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 from featurekit_dagster.stores.online import Key, OnlineStore
 from tests.support.online_records import HOUR_US, ROWS, TILES, WILDCARD, Tiles, records, tile_records, write
+from tests.support.online_servers import OPENERS
 
-OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore}
 NAMES = ("a", "b", "a" * 399, "a" * 500, "b" * 1000, "with \0 inside", "", None)
 
 

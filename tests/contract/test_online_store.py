@@ -34,8 +34,7 @@ from tests.support.online_records import (
     tile_records,
     write,
 )
-
-OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore}
+from tests.support.online_servers import OPENERS
 
 
 @pytest.fixture(params=OPENERS)
@@ -60,7 +59,8 @@ class TestCoverage:
         assert store.read(TILES, [("a",), (None,)]) == [[], []]
         assert store.read_prefix(WILDCARD, ("a",)) == {}
 
-    def test_a_read_makes_no_files(self, store: OnlineStore, tmp_path: Path) -> None:
+    def test_a_read_of_the_embedded_store_makes_no_files(self, tmp_path: Path) -> None:
+        store = LmdbOnlineStore(tmp_path)
         store.coverage(TILES)
         store.drop(TILES.workspace, TILES.view, None, epoch=1)
         store.drop(TILES.workspace, TILES.view, 1, epoch=1)
@@ -292,7 +292,8 @@ class TestRefusals:
 
 
 class TestSnapshots:
-    def test_a_snapshot_does_not_see_later_writes(self, store: OnlineStore) -> None:
+    def test_a_snapshot_of_the_embedded_store_does_not_see_later_writes(self, tmp_path: Path) -> None:
+        store = LmdbOnlineStore(tmp_path)
         write(store, TILES, tile_records(TILES, {(("a",), 0): (1, 1.0)}))
         with store.snapshot(TILES) as snapshot:
             later = tile_records(TILES, {(("a",), 0): (2, 2.0), (("b",), 0): (2, 2.0)})
@@ -300,6 +301,14 @@ class TestSnapshots:
             assert snapshot.coverage == COVERED
             assert snapshot.read([("a",), ("b",)]) == [[(0, 1, 1.0)], []]
         assert store.coverage(TILES) == IntervalSet()
+        store.close()
+
+    def test_the_records_of_a_snapshot_are_at_least_as_new_as_its_coverage(self, store: OnlineStore) -> None:
+        write(store, TILES, tile_records(TILES, {(("a",), 0): (1, 1.0)}))
+        with store.snapshot(TILES) as snapshot:
+            store.write(TILES, tile_records(TILES, {(("a",), 0): (2, 2.0)}), covered=IntervalSet(), epoch=2)
+            assert snapshot.coverage == COVERED
+            assert snapshot.read([("a",)]) in ([[(0, 1, 1.0)]], [[(0, 2, 2.0)]])
 
     def test_packed_tiles_of_one_of_many_and_of_a_prefix_agree(self, store: OnlineStore) -> None:
         keys: list[Key] = [("a", 1), ("a", 2), ("b", 1)]

