@@ -26,6 +26,7 @@ from featurekit_dagster.errors import (
 )
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
 from featurekit_dagster.execution.online_rows import complete_part, online_rows
+from featurekit_dagster.execution.publish import outdate, queue_missing
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us
 from featurekit_dagster.planning.fingerprint import fingerprint
@@ -138,6 +139,8 @@ def run_tasks(
                 break  # whoever has the lease now does what is left
             except Exception as error:  # noqa: BLE001 - kept, and raised once the later jobs were tried
                 failures.append((task.interval, error))
+    if view.publish is not None:
+        queue_missing(view, stores, trigger=trigger)
     if failures:
         raise MaterializationFailed(view=view.name, failures=failures) from failures[0][1]
 
@@ -164,6 +167,7 @@ def _run_job(
     with stop_watch(stores.ledger, job.id, lease) as watch:
         try:
             written = _write_stores(view, task, stores, job, lease, watch, on_step)
+            outdate(view, stores, task.interval)
             stores.ledger.succeed(job.id, stats=written.stats(overwrite=task.overwrite), lease=lease)
         except Exception as error:
             # whatever happened, the ledger must not go on saying that the job runs; the error itself goes on

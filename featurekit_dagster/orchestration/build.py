@@ -12,6 +12,7 @@ from featurekit_dagster.orchestration.due_jobs import due_jobs_sensor
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.maintenance import maintenance_job, maintenance_schedule
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
+from featurekit_dagster.orchestration.publish import published_asset, published_views, warehouse_resources
 from featurekit_dagster.orchestration.push_logs import drain_sensors
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
@@ -48,7 +49,11 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     public = [backfill_job(workspace, prefix), overwrite_job(workspace, prefix), maintenance_job(workspace, prefix)]
     chores = chore_jobs(workspace, prefix)
     computed = dg.Definitions(
-        assets=[*(source_spec(source, prefix) for source in workspace.repo.sources), *assets.values()],
+        assets=[
+            *(source_spec(source, prefix) for source in workspace.repo.sources),
+            *assets.values(),
+            *(published_asset(view, workspace, prefix) for view in published_views(workspace)),
+        ],
         jobs=[*jobs.values(), *streams.values(), *public, *chores.values()],
         schedules=[
             *schedules,
@@ -60,7 +65,10 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
             *supervisors,
             *drain_sensors(workspace, prefix),
         ],
-        resources={resource_key(prefix): FeatureStores.of(workspace)},
+        resources={
+            resource_key(prefix): FeatureStores.of(workspace),
+            **warehouse_resources(workspace, prefix),
+        },
         executor=dg.in_process_executor,
     )
     return dg.Definitions.merge(computed, table_definitions(workspace, prefix))

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import dagster as dg
 
 from featurekit_dagster.orchestration.chores import Chore, chore_job, chore_schedule
+from featurekit_dagster.orchestration.publish import FEATURE_PUBLISH
 from featurekit_dagster.orchestration.resources import BoundWorkspace
 
-CHORES: tuple[Chore, ...] = ()
+CHORES: tuple[Chore, ...] = (FEATURE_PUBLISH,)
 """One for each public job that carries out chores."""
 
 

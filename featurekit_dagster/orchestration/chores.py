@@ -29,6 +29,7 @@ _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 _JOB_ID_FIELD = dg.Field(
     str, is_required=False, description="A job of the ledger that waits; then nothing else here is looked at."
 )
+Events = Callable[[BoundWorkspace, WorkspaceStores, JobRecord, str | None], Iterable[dg.AssetMaterialization]]
 _UNFINISHED = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -85,6 +86,7 @@ class Chore:
             out a job of the ledger gives none; `queue` says what is missing.
         queue: Makes the jobs of what was asked for, given workspace, stores, configuration and trigger.
         carry_out: Does one job and returns counts of what was done. It can be repeated.
+        events: Returns what a job that was done has materialized, given workspace, stores, job and prefix.
         cron: When a schedule asks for it with the defaults of `config`; None for no schedule.
     """
 
@@ -95,6 +97,7 @@ class Chore:
     queue: Callable[[BoundWorkspace, WorkspaceStores, Mapping[str, Any], str], list[JobRecord]]
     carry_out: Callable[[ChoreRun], Mapping[str, int]]
     cron: str | None = None
+    events: Events | None = None
 
     def name(self, prefix: str | None) -> str:
         """Return the name of the Dagster job."""
@@ -216,13 +219,15 @@ def _op(
         stores, failed = opened.open(workspace), []
         for job in _asked_for(chore, workspace, stores, context):
             try:
-                done = _carry_out(chore, workspace, stores, job, context)
+                done = carry_out_job(chore, workspace, stores, job, context)
             except JobNotWaiting:
                 context.log.info(f"job {job.id} does not wait any more; there is nothing to do")
             except Exception as error:  # noqa: BLE001 - kept, and told once the other jobs were tried
                 failed.append(f"job {job.id}: {safe_reason(error)}")
             else:
                 _tell(context, workspace, done, prefix)
+                for event in chore.events(workspace, stores, done, prefix) if chore.events is not None else ():
+                    context.log_event(event)
                 if on_job is not None:
                     on_job(done)
         if failed:
@@ -251,7 +256,7 @@ def _asked_for(
     raise dg.Failure(description=refusal, allow_retries=False)
 
 
-def _carry_out(
+def carry_out_job(
     chore: Chore,
     workspace: BoundWorkspace,
     stores: WorkspaceStores,

@@ -19,6 +19,7 @@ from featurekit_dagster.orchestration.chore_list import CHORES
 from featurekit_dagster.orchestration.chores import chore_requests
 from featurekit_dagster.orchestration.draining import drain_outdated, overtaken_views
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, interval_of_keys, key_range
+from featurekit_dagster.orchestration.publish import queue_unpublished
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, run_tags
 from featurekit_dagster.stores.ledger import Ledger
@@ -145,6 +146,7 @@ def due_jobs_sensor(
             view = workspace.repo.view(run.view)
             if not (is_adopted_run_going(ledger, run) or end_cancelled(ledger, run, view, context.instance)):
                 requests.append(run_request(view, run, context.instance, jobs[run.view].name))
+        queue_unpublished(workspace, stores, followed)
         requests += chore_requests(CHORES, workspace, stores, context.instance, prefix)
         yield from [request for request in requests if request is not None]
         if not any(requests):

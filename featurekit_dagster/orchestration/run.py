@@ -20,9 +20,11 @@ from featurekit_dagster.orchestration.chores import JOB_ID, run_chore
 from featurekit_dagster.orchestration.due_jobs import DueRun, due_runs, end_orphans, newest_views, run_tags_of
 from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, key_range
+from featurekit_dagster.orchestration.publish import FEATURE_PUBLISH
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import run_tags
 from featurekit_dagster.planning.tasks import RunPlan
+from featurekit_dagster.stores.ledger_records import FEATURE_EXPORT
 
 SETTINGS = "dagster.yaml"
 _SILENCE_SECONDS = 180.0
@@ -73,7 +75,7 @@ def materialize_in_process(
 
     A plan without overwrite fills what is missing of its range when it starts; one with overwrite replaces all of it.
     A job that fails is tried again by the daemon; where none gives a sign of life this was its only attempt, so that
-    asking again does it again.
+    asking again does it again. What is to be published then is published here, too.
 
     Args:
         workspace: Declarations bound to stores and a clock.
@@ -94,7 +96,11 @@ def materialize_in_process(
         "managed_retries": has_daemon(instance),
     }
     tags = {**run_tags(view, MANUAL if overwrite else BACKFILL), RANGE_START: keys.start, RANGE_END: keys.end}
-    return _execute(workspace, view, run.interval, tags, config, instance, on_progress)
+    result = _execute(workspace, view, run.interval, tags, config, instance, on_progress)
+    if not has_daemon(instance):
+        for job in workspace.stores.ledger.unfinished_chores(workspace.name, FEATURE_EXPORT, view.name):
+            run_chore(FEATURE_PUBLISH, workspace, instance, {JOB_ID: job.id})
+    return result
 
 
 def run_due(

@@ -59,7 +59,7 @@ def view_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None =
         # a run reports its partitions itself, as each job commits, and has no other output
         skippable=True,
         description=view.description,
-        group_name=_group(view),
+        group_name=view_group(view),
         owners=_owners(view.owner),
         tags=_tags(view),
         kinds={"deltalake", "duckdb"} if view.offline else {"duckdb"},
@@ -76,7 +76,7 @@ def table_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None 
     return dg.AssetSpec(
         view_key(view, prefix),
         description=view.description,
-        group_name=_group(view),
+        group_name=view_group(view),
         owners=_owners(view.owner),
         tags=_tags(view),
         kinds={"deltalake", "duckdb"} if view.offline else {"duckdb"},
@@ -202,8 +202,8 @@ def _duration(duration: timedelta | None) -> str | None:
     return format_duration(duration) if duration else None
 
 
-def _group(view: FeatureView) -> str:
-    """Views of the same entities stand together."""
+def view_group(view: FeatureView) -> str:
+    """Return the group of a view: views of the same entities stand together."""
     return re.sub(r"[^A-Za-z0-9_]", "_", "_".join(entity.name for entity in view.entities)) or "features"
 
 

@@ -109,18 +109,32 @@ def features_in_range(
     Source: SDK page, get_historical_features, which this method of later versions replaces; `_valid_from` is when a
         point-in-time read first gives the row, for streams too.
     """
+    pieces, valid_from, valid_to = merged(stored.view, *pieces_of(stored, start_us, end_us, entities, max_lookback_us))
+    pieces = pieces.append_column(VALID_FROM, to_column(valid_from, None, TIMESTAMP))
+    return pieces.append_column(VALID_TO, to_column(valid_to, None, TIMESTAMP))
+
+
+def pieces_of(
+    stored: StoredRows,
+    start_us: int,
+    end_us: int,
+    entities: pa.Table | None = None,
+    max_lookback_us: int | None = None,
+) -> tuple[pa.Table, Times, Times]:
+    """Return join keys and features with the times from and to which they hold, sorted by key and time.
+
+    Arguments and errors are those of `features_in_range`. Neighbours may hold the same values.
+    """
     view, timing = stored.view, Timing.of(stored.view)
     first, last = timing.edge(start_us), timing.edge(end_us - 1)
     if view.is_aggregate and timing.first_edge_us is not None:
         first = max(first, ceil_us(timing.first_edge_us, timing.grid_us))
     if start_us >= end_us or first > last:
-        pieces = arrow_schema((*view.join_keys, *view.features)).empty_table()
-        valid_from = valid_to = np.empty(0, np.int64)
-    elif view.is_aggregate:
-        pieces, valid_from, valid_to = _aggregate_pieces(stored, start_us, end_us, first, last, entities)
-    else:
-        pieces, valid_from, valid_to = _row_pieces(stored, start_us, end_us, entities, max_lookback_us)
-    return _merged(view, pieces, valid_from, valid_to)
+        nothing = np.empty(0, np.int64)
+        return arrow_schema((*view.join_keys, *view.features)).empty_table(), nothing, nothing
+    if view.is_aggregate:
+        return _aggregate_pieces(stored, start_us, end_us, first, last, entities)
+    return _row_pieces(stored, start_us, end_us, entities, max_lookback_us)
 
 
 def _aggregate_pieces(
@@ -234,7 +248,7 @@ def _all_default(view: FeatureView, pieces: pa.Table) -> Mask:
     return default
 
 
-def _merged(view: FeatureView, pieces: pa.Table, valid_from: Times, valid_to: Times) -> pa.Table:
+def merged(view: FeatureView, pieces: pa.Table, valid_from: Times, valid_to: Times) -> tuple[pa.Table, Times, Times]:
     """Join rows of a key that touch and hold equal values; rows are sorted by key and time."""
     if pieces.num_rows:
         keys = pieces.select(view.key_names)
@@ -245,5 +259,4 @@ def _merged(view: FeatureView, pieces: pa.Table, valid_from: Times, valid_to: Ti
         starts = np.flatnonzero(np.concatenate(([True], ~same)))
         ends = np.append(starts[1:], len(valid_from)) - 1
         pieces, valid_from, valid_to = rows_at(pieces, starts), valid_from[starts], valid_to[ends]
-    pieces = pieces.append_column(VALID_FROM, to_column(valid_from, None, TIMESTAMP))
-    return pieces.append_column(VALID_TO, to_column(valid_to, None, TIMESTAMP))
+    return pieces, valid_from, valid_to

@@ -19,13 +19,14 @@ from featurekit_dagster.stores.ledger_claims import Place, cover, covered_in, un
 from featurekit_dagster.stores.ledger_generations import read_all_generations
 from featurekit_dagster.stores.ledger_leases import LEASE_TIME, Lease, LeaseBook
 from featurekit_dagster.stores.ledger_maintenance import MaintenanceBook
+from featurekit_dagster.stores.ledger_published import PublishedBook
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, BATCH, JobRecord, read_jobs
 from featurekit_dagster.stores.ledger_snapshot import stream_fact, take_snapshot
 from featurekit_dagster.stores.ledger_streams import StreamBook
 from featurekit_dagster.stores.ledger_tables import facts, insert_new, jobs, views
 
 
-class Ledger(StreamBook, MaintenanceBook):
+class Ledger(StreamBook, MaintenanceBook, PublishedBook):
     """The ledger at one place; any number of threads and processes may use it at once.
 
     It is opened as `LedgerDatabase` is.

@@ -1,0 +1,118 @@
+"""A warehouse in one DuckDB file, which has one writing process at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from featurekit_dagster.domain.schema import DataType, Field
+from featurekit_dagster.errors import WarehouseBusy
+from featurekit_dagster.stores.parquet_scan import quote
+from featurekit_dagster.stores.warehouse import Warehouse, WarehouseSession
+
+PATIENCE_SECONDS = 60.0
+Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+_LOCKED = (duckdb.IOException, duckdb.ConnectionException)
+_TYPES = {
+    "String": "VARCHAR",
+    "Int32": "INTEGER",
+    "Int64": "BIGINT",
+    "Float32": "FLOAT",
+    "Float64": "DOUBLE",
+    "Bool": "BOOLEAN",
+    "Bytes": "BLOB",
+    "Timestamp": "TIMESTAMP WITH TIME ZONE",
+}
+
+
+class DuckDBWarehouse(Warehouse):
+    """Published features in a DuckDB file.
+
+    The file is open only as long as a transaction lasts, so that others can read it in between.
+
+    Args:
+        path: The file, made when it is missing.
+        connect: Opens it, for the body of a `with`; by default the file is opened here.
+        patience_seconds: How long to wait for another process that has the file open.
+    """
+
+    def __init__(self, path: Path, connect: Connect | None = None, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        super().__init__(str(path))
+        self._path, self._patience = path, patience_seconds
+        self._connect = connect or self._open
+
+    def exists(self) -> bool:
+        """Tell whether there is a file; see `Warehouse.exists`."""
+        return self._path.exists()
+
+    @contextmanager
+    def session(self) -> Iterator[WarehouseSession]:
+        """Open a transaction; see `Warehouse.session`."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        opened = self._connect()
+        con = self._patiently(opened)
+        try:
+            con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false; BEGIN TRANSACTION")
+            yield _Session(con)
+            con.execute("COMMIT")
+        finally:
+            con.close()  # what was not committed is undone; whoever opened it may not close it after an error
+            opened.__exit__(None, None, None)
+
+    def _patiently(self, opened: AbstractContextManager[duckdb.DuckDBPyConnection]) -> duckdb.DuckDBPyConnection:
+        try:
+            return opened.__enter__()
+        except _LOCKED as error:
+            raise WarehouseBusy(place=self.place) from error
+
+    @contextmanager
+    def _open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        tries = Retrying(
+            retry=retry_if_exception_type(_LOCKED),
+            stop=stop_after_delay(self._patience),
+            wait=wait_random_exponential(multiplier=0.05, max=2),
+            reraise=True,
+        )
+        con = tries(duckdb.connect, self._path)
+        try:
+            yield con
+        finally:
+            con.close()
+
+
+class _Session:
+    """A transaction on a connection to a file."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+        self._con = con
+
+    def run(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows."""
+        return self._con.execute(statement).fetchall()
+
+    def insert(self, table: str, fields: Sequence[Field], rows: pa.Table) -> None:
+        """Insert rows into a table."""
+        columns = ", ".join(quote(field.name) for field in fields)
+        self._con.register("_featurekit_rows", rows)
+        self._con.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM _featurekit_rows")
+        self._con.unregister("_featurekit_rows")
+
+    def type_of(self, field: Field) -> str:
+        """Return the SQL type that holds a declared one."""
+        return _sql_type(field.dtype)
+
+
+def _sql_type(dtype: DataType) -> str:
+    if dtype.name == "Array":
+        return f"{_sql_type(dtype.children[0])}[]"
+    if dtype.name == "Map":
+        return f"MAP({', '.join(map(_sql_type, dtype.children))})"
+    if dtype.name == "Struct":
+        return f"STRUCT({', '.join(f'{quote(member.name)} {_sql_type(member.dtype)}' for member in dtype.fields)})"
+    return _TYPES[dtype.name]
