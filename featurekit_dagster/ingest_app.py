@@ -1,7 +1,7 @@
 """The Stream Ingest API over HTTP: `POST /ingest` takes events of push sources, all of a request or none.
 
-Whoever runs the app on several processes of one host may: each logs into the same log of a source. Neither logs nor
-error texts hold an event's values.
+Whoever runs the app on several processes of one host may: each logs into the same log of a source, one of them applies
+it, and each answers when that one has. Neither logs nor error texts hold an event's values.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 
 from featurekit_dagster.errors import NotAPushSource
 from featurekit_dagster.execution.ingest import IngestResult, PushSource
+from featurekit_dagster.execution.push_applier import PushApplier
 from featurekit_dagster.ingest_schema import answers_schema, request_schema
 from featurekit_dagster.sdk import Workspace
 from featurekit_dagster.stores.ingest_keys import IngestKey, IngestKeys
@@ -92,8 +93,22 @@ class IngestService:
             except NotAPushSource as error:
                 _log.info("%s", error)
         self._visible = {name: _Visibility(push) for name, push in self.sources.items()}
+        self._appliers = [
+            PushApplier(push, workspace.stores, self._visible[name].tell) for name, push in self.sources.items()
+        ]
         self._under_way = 0
         self._threads = anyio.CapacityLimiter(limits.threads)
+
+    @asynccontextmanager
+    async def applying(self, _: FastAPI) -> AsyncIterator[None]:
+        """Apply what is sent, in threads, for as long as the server runs."""
+        for applier in self._appliers:
+            applier.start()
+        try:
+            yield
+        finally:
+            for applier in self._appliers:
+                await anyio.to_thread.run_sync(applier.stop)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request, whatever becomes of it."""
@@ -176,7 +191,8 @@ class IngestService:
 class _Visibility:
     """Waits for events to be online, on behalf of all requests of a source at once.
 
-    After a wait in vain nobody waits for a while: the loop is not running, and events are logged all the same.
+    What this process applies wakes it; for what another one applies it looks again and again. After a wait in vain
+    nobody waits for a while: nobody applies, and events are logged all the same.
     """
 
     def __init__(self, push: PushSource) -> None:
@@ -184,12 +200,27 @@ class _Visibility:
         self._applied: int | None = None
         self._looked_at = float("-inf")
         self._impatient_until = float("-inf")
+        self._moved = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def tell(self) -> None:
+        """Say, from any thread, that more has been applied."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._looked_at = float("-inf")
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def wait(self, sequence: int, timeout: timedelta) -> bool | None:
         """Return whether events up to a number were online in time; None where no view moves with each event."""
+        self._loop = asyncio.get_running_loop()
         deadline = time.monotonic() + timeout.total_seconds()
         while True:
-            applied = self._look()
+            moved, applied = self._moved, self._look()
             if applied is None or applied >= sequence:
                 return None if applied is None else True
             now = time.monotonic()
@@ -198,7 +229,8 @@ class _Visibility:
             if now >= deadline:
                 self._impatient_until = now + _PATIENT_AGAIN_SECONDS
                 return False
-            await asyncio.sleep(_NAP_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(moved.wait(), _NAP_SECONDS)
 
     def _look(self) -> int | None:
         now = time.monotonic()
@@ -228,17 +260,25 @@ def _parsed(body: bytes) -> tuple[_Request, list[bytes]]:
     return asked, events
 
 
-def ingest_app(workspace: Workspace, keys: IngestKeys | None = None, limits: IngestLimits | None = None) -> FastAPI:
+def ingest_app(
+    workspace: Workspace, keys: IngestKeys | None = None, limits: IngestLimits | None = None, *, applies: bool = True
+) -> FastAPI:
     """Return the app of a workspace's push sources, with its own OpenAPI page at `/openapi.json`.
 
     Args:
         workspace: The workspace.
         keys: Who may send; by default those that `featurekit ingest create-key` made.
         limits: How much is taken.
+        applies: Whether the process also applies what is sent, unless another one does; if not, it only logs and waits.
     """
     limits = limits or IngestLimits()
     service = IngestService(workspace, keys or IngestKeys.of(workspace.home, workspace.name), limits)
-    app = FastAPI(title=f"Stream Ingest API of {workspace.name}", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=f"Stream Ingest API of {workspace.name}",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=service.applying if applies else None,
+    )
     route: Callable[[Request], Awaitable[Response]] = service.answer
     app.add_api_route(
         "/ingest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from featurekit_dagster.execution.ingest import IngestResult, PushSource, event_
 if TYPE_CHECKING:
     from featurekit_dagster.execution.ingest_drain import DrainReport
     from featurekit_dagster.sdk import Workspace
+
+VISIBLE_TIME = timedelta(seconds=2)
+"""How long events that are sent are waited for by default, until CONTINUOUS views have them online."""
 
 
 class StreamSourceHandle:
@@ -32,17 +36,17 @@ class StreamSourceHandle:
         """Name of the source."""
         return self.declaration.name
 
-    def ingest(self, records: Any, *, dry_run: bool = False, wait: timedelta = timedelta(0)) -> IngestResult:
+    def ingest(self, records: Any, *, dry_run: bool = False, wait: timedelta = VISIBLE_TIME) -> IngestResult:
         """Send events of a push source, all of them or none, by the rules of `POST /ingest`.
 
-        They are on disk when this returns; views that follow the source have them online as soon as the stream's run
-        has applied them.
+        They are on disk when this returns, and CONTINUOUS views have them online: whoever follows the source has
+        applied them, or else this process has. Other views have them at their next commit.
 
         Args:
             records: A list of mappings, or a pandas, polars or Arrow frame; fields as in the source's schema. Times
                 without a zone are UTC.
             dry_run: Only check; what does not fit is in the result.
-            wait: How long to wait until CONTINUOUS views have the events online.
+            wait: How long to wait until CONTINUOUS views have the events online; zero only logs them.
 
         Raises:
             EventsRefused: Some events do not fit the schema, so none was taken (not in a dry run).
@@ -53,9 +57,11 @@ class StreamSourceHandle:
         if result.refused and not dry_run:
             faults = [(each.index, each.field, each.rule) for each in result.refused]
             raise EventsRefused(source=self.name, refused=faults)
-        if result.sequence is not None and wait:
-            self._push.wait_until_applied(result.sequence, wait)
-        return result
+        if result.sequence is None or not wait:
+            return result
+        from featurekit_dagster.execution.push_applier import make_visible
+
+        return replace(result, visible=make_visible(self._push, self._workspace.stores, result.sequence, wait))
 
     def drain(self, *, keep: timedelta | None = None) -> DrainReport:
         """Take what was sent to the source's own Delta table, each event once, and trim the log.

@@ -39,11 +39,14 @@ class IngestResult:
         accepted: How many were logged, or would have been; all of them or none.
         refused: Why not; at least one for each event that does not fit.
         sequence: Number of the last one in the source's log; None where nothing was logged.
+        visible: Whether the views that move with each event have them online; None where there are no such views, or
+            nobody has waited.
     """
 
     accepted: int
     refused: Sequence[Refusal]
     sequence: int | None = None
+    visible: bool | None = None
 
 
 class PushSource:
@@ -110,9 +113,13 @@ class PushSource:
 
     def applied(self) -> int | None:
         """Return up to which number of the log all views have it that move with each event; None if there are none."""
+        return min((applied_sequence(self._stores, view) or 0 for view in self.moving), default=None)
+
+    @cached_property
+    def moving(self) -> tuple[FeatureView, ...]:
+        """The views that move with each event: an answer says whether they have it online."""
         continuous = StreamProcessingMode.CONTINUOUS
-        moving = [view for view in self.views if view.online and view.stream_processing_mode is continuous]
-        return min((applied_sequence(self._stores, view) or 0 for view in moving), default=None)
+        return tuple(view for view in self.views if view.online and view.stream_processing_mode is continuous)
 
 
 def open_push_log(stores: WorkspaceStores, source: str) -> PushLog:

@@ -23,6 +23,7 @@ import msgpack
 
 from featurekit_dagster.errors import StreamPositionLost
 from featurekit_dagster.intervals import to_us
+from featurekit_dagster.streams.bell import Bell, bell_of
 from featurekit_dagster.streams.reading import OLDEST, ONLY_PARTITION, PartitionLag, StreamBatch
 
 _ROW_RECORDS = 1_000
@@ -91,6 +92,8 @@ class PushLog:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._lock_file: int | None = None
+        self.bell: Bell = bell_of(self._path)
+        """Rings when this process has appended something."""
 
     def append(self, records: Sequence[bytes]) -> int:
         """Log records, next to each other, and return the sequence number of the last one.
@@ -202,6 +205,7 @@ class PushLog:
             return
         for waiting, number in zip(together, numbers, strict=True):
             waiting.last = number
+        self.bell.ring()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -292,6 +296,7 @@ class PushLogReader:
         """Return what was logged next; see `StreamReader.poll`."""
         deadline, nap = time.monotonic() + timeout.total_seconds(), _FIRST_NAP_SECONDS
         while self._next is not None:
+            heard = self._log.bell.count
             found = self._log.read(self._next, most)
             if found.records or self._is_new:
                 self._next, self._is_new = found.last, False
@@ -299,7 +304,7 @@ class PushLogReader:
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
-            time.sleep(min(nap, left))
+            self._log.bell.wait(heard, min(nap, left))  # what other processes append rings no bell here
             nap = min(2 * nap, _LONGEST_NAP_SECONDS)
         time.sleep(timeout.total_seconds())
         return []

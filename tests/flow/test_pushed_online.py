@@ -53,11 +53,11 @@ def test_an_event_is_online_before_its_sender_is_answered(tmp_path: Path) -> Non
 def test_events_sent_while_nobody_follows_are_online_once_somebody_does(tmp_path: Path) -> None:
     workspace = payments_workspace(tmp_path)
     source = workspace.get_stream_source("payments")
-    source.ingest([payment(7), payment(14)])
+    source.ingest([payment(7), payment(14)], wait=timedelta(0))
     with _followed(workspace):
         assert source.ingest([payment(21)], wait=timedelta(seconds=60)).sequence == 3
         assert _paid(workspace, "u0") == {"sum": 43.5, "count": 3}
-    source.ingest([payment(28)])
+    source.ingest([payment(28)], wait=timedelta(0))
     source.drain(keep=timedelta(0))
     with _followed(workspace):
         source.ingest([payment(35)], wait=timedelta(seconds=60))
@@ -71,6 +71,6 @@ def test_the_log_is_not_trimmed_before_the_loop_has_read_it(tmp_path: Path) -> N
     source = workspace.get_stream_source("payments")
     with _followed(workspace):
         source.ingest([payment(7)], wait=timedelta(seconds=60))
-    source.ingest([payment(14), payment(21)])
+    source.ingest([payment(14), payment(21)], wait=timedelta(0))
     workspace._clock.now += timedelta(microseconds=1)  # type: ignore[attr-defined]
     assert (source.drain(keep=timedelta(0)).drained, source.drain(keep=timedelta(0)).trimmed) == (3, 1)

@@ -101,12 +101,15 @@ class IngestServer:
 
 
 @contextmanager
-def ingest_server(workspace: Workspace, limits: IngestLimits | None = None) -> Iterator[IngestServer]:
-    """Serve a workspace's API in a thread of this process."""
+def ingest_server(
+    workspace: Workspace, limits: IngestLimits | None = None, *, applies: bool = False, key_name: str = "tests"
+) -> Iterator[IngestServer]:
+    """Serve a workspace's API in a thread of this process, which `applies` what is sent or leaves that to others."""
     keys = IngestKeys.of(workspace.home, workspace.name)
-    key = keys.create("tests")
+    key = keys.create(key_name)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(ingest_app(workspace, keys, limits), access_log=False, log_config=None, ws="none")
+        app = ingest_app(workspace, keys, limits, applies=applies)
+        config = uvicorn.Config(app, access_log=False, log_config=None, ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
