@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from featurekit_dagster.domain.online_stores import OnlinePlaces, OnlineStoreConfig
 from featurekit_dagster.domain.repo import Repository
 from featurekit_dagster.errors import NotFoundError, TectonValidationError
 from featurekit_dagster.intervals import as_utc
@@ -52,6 +53,8 @@ class Workspace:
             `home/lake`.
         clock: Returns "now" for planning, scheduling, ttl and online reads; a datetime stands still. Default: the real
             time.
+        online_store: Where views are served from that name no store: a `RedisConfig`, a `DynamoConfig` or a URL.
+            Default: `$FEATUREKIT_ONLINE_STORE`, a URL, else `home/online`.
 
     Raises:
         DeclarationError: The declarations contradict each other.
@@ -66,6 +69,7 @@ class Workspace:
         home: str | Path | None = None,
         lake: str | Path | None = None,
         clock: Callable[[], datetime] | datetime | None = None,
+        online_store: OnlineStoreConfig | str | None = None,
     ) -> None:
         caller = sys._getframe(1).f_code.co_filename
         self.name = name
@@ -73,6 +77,8 @@ class Workspace:
         self.home = Path(home or os.environ.get("FEATUREKIT_HOME") or Path(caller).resolve().parent / ".featurekit")
         self.lake = str(lake or os.environ.get("FEATUREKIT_LAKE") or self.home / "lake")
         self.loaded_at = utc_now()
+        stores = {view.name: view.online_store for view in self.repo.views if view.online_store is not None}
+        self.online_places = OnlinePlaces.named(online_store, stores)
         self.fixed_now = as_utc(clock) if isinstance(clock, datetime) else None
         self._clock = clock if callable(clock) else utc_now
 
@@ -94,7 +100,9 @@ class Workspace:
         """The workspace's ledger, offline and online store."""
         from featurekit_dagster.stores.workspace_stores import WorkspaceStores  # noqa: PLC0415 - planning does without
 
-        return WorkspaceStores(workspace=self.name, home=self.home, lake=self.lake, clock=self.now)
+        return WorkspaceStores(
+            workspace=self.name, home=self.home, lake=self.lake, clock=self.now, places=self.online_places
+        )
 
     def definitions(self) -> dg.Definitions:
         """Return the Dagster definitions of all views.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -108,6 +108,40 @@ class DynamoConfig:
 
 
 OnlineStoreConfig = RedisConfig | DynamoConfig
+
+
+@dataclass(frozen=True, slots=True)
+class OnlinePlaces:
+    """Where the views of a workspace are served from; None is the embedded store, files in the home directory.
+
+    Args:
+        usual: The store of views that name none.
+        views: View to the store that it names.
+    """
+
+    usual: OnlineStoreConfig | None = None
+    views: Mapping[str, OnlineStoreConfig] = field(default_factory=dict, hash=False)
+
+    def of(self, view: str) -> OnlineStoreConfig | None:
+        """Return where a view is served from."""
+        return self.views.get(view, self.usual)
+
+    @classmethod
+    def named(cls, usual: OnlineStoreConfig | str | None, views: Mapping[str, OnlineStoreConfig]) -> OnlinePlaces:
+        """Return the places of a workspace.
+
+        Args:
+            usual: Its store, a URL of one, or None: that of `$FEATUREKIT_ONLINE_STORE`, else the embedded one.
+            views: View to the store that it names.
+
+        Raises:
+            DeclarationError: It is no store, or the URL has another shape.
+        """
+        given = os.environ.get(ONLINE_STORE_VARIABLE) or None if usual is None else usual
+        found = online_store_at(given) if isinstance(given, str) else given
+        if found is not None and not isinstance(found, OnlineStoreConfig):
+            raise_faults("online store", [f"it is {described(found)}; give a RedisConfig, a DynamoConfig or a URL"])
+        return cls(found, dict(views))
 
 
 def online_store_at(url: str) -> OnlineStoreConfig:

@@ -74,7 +74,13 @@ class FeatureStores(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Return the stores: the workspace's own unless other places are configured."""
         if (self.home, self.lake) == (str(workspace.home), workspace.lake):
             return workspace.stores
-        return WorkspaceStores(workspace=workspace.name, home=Path(self.home), lake=self.lake, clock=workspace.now)
+        return WorkspaceStores(
+            workspace=workspace.name,
+            home=Path(self.home),
+            lake=self.lake,
+            clock=workspace.now,
+            places=workspace.stores.places,
+        )
 
     @classmethod
     def of(cls, workspace: BoundWorkspace) -> FeatureStores:

@@ -92,20 +92,19 @@ class RemoteTransaction:
         """Tell whether this transaction has deleted a record."""
         return key in self._changes and self._changes[key] is None
 
-    def put_keys(self) -> list[bytes]:
-        """Return the keys that this transaction has stored, ascending; some may be deleted again."""
+    def put_keys_between(self, begin: bytes, end: bytes | None) -> list[bytes]:
+        """Return the keys with `begin <= key < end` that this transaction has stored, ascending; None is no end."""
         if self._put_keys is None:
             self._put_keys = sorted(key for key, value in self._changes.items() if value is not None)
-        return self._put_keys
+        first = bisect_left(self._put_keys, begin)
+        last = len(self._put_keys) if end is None else bisect_left(self._put_keys, end)
+        return [key for key in self._put_keys[first:last] if not self.is_deleted(key)]
 
     def first_from(self, key: bytes) -> bytes | None:
         """Return the first key that is not before this one; None if there is none."""
         stored = next((each for each in self._stored_from(key) if not self.is_deleted(each)), None)
-        own = self.put_keys()
-        for at in range(bisect_left(own, key), len(own)):
-            if not self.is_deleted(own[at]):
-                return own[at] if stored is None else min(stored, own[at])
-        return stored
+        own = self.put_keys_between(key, stored)
+        return own[0] if own else stored
 
     def _stored_from(self, key: bytes) -> Iterator[bytes]:
         """Yield the stored keys from one on, a stretch at a time; the last stretch is remembered."""
@@ -142,11 +141,14 @@ class RemoteTransaction:
 
 
 class RemoteCursor:
-    """A place in the keys of a transaction."""
+    """A place in the keys of a transaction; it fetches values a page at a time, once they are asked for."""
 
     def __init__(self, transaction: RemoteTransaction) -> None:
         self._transaction = transaction
         self._at: bytes | None = None
+        self._page: list[tuple[bytes, bytes]] = []
+        self._place, self._pages = 0, 0
+        self._end: bytes | None = None
 
     def getmulti(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         """Return the records that exist of these, in the order asked for."""
@@ -164,34 +166,60 @@ class RemoteCursor:
 
     def set_range(self, key: bytes) -> bool:
         """Go to the first record whose key is not before this one; tell whether there is one."""
-        self._at = self._transaction.first_from(key)
+        self._page, self._at = [], self._transaction.first_from(key)
         return self._at is not None
 
     def key(self) -> bytes:
         """Return the key of the record where it stands; empty if it stands nowhere."""
         return self._at or b""
 
+    def item(self) -> tuple[bytes, bytes]:
+        """Return the record where it stands; empty if it stands nowhere."""
+        if self._at is not None and not self._page:
+            self._turn(self._at)
+        return (b"", b"") if self._at is None else self._page[self._place]
+
+    def next(self) -> bool:
+        """Go to the following record; tell whether there is one."""
+        if self._at is not None and not self._page:
+            return self.set_range(self._at + b"\x00")
+        while self._at is not None:
+            self._place += 1
+            if self._place < len(self._page):
+                self._at = self._page[self._place][0]
+                if not self._transaction.is_deleted(self._at):
+                    return True
+            else:
+                self._turn(self._end)
+                return self._at is not None
+        return False
+
     def delete(self) -> bool:
-        """Delete the record where it stands."""
-        return self._at is not None and self._transaction.delete(self._at)
+        """Delete the record where it stands, and go to the following one; tell whether there was one."""
+        if self._at is None:
+            return False
+        self._transaction.delete(self._at)
+        self.next()
+        return True
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the records from where it stands on, in key order."""
-        transaction, begin, round_ = self._transaction, self._at, 0
-        while begin is not None:
-            most = _PAGES[min(round_, len(_PAGES) - 1)]
-            page = transaction.table.scan(begin, None, most)
-            end = page[-1][0] + b"\x00" if len(page) >= most else None
-            stored = {key: transaction.learn(key, version, value) for key, (version, value) in page}
-            own = transaction.put_keys()
-            last = len(own) if end is None else bisect_left(own, end)
-            for key in own[bisect_left(own, begin) : last]:
-                stored[key] = transaction.get(key)
-            for key in sorted(stored):
-                value = stored[key]
-                if value is not None and not transaction.is_deleted(key):
-                    yield key, value
-            begin, round_ = end, round_ + 1
+        while self._at is not None:
+            yield self.item()
+            self.next()
+
+    def _turn(self, begin: bytes | None) -> None:
+        """Fetch the page that begins at a key, and stand on its first record; nowhere after the last page."""
+        transaction, self._page, self._place = self._transaction, [], 0
+        while begin is not None and not self._page:
+            most = _PAGES[min(self._pages, len(_PAGES) - 1)]
+            stored = transaction.table.scan(begin, None, most)
+            end = stored[-1][0] + b"\x00" if len(stored) >= most else None
+            found = {key: transaction.learn(key, version, value) for key, (version, value) in stored}
+            found |= {key: transaction.get(key) for key in transaction.put_keys_between(begin, end)}
+            self._page = [(key, value) for key, value in sorted(found.items()) if value is not None]
+            begin, self._end, self._pages = end, end, self._pages + 1
+        self._at = self._page[0][0] if self._page else None
 
 
 class RemoteEnvironment:

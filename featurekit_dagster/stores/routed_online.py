@@ -5,16 +5,20 @@ A view that is declared no more may lie in any of them, so what is asked about i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurekit_dagster.domain.online_stores import OnlinePlaces, OnlineStoreConfig
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineSnapshot, OnlineStore, OnlineWrite
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from featurekit_dagster.stores.online_upkeep import Trimmed
     from featurekit_dagster.stores.stream_state import (
         Combine,
         DeadLetter,
@@ -26,30 +30,56 @@ if TYPE_CHECKING:
     from featurekit_dagster.stores.tombstones import Tombstones
 
 
+def open_online(home: Path, places: OnlinePlaces) -> OnlineStore:
+    """Return the online store of a workspace.
+
+    Args:
+        home: The home directory, where the embedded store lies.
+        places: Where views are served from.
+    """
+
+    def opened(config: OnlineStoreConfig | None) -> OnlineStore:
+        if config is None:
+            from featurekit_dagster.stores.lmdb import LmdbOnlineStore  # noqa: PLC0415 - perhaps it is not used
+
+            return LmdbOnlineStore(home / "online")
+        from featurekit_dagster.stores.remote import open_remote  # noqa: PLC0415 - most workspaces have none
+
+        return open_remote(config)
+
+    return RoutedOnlineStore(opened, places) if places.views else opened(places.usual)
+
+
 class RoutedOnlineStore:
     """Hands every call to the store of its view (see `OnlineStore`).
 
     Args:
-        usual: Opens the store of views that are not named.
-        others: View to what opens its store; equal openers share one store.
+        opened: Opens the store of a declaration; that of None is the embedded one.
+        places: Where views are served from.
     """
 
-    def __init__(self, usual: Callable[[], OnlineStore], others: Mapping[str, Callable[[], OnlineStore]]) -> None:
-        self._usual, self._openers = usual, dict(others)
-        self._opened: dict[Callable[[], OnlineStore], OnlineStore] = {}
+    def __init__(self, opened: Callable[[OnlineStoreConfig | None], OnlineStore], places: OnlinePlaces) -> None:
+        self._opener, self._places = opened, places
+        self._opened: dict[OnlineStoreConfig | None, OnlineStore] = {}
+        self._lock = threading.Lock()
 
     def store_of(self, view: str) -> OnlineStore:
         """Return the store of a view, opened if it was not."""
-        return self._open(self._openers.get(view, self._usual))
+        return self._open(self._places.of(view))
 
-    def _open(self, opener: Callable[[], OnlineStore]) -> OnlineStore:
-        store = self._opened.get(opener)
-        return store if store is not None else self._opened.setdefault(opener, opener())
+    def _open(self, config: OnlineStoreConfig | None) -> OnlineStore:
+        known = self._opened.get(config)
+        if known is None:
+            with self._lock:
+                known = self._opened.get(config)
+                if known is None:
+                    known = self._opened[config] = self._opener(config)
+        return known
 
     def _where(self, view: str) -> list[OnlineStore]:
         """Return the stores in which a view may lie, its own first."""
-        openers = dict.fromkeys([self._openers.get(view, self._usual), self._usual, *self._openers.values()])
-        return [self._open(opener) for opener in openers]
+        places = self._places
+        return [self._open(each) for each in dict.fromkeys([places.of(view), places.usual, *places.views.values()])]
 
     def write(
         self,
@@ -60,10 +90,34 @@ class RoutedOnlineStore:
         epoch: int,
         replace: Interval | None = None,
         keep_stream: bool = False,
+        combine: Combine | None = None,
     ) -> OnlineWrite:
         """Upsert batch records and then set the coverage marker (see `OnlineStore.write`)."""
-        store = self.store_of(layout.view)
-        return store.write(layout, records, covered=covered, epoch=epoch, replace=replace, keep_stream=keep_stream)
+        return self.store_of(layout.view).write(
+            layout,
+            records,
+            covered=covered,
+            epoch=epoch,
+            replace=replace,
+            keep_stream=keep_stream,
+            combine=combine,
+        )
+
+    def placed(self, layout: OnlineLayout) -> OnlineLayout:
+        """Return the layout with the slot and the tile size in use (see `OnlineUpkeep.placed`)."""
+        return self.store_of(layout.view).placed(layout)
+
+    def use(self, layout: OnlineLayout, *, epoch: int) -> None:
+        """Let the generation use another slot from now on (see `OnlineUpkeep.use`)."""
+        self.store_of(layout.view).use(layout, epoch=epoch)
+
+    def clear(self, layout: OnlineLayout, *, epoch: int) -> None:
+        """Remove everything from a slot that is not in use (see `OnlineUpkeep.clear`)."""
+        self.store_of(layout.view).clear(layout, epoch=epoch)
+
+    def trim(self, layout: OnlineLayout, since_us: int | None, *, epoch: int, check: Callable[[], None]) -> Trimmed:
+        """Remove what lies before a time, in short transactions (see `OnlineUpkeep.trim`)."""
+        return self.store_of(layout.view).trim(layout, since_us, epoch=epoch, check=check)
 
     def snapshot(self, layout: OnlineLayout) -> AbstractContextManager[OnlineSnapshot]:
         """Return a context that gives coverage and records of one moment."""
@@ -84,6 +138,10 @@ class RoutedOnlineStore:
     def keys_besides(self, layout: OnlineLayout, given: pa.Table, interval: Interval) -> list[Key]:
         """Return other keys than the given ones that have tiles in an interval (see `OnlineStore.keys_besides`)."""
         return self.store_of(layout.view).keys_besides(layout, given, interval)
+
+    def sample_keys(self, layout: OnlineLayout, count: int, seed: int, interval: Interval | None = None) -> list[Key]:
+        """Return some of the stored keys (see `OnlineStore.sample_keys`)."""
+        return self.store_of(layout.view).sample_keys(layout, count, seed, interval)
 
     def coverage(self, layout: OnlineLayout) -> IntervalSet:
         """Return what has been written online."""

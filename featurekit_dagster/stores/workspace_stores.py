@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
+from featurekit_dagster.domain.online_stores import OnlinePlaces
 from featurekit_dagster.intervals import Interval, IntervalSet, floor_time
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape, laid_out_fields, resolve
@@ -67,6 +68,7 @@ class WorkspaceStores:
         pins: View to the generation that is used in both stores, for a writer.
         versions: View to the state of its offline table that is read, for reads that must not see later commits.
         origin: The stores that these were pinned from; they open what both use.
+        places: Where views are served from; by default all from the home directory.
     """
 
     workspace: str
@@ -76,6 +78,7 @@ class WorkspaceStores:
     pins: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)
     versions: Mapping[str, OfflineVersion] = field(default_factory=dict, repr=False, hash=False, kw_only=True)
     origin: WorkspaceStores | None = field(default=None, repr=False, hash=False)
+    places: OnlinePlaces = field(default=OnlinePlaces(), repr=False, hash=False, kw_only=True)
     _used: dict[str, _Used] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -107,9 +110,9 @@ class WorkspaceStores:
         """What models read from while they serve."""
         if self.origin is not None:
             return self.origin.online
-        from featurekit_dagster.stores.lmdb import LmdbOnlineStore
+        from featurekit_dagster.stores.routed_online import open_online
 
-        return LmdbOnlineStore(self.home / "online")
+        return open_online(self.home, self.places)
 
     @cached_property
     def datasets(self) -> Datasets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from featurekit_dagster.domain.schema import Field, Int64, String
 from featurekit_dagster.intervals import Interval, from_us
-from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineStore
 from featurekit_dagster.stores.stream_state import Columns, DeadLetter, IntArray, Nulls, StreamCheckpoint, StreamCommit
 from featurekit_dagster.stores.tombstones import FOR_EVER_US, KeyHasher, Tombstones
@@ -30,8 +29,8 @@ from tests.support.online_records import (
     tile_records,
     write,
 )
+from tests.support.online_servers import OPENERS
 
-OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore}
 SALT = b"salt of a test"
 LONG = "b" * 600
 NAMES = ("a", LONG, "c", None)
