@@ -300,7 +300,7 @@ class StreamFollower:
     def _covers_from(self, moved: Mapping[str, StreamCheckpoint], now: datetime) -> int | None:
         """Return from when on the stream covers everything; None while a partition has no position to go on from."""
         known = [*{**self._checkpoints, **moved}.values(), *self._others.values()]
-        if any(each is None or each.position is None for each in known):
+        if not known or any(each is None or each.position is None for each in known):
             return None
         return to_us(now) if self._others else self._start_us
 
