@@ -20,6 +20,7 @@ from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_maintain import maintain
 from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
+from featurekit_dagster.cli_publish import publish
 from featurekit_dagster.cli_repair import repair
 from featurekit_dagster.cli_replay import replay, run_stream
 from featurekit_dagster.cli_stream import stream
@@ -228,6 +229,7 @@ add_job_commands(app)
 app.command()(apply)
 app.command()(repair)
 app.command()(maintain)
+app.command()(publish)
 app.add_typer(ingest)
 app.command("ingest-table")(ingest_table)
 app.command("run-stream")(run_stream)

@@ -59,7 +59,7 @@ from featurekit_dagster.errors.online_stores import (
     OnlineStoreUnavailable,
     OnlineStoreUnnamed,
 )
-from featurekit_dagster.errors.publishing import NothingToPublish, NotPublished, WarehouseBusy
+from featurekit_dagster.errors.publishing import NothingToPublish, NotPublished, PublishingFailed, WarehouseBusy
 from featurekit_dagster.errors.online_stores import (
     OnlineRecordTooLarge,
     OnlineStoreContended,
@@ -180,6 +180,7 @@ __all__ = [
     "OutputSchemaMismatch",
     "OverlappingMaterialization",
     "PlanError",
+    "PublishingFailed",
     "QueryRefused",
     "ReadError",
     "RetiredGeneration",

@@ -53,3 +53,17 @@ class WarehouseBusy(StoreError):
             f"the warehouse {place} cannot be opened: another process has it open, or it cannot be reached; end that "
             "process or wait, the job is tried again"
         )
+
+
+class PublishingFailed(StoreError):
+    """Full features could not be published to the end.
+
+    Args:
+        reason: Of which view, and why.
+    """
+
+    retryable = True
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"not everything was published: {reason}; what was done stays, do it again for the rest")

@@ -99,26 +99,31 @@ class Published:
 def queue_missing(
     view: FeatureView, stores: WorkspaceStores, *, trigger: str, give_up: bool = False
 ) -> list[JobRecord]:
-    """Ask for a job that publishes what can be and is not yet, unless one that waits does it; return it.
+    """Ask for a job that publishes what can be and is not yet, and return it beside those that wait already.
 
     Args:
-        view: A feature view that is published.
+        view: A feature view.
         stores: Where rows and record are kept.
         trigger: What asks for it.
         give_up: Whether what a job has failed at, or a person has cancelled, is left alone.
+
+    Raises:
+        NotPublished: The view is not declared to be published.
     """
     published = Published.of(view, stores)
-    missing = published.publishable().subtract(published.windows())
-    waiting = stores.ledger.unfinished_chores(stores.workspace, FEATURE_EXPORT, view.name)
-    taken = [job.interval for job in waiting if job.next_attempt_at is not None or give_up]
-    if give_up and missing:
+    unfinished = stores.ledger.unfinished_chores(stores.workspace, FEATURE_EXPORT, view.name)
+    waiting = [job for job in unfinished if job.next_attempt_at is not None]
+    # what is under way may have read the rows before they changed, and is followed by another job; but not at each look
+    left = published.publishable().subtract(published.windows())
+    left = left.subtract(job.interval for job in (unfinished if give_up else waiting))
+    if give_up and left:
         ended = stores.ledger.jobs(stores.workspace, view.name, states=_GIVEN_UP)
         taken += [job.interval for job in ended if job.kind == FEATURE_EXPORT]
     left = missing.subtract(taken)
     if not left:
         return []
     whole = Interval(left.intervals[0].start, left.intervals[-1].end)
-    return [_queue(published, whole, trigger=trigger, again=False, policy=MANAGED)]
+    return [*waiting, _queue(published, whole, trigger=trigger, again=False, policy=MANAGED)]
 
 
 def queue_range(
@@ -143,12 +148,11 @@ def queue_range(
         NothingToPublish: Nothing of it can be.
     """
     published = Published.of(view, stores)
-    possible = publishable = published.publishable()
-    if interval is not None:
-        possible = publishable.intersect([interval.aligned_outward(view.batch_schedule)])
+    publishable = published.publishable()
+    possible = publishable.intersect([interval.aligned_outward(view.batch_schedule)])
     if not possible:
-        asked = "its history" if interval is None else str(interval)
-        raise NothingToPublish(view=view.name, asked=asked, possible=str(publishable) if publishable else "nothing")
+        shown = str(publishable) if publishable else "nothing"
+        raise NothingToPublish(view=view.name, asked=str(interval), possible=shown)
     whole = Interval(possible.intervals[0].start, possible.intervals[-1].end)
     return _queue(published, whole, trigger=trigger, again=True, policy=policy)
 

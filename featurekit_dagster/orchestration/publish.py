@@ -205,3 +205,27 @@ def _schema(view: FeatureView) -> dg.TableSchema:
     times = [("_valid_from", "First time at which a reader sees it (UTC)."), ("_valid_to", "First time after (UTC).")]
     shown = [dg.TableColumn(name, "Timestamp", description=text) for name, text in times]
     return dg.TableSchema(columns=[*columns, *shown])
+
+
+def publish_in_process(
+    workspace: BoundWorkspace,
+    views: Iterable[str],
+    instance: dg.DagsterInstance,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    on_job: Callable[[JobRecord], None] | None = None,
+) -> list[dg.ExecuteInProcessResult]:
+    """Publish in this process, as runs that Dagster shows like any other; return Dagster's results.
+
+    Args:
+        workspace: Declarations bound to stores and a clock.
+        views: Names of feature views; none are all that are published.
+        instance: Where Dagster keeps runs and events.
+        start: First instant of a range that is published again; with `end` for one view.
+        end: First instant after.
+        on_job: Called with each finished job of the ledger.
+    """
+    times = {"start": start, "end": end}
+    given = {name: time.isoformat() for name, time in times.items() if time is not None}
+    configs = [{"view": name, **given} for name in views] or [given]
+    return [run_chore(FEATURE_PUBLISH, workspace, instance, config, on_job) for config in configs]
