@@ -39,5 +39,6 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a user's stores, workspace and Dagster home out of every test."""
-    for name in ("FEATUREKIT_HOME", "FEATUREKIT_LAKE", "FEATUREKIT_LEDGER", "FEATUREKIT_WORKSPACE", "DAGSTER_HOME"):
+    stores = ("FEATUREKIT_HOME", "FEATUREKIT_LAKE", "FEATUREKIT_LEDGER", "FEATUREKIT_WAREHOUSE")
+    for name in (*stores, "FEATUREKIT_WORKSPACE", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
