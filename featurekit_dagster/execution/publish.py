@@ -118,10 +118,9 @@ def queue_missing(
     left = left.subtract(job.interval for job in (unfinished if give_up else waiting))
     if give_up and left:
         ended = stores.ledger.jobs(stores.workspace, view.name, states=_GIVEN_UP)
-        taken += [job.interval for job in ended if job.kind == FEATURE_EXPORT]
-    left = missing.subtract(taken)
+        left = left.subtract(job.interval for job in ended if job.kind == FEATURE_EXPORT)
     if not left:
-        return []
+        return waiting
     whole = Interval(left.intervals[0].start, left.intervals[-1].end)
     return [*waiting, _queue(published, whole, trigger=trigger, again=False, policy=MANAGED)]
 
@@ -129,7 +128,7 @@ def queue_missing(
 def queue_range(
     view: FeatureView,
     stores: WorkspaceStores,
-    interval: Interval | None,
+    interval: Interval,
     *,
     trigger: str,
     policy: RetryPolicy = MANAGED,
@@ -139,7 +138,7 @@ def queue_range(
     Args:
         view: A feature view.
         stores: Where rows and record are kept.
-        interval: Event times, widened to whole batch intervals; None for all.
+        interval: Event times, widened to whole batch intervals.
         trigger: What asks for it.
         policy: How often it is tried.
 

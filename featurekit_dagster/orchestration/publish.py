@@ -7,7 +7,7 @@ of the asset has them published again.
 # No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import FeatureKitError, TectonValidationError, safe_reason
 from featurekit_dagster.execution.publish import Published, path_of, publish, queue_missing, queue_range
 from featurekit_dagster.intervals import Interval, as_utc
-from featurekit_dagster.orchestration.chores import Chore, ChoreRun, carry_out_job
+from featurekit_dagster.orchestration.chores import Chore, ChoreRun, carry_out_job, run_chore
 from featurekit_dagster.orchestration.partitions import interval_of_keys, key_of, partitions_of
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, TRIGGER, VIEW, feature_schema, view_group, view_key
@@ -83,17 +83,17 @@ def _queue(
             raise TectonValidationError("start or end is given without a view; name the view, too")
         return [job for view in published_views(workspace) for job in queue_missing(view, stores, trigger=trigger)]
     view = workspace.repo.view(config["view"])
-    return [queue_range(view, stores, range_of(view, stores, config), trigger=trigger)]
+    if not {"start", "end"} & config.keys():
+        return queue_missing(view, stores, trigger=trigger)
+    return [queue_range(view, stores, _range(view, stores, config), trigger=trigger)]
 
 
-def range_of(view: FeatureView, stores: WorkspaceStores, config: Mapping[str, str]) -> Interval | None:
-    """Return the range of `start` and `end`, of which either may be left out; None without both.
+def _range(view: FeatureView, stores: WorkspaceStores, config: Mapping[str, str]) -> Interval:
+    """Return the range of `start` and `end`, of which either may be left out.
 
     Raises:
         TectonValidationError: A time cannot be read, or the range is empty.
     """
-    if not {"start", "end"} & config.keys():
-        return None
     try:
         first = view.materialization_start
         start = as_utc(datetime.fromisoformat(config["start"])) if "start" in config else first
