@@ -15,7 +15,6 @@ from featurekit_dagster.maintenance_methods import MaintenanceMethods
 from featurekit_dagster.materialization_methods import MaterializationMethods
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.publish_methods import PublishMethods
-from featurekit_dagster.reading_methods import ReadingMethods
 from featurekit_dagster.serving.frame import FeatureFrame
 from featurekit_dagster.serving.historical import entity_keys, features_for_spine
 from featurekit_dagster.serving.history import history
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
 
 
-class FeatureViewHandle(ReadingMethods, MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods):
+class FeatureViewHandle(MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods):
     """A feature view of a workspace.
 
     Properties of the declaration are read through: `name`, `description`, `owner`, `tags`, `ttl`, `online`, `offline`,
