@@ -101,7 +101,13 @@ class ConsistencyReport:
 
 
 def check_consistency(
-    view: FeatureView, stores: WorkspaceStores, *, sample: int = SAMPLE, seed: int = 0, mocks: Mocks = None
+    view: FeatureView,
+    stores: WorkspaceStores,
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    mocks: Mocks = None,
+    history: FeatureView | None = None,
 ) -> ConsistencyReport:
     """Compare the online answers of a view with its offline answers.
 
@@ -115,6 +121,7 @@ def check_consistency(
         sample: How many keys are drawn from each store; chosen as if by chance, the same ones again for the same keys.
         seed: Another one makes another choice.
         mocks: Parameter to a frame that is used instead of its source; then the answers are computed from it.
+        history: The same view with a batch side, where it has none of its own.
 
     Raises:
         ReadError: The view is not written online, or its features cannot be computed and are not stored.
@@ -126,7 +133,7 @@ def check_consistency(
         raise ReadError(f"{view.name} is not materialized online (online=False), so there is nothing to compare")
     for look in range(_LOOKS):
         before = _state(view, stores)
-        report = _compared(view, stores, sample, seed, mocks)
+        report = _compared(view, history or view, stores, sample, seed, mocks)
         if report.is_consistent or (before == _state(view, stores) and not _is_written(view, stores)):
             return report
         time.sleep(_NAP_SECONDS * (look + 1))
@@ -173,8 +180,10 @@ def _moment(view: FeatureView, stores: WorkspaceStores, mocks: Mocks) -> _Moment
     return None if end is None else _Moment(timing.visible(end), end)
 
 
-def _compared(view: FeatureView, stores: WorkspaceStores, sample: int, seed: int, mocks: Mocks) -> ConsistencyReport:
-    if not (view.inputs or view.is_table):
+def _compared(
+    view: FeatureView, history: FeatureView, stores: WorkspaceStores, sample: int, seed: int, mocks: Mocks
+) -> ConsistencyReport:
+    if not (history.inputs or view.is_table):
         note = "The stream has no batch side, so there is no history to compare with."
         return ConsistencyReport(view=view.name, note=note)
     moment = _moment(view, stores, mocks)
@@ -182,14 +191,16 @@ def _compared(view: FeatureView, stores: WorkspaceStores, sample: int, seed: int
         return ConsistencyReport(view=view.name, note="Nothing is materialized that could be compared yet.")
     if view.aggregation_leading_edge is AggregationLeadingEdge.LATEST_EVENT_TIME:
         view = replace(view, aggregation_leading_edge=AggregationLeadingEdge.WALL_CLOCK_TIME)
-    return _Comparison(view, stores.standing_at(from_us(moment.time_us)), moment, mocks).report(sample, seed)
+    return _Comparison(view, history, stores.standing_at(from_us(moment.time_us)), moment, mocks).report(sample, seed)
 
 
 class _Comparison:
     """One comparison of the two stores of a view."""
 
-    def __init__(self, view: FeatureView, stores: WorkspaceStores, moment: _Moment, mocks: Mocks) -> None:
-        self._view, self._stores, self._moment, self._mocks = view, stores, moment, mocks
+    def __init__(
+        self, view: FeatureView, history: FeatureView, stores: WorkspaceStores, moment: _Moment, mocks: Mocks
+    ) -> None:
+        self._view, self._history, self._stores, self._moment, self._mocks = view, history, stores, moment, mocks
         self._layout: OnlineLayout = stores.online_layout(view)
         self._names = [field.name for field in self._layout.key_fields]
         self._from_source: bool | None = None
@@ -226,7 +237,7 @@ class _Comparison:
 
     def _offline_keys(self, sample: int, seed: int, span: Interval) -> list[Key]:
         """Draw keys from the offline store, or from the source."""
-        stored = StoredRows.choose(self._view, self._stores, None, self._mocks)
+        stored = StoredRows.choose(self._history, self._stores, None, self._mocks)
         names = list(self._view.key_names)
         with connect() as con:
             relation: str | None = "found"
@@ -290,15 +301,16 @@ class _Comparison:
         try:
             table = self._answers(spine, names, self._from_source)
         except NotMaterialized:
-            if self._view.incremental_backfills or not self._view.inputs:
+            if self._history.incremental_backfills or not self._history.inputs:
                 raise
             self._from_source = True
             table = self._answers(spine, names, from_source=True)
         return {name: table[f"{self._view.name}__{name}"].to_pylist() for name in names}
 
     def _answers(self, spine: pa.Table, names: Sequence[str], from_source: bool | None) -> pa.Table:
-        self._from_source = StoredRows.choose(self._view, self._stores, from_source, self._mocks).from_source
-        reference = FeatureReference(view=self._view, selected=tuple(names))
+        chosen = StoredRows.choose(self._history, self._stores, None if self._mocks else from_source, self._mocks)
+        self._from_source = chosen.from_source
+        reference = FeatureReference(view=self._history, selected=tuple(names))
         frame = features_for_spine(
             (reference,),
             self._stores,
