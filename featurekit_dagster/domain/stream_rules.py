@@ -69,11 +69,7 @@ def _resolve_compaction(draft: Draft) -> None:
     new, old = draft.given["compaction_enabled"], draft.given["batch_compaction_enabled"]
     if new is not None and old is not None:
         draft.faults.append("compaction_enabled is given beside its old name batch_compaction_enabled; keep the first")
-    draft.resolved["compaction_enabled"] = is_compacted = bool(new or old)
-    if is_compacted and draft.get("online"):
-        draft.faults.append(
-            "online=True with compaction_enabled: untiled views are not written online by this version; leave one out"
-        )
+    draft.resolved["compaction_enabled"] = bool(new or old)
 
 
 def _resolve_mode(draft: Draft) -> None:

@@ -25,7 +25,7 @@ from featurekit_dagster.errors import (
     safe_reason,
 )
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
-from featurekit_dagster.execution.online_rows import complete_part, online_rows
+from featurekit_dagster.execution.online_rows import complete_part, larger_tiles, online_rows
 from featurekit_dagster.execution.publish import outdate, queue_missing
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
 from featurekit_dagster.intervals import Interval, from_us
@@ -289,13 +289,15 @@ def _write_online(
     part = complete_part(view, task.interval, now)
     if part is None:
         return None
+    layout = stores.online_layout(view)
     return stores.online.write(
-        stores.online_layout(view),
+        layout,
         online_rows(view, rows, part, now),
         covered=stores.coverage(view, ONLINE).union([part]),
         epoch=lease.epoch,
         replace=part if view.is_aggregate else None,
         keep_stream=view.is_stream and not task.overwrite,
+        combine=larger_tiles(view, layout),
     )
 
 

@@ -11,10 +11,11 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.local import instant_tiles
 from featurekit_dagster.engine.nested_tiles import nest_tiles
-from featurekit_dagster.execution.stream_records import with_no_times
+from featurekit_dagster.execution.stream_records import TileCombiner, with_no_times
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us
 from featurekit_dagster.stores.online import TIMESTAMP as ONLINE_TIMESTAMP
+from featurekit_dagster.stores.online import OnlineLayout
 
 
 def complete_part(view: FeatureView, interval: Interval, now: datetime) -> Interval | None:
@@ -32,7 +33,7 @@ def online_rows(view: FeatureView, rows: pa.Table, part: Interval, now: datetime
     """Return the online records of an interval's rows; expired ones and those before the feature start are left out.
 
     Tiles with a secondary key are nested: one online for all its values, so fewer are written than offline. Events of a
-    view that moves with each of them become a tile per instant.
+    view that stores them become a tile per instant.
 
     Args:
         view: The feature view.
@@ -47,11 +48,16 @@ def online_rows(view: FeatureView, rows: pa.Table, part: Interval, now: datetime
         return rows.filter(_is_served(view, rows, now)).rename_columns(names)
     if view.is_stream:
         rows = rows.filter(pa.array(microseconds(rows[view.stored_time_column])[0] < part.end_us))
-    if view.is_continuous:
+    if not view.is_tiled:
         rows = instant_tiles(view, rows)
     if view.secondary_key is not None:
         rows = nest_tiles(rows, view.key_names, view.secondary_key.name, view.partials)
     return with_no_times(view, rows)
+
+
+def larger_tiles(view: FeatureView, layout: OnlineLayout) -> TileCombiner | None:
+    """Return what makes the stored tiles of a view's own; None where they are as large."""
+    return None if layout.tile_us == view.tile_us else TileCombiner(view, layout)
 
 
 def _is_served(view: FeatureView, rows: pa.Table, now: datetime) -> pa.Array:

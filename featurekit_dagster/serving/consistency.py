@@ -22,10 +22,10 @@ from featurekit_dagster.engine.sameness import FeatureDifference, compare_featur
 from featurekit_dagster.errors import NotMaterialized, ReadError, UnsettledView
 from featurekit_dagster.intervals import Interval, format_time, from_us, to_us
 from featurekit_dagster.planning.grid import Timing, floor_us, last_ready_end
+from featurekit_dagster.planning.online_tiles import newest_end
 from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.serving.historical import features_for_spine
 from featurekit_dagster.serving.online import OnlineReader
-from featurekit_dagster.serving.online_edges import newest_end
 from featurekit_dagster.serving.stored import FIRST_US, StoredRows
 from featurekit_dagster.serving.vector import UNKNOWN, FeatureVector
 from featurekit_dagster.stores.ledger_records import STREAM

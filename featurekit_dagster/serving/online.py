@@ -14,7 +14,7 @@ from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.planning.grid import Timing
 from featurekit_dagster.serving.join_key_values import key_converter
-from featurekit_dagster.serving.online_edges import Edge, Spans, covers, edges_of
+from featurekit_dagster.serving.online_edges import Edge, Edges, Spans, covers, edges_of
 from featurekit_dagster.serving.online_rollup import OnlineRollup
 from featurekit_dagster.serving.online_windows import WindowedFeatures
 from featurekit_dagster.serving.vector import MISSING_DATA, PRESENT, UNKNOWN, FeatureStatus, FeatureVector
@@ -137,11 +137,13 @@ class _Stored:
 
     Args:
         layout: How its records are laid out.
+        edges: Finds the edge of a read.
         rollup: Rolls tiles up to the features; None without aggregates.
         places: Of a record without aggregates, where the features stand.
     """
 
     layout: OnlineLayout
+    edges: Edges
     rollup: OnlineRollup | None
     places: tuple[int, ...]
 
@@ -167,7 +169,6 @@ class _ViewReader:
         self._present, self._missing = (PRESENT,) * count, (MISSING_DATA,) * count
         self._windows = WindowedFeatures(view, self._positions) if view.is_aggregate else None
         self._stored = self._of(layout)
-        self._edges = edges_of(view, self._windows, count)
 
     def key_of(self, join_keys: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the stored key: serving index first."""
@@ -181,16 +182,19 @@ class _ViewReader:
         return stored
 
     def _of(self, layout: OnlineLayout) -> _Stored:
-        names = [field.name for field in layout.value_fields]
+        names, view = [field.name for field in layout.value_fields], self.view
         if self._windows is not None:
-            return _Stored(layout, self._windows.rollup(layout.value_fields), ())
-        return _Stored(layout, None, tuple(names.index(self.view.feature_names[at]) for at in self._positions))
+            windows = WindowedFeatures(view, self._positions, layout.tile_us)
+            edges = edges_of(view, windows, len(self._positions))
+            return _Stored(layout, edges, windows.rollup(layout.value_fields), ())
+        places = tuple(names.index(view.feature_names[at]) for at in self._positions)
+        return _Stored(layout, edges_of(view, None, len(places)), None, places)
 
     def read(self, key: tuple[Any, ...], now_us: int) -> FeatureVector:
         """Return the vector of one entity."""
         stored = self._now()
         with self._stores.online.snapshot(stored.layout) as snapshot:
-            edge = self._edges.at(snapshot, now_us)
+            edge = stored.edges.at(snapshot, now_us)
             values, statuses = self._answer(stored, snapshot, key, edge, now_us)
         return FeatureVector(self._names, values, statuses, edge.times)
 
@@ -198,7 +202,7 @@ class _ViewReader:
         """Return the vectors of many entities, from one snapshot."""
         names, stored = self._names, self._now()
         with self._stores.online.snapshot(stored.layout) as snapshot:
-            edge = self._edges.at(snapshot, now_us)
+            edge = stored.edges.at(snapshot, now_us)
             times = edge.times
             rollup, edge_us = stored.rollup, edge.served_us
             if rollup is None or edge_us is None:
@@ -262,7 +266,7 @@ class _ViewReader:
         prefix = tuple([join_keys[column] for column in self.needed_columns])
         stored = self._now()
         with self._stores.online.snapshot(stored.layout) as snapshot:
-            edge = self._edges.at(snapshot, now_us)
+            edge = stored.edges.at(snapshot, now_us)
             edge_us = edge.served_us
             if edge_us is None:
                 known: Sequence[bool] = [edge.us is not None] * len(self._names)

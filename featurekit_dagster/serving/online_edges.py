@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from featurekit_dagster.domain.feature_view import AggregationLeadingEdge, FeatureView
-from featurekit_dagster.planning.grid import Timing, floor_us
+from featurekit_dagster.planning.grid import Timing
+from featurekit_dagster.planning.online_tiles import newest_end
 from featurekit_dagster.serving.online_windows import WindowedFeatures
 from featurekit_dagster.stores.online import OnlineSnapshot
 
@@ -27,7 +28,7 @@ class Edge:
         us: Right edge; None when nothing is covered.
         served_us: The same; None too before the features begin.
         since_us: First tile that a window may hold; of no meaning without aggregates.
-        known: Per aggregate feature, whether everything it needs is covered.
+        known: Per aggregate feature, whether everything it needs is covered, in tiles that it can be made of.
         complete: Whether that is so for all of them.
         effective_us: The time as of which a read offline answers the same.
         times: The same, once per feature.
@@ -77,7 +78,8 @@ class _Finder:
         first, times = self._timing.first_edge_us, (effective_us,) * self._count
         if self._windows is None:
             return Edge(edge, edge, effective_us=effective_us, times=times, spans=spans)
-        known = tuple(all(covers(spans, *bounds) for bounds in needs) for needs in self._windows.needs(edge))
+        needs = zip(self._windows.are_whole, self._windows.needs(edge), strict=True)
+        known = tuple(whole and all(covers(spans, *bounds) for bounds in each) for whole, each in needs)
         served = edge if first is None or edge >= first else None
         since = self._windows.since_us(edge)
         return Edge(edge, served, since, known, all(known), effective_us, times, spans)
@@ -117,14 +119,14 @@ class _StreamEdges(_Finder):
         self._follows_events = view.aggregation_leading_edge is AggregationLeadingEdge.LATEST_EVENT_TIME
         self._has_batch_side = bool(view.inputs)
         nothing_yet: Spans = ((_FIRST_US, _LAST_US),) if view.is_table else ()
-        self._last_spans: tuple[Spans, int | None, Spans] = ((), None, nothing_yet)
+        self._last_spans: tuple[Spans, int | None, int | None, Spans] = ((), None, None, nothing_yet)
         self._last: tuple[Any, int, Edge] = (None, 0, Edge(None))
 
     def at(self, snapshot: OnlineSnapshot, now_us: int) -> Edge:
         """Return the edge; computed again only when it or the coverage has changed."""
         progress, timing = snapshot.stream, self._timing
         batch = snapshot.coverage_us
-        spans = self._covered(batch, progress.start_us)
+        spans = self._covered(batch, progress.start_us, snapshot.trimmed_us)
         if not spans:
             return self._nothing()
         if not self._follows_events:
@@ -143,27 +145,23 @@ class _StreamEdges(_Finder):
         self._last = (spans, edge, found)
         return found
 
-    def _covered(self, batch: Spans, start_us: int | None) -> Spans:
-        """Return what batch jobs and the stream cover together."""
-        known_batch, known_start, spans = self._last_spans
-        if known_batch is batch and known_start == start_us:
+    def _covered(self, batch: Spans, start_us: int | None, trimmed_us: int | None) -> Spans:
+        """Return what batch jobs and the stream cover together, without what was trimmed away."""
+        known_batch, known_start, known_trimmed, spans = self._last_spans
+        if known_batch is batch and known_start == start_us and known_trimmed == trimmed_us:
             return spans
+        first_us = _FIRST_US if trimmed_us is None else trimmed_us
         if not self._has_batch_side:
-            spans = ((_FIRST_US, _LAST_US),)
+            spans = ((first_us, _LAST_US),)
         elif start_us is None:
             spans = batch
         else:
-            before = tuple((start, end) for start, end in batch if end < start_us)
-            joined = min([start_us, *(start for start, end in batch if end >= start_us)])
+            begin_us = max(start_us, first_us)
+            before = tuple((start, end) for start, end in batch if end < begin_us)
+            joined = min([begin_us, *(start for start, end in batch if end >= begin_us)])
             spans = (*before, (joined, _LAST_US))
-        self._last_spans = (batch, start_us, spans)
+        self._last_spans = (batch, start_us, trimmed_us, spans)
         return spans
-
-
-def newest_end(spans: Spans, clock_edge: int, grid_us: int) -> int | None:
-    """Return the end of the newest covered interval on the grid that is not after the clock's edge."""
-    ends = [min(end, clock_edge) for start, end in spans if start < clock_edge]
-    return max((e for e in (floor_us(end, grid_us) for end in ends) if any(s < e for s, _ in spans)), default=None)
 
 
 def covers(spans: Spans, start: int, end: int) -> bool:

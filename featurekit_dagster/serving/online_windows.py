@@ -10,6 +10,7 @@ from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spa
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.windows import Span
+from featurekit_dagster.planning.online_tiles import is_whole
 from featurekit_dagster.serving.online_rollup import OnlineRollup, compile_rollup, compile_secondary_rollup
 
 
@@ -19,16 +20,19 @@ class WindowedFeatures:
     Args:
         view: The feature view.
         positions: Which of `view.features`, in the order of the answer.
+        tile_us: Size of the stored tiles in microseconds; the view's own if it is not given.
     """
 
-    def __init__(self, view: FeatureView, positions: Sequence[int]) -> None:
-        self._view = view
+    def __init__(self, view: FeatureView, positions: Sequence[int], tile_us: int | None = None) -> None:
+        self._view, self._tile_us = view, tile_us or view.tile_us
         listed = () if view.secondary_key is None else distinct_spans(view.aggregates)
         answers: list[Span | AggregateFeature] = [*listed, *view.aggregates]
         self._wanted = [answers[at] for at in positions]
         self._spans: list[tuple[Span, ...]] = [
             each.spans if isinstance(each, AggregateFeature) else (each,) for each in self._wanted
         ]
+        self.are_whole = tuple(all(is_whole(span, self._tile_us or 1) for span in spans) for spans in self._spans)
+        """Per feature whether its windows consist of whole stored tiles; one that was declared later may have none."""
         self._defaults = tuple(view.defaults[at] for at in positions)
         self._has_lists = any(isinstance(default, list) for default in self._defaults)
 
@@ -38,7 +42,7 @@ class WindowedFeatures:
         Args:
             stored: The columns of an online record, in stored order; a secondary key and its lists come as lists.
         """
-        view, tile_us = self._view, self._view.tile_us
+        view, tile_us = self._view, self._tile_us
         if tile_us is None:
             raise ValueError(f"{view.name} has no aggregates")
         if view.secondary_key is not None:

@@ -38,6 +38,7 @@ class _Marker:
     epoch: int
     coverage: IntervalSet
     spans: tuple[tuple[int, int], ...]  # without what was trimmed away
+    trimmed_us: int | None = None
 
 
 _NOT_COVERED = _Marker(0, IntervalSet(), ())
@@ -124,7 +125,7 @@ class StoredView:
         covered = IntervalSet(Interval(from_us(a), from_us(b)) for a, b in spans)
         if trimmed_us is not None:
             spans = tuple((max(a, trimmed_us), b) for a, b in spans if b > trimmed_us)
-        marker = _Marker(epoch, covered, spans)
+        marker = _Marker(epoch, covered, spans, trimmed_us)
         self.decoded_marker = (raw, marker)
         return marker
 
@@ -186,6 +187,11 @@ class LmdbSnapshot:
     def coverage_us(self) -> tuple[tuple[int, int], ...]:
         """What of it was not trimmed away, as ascending, disjoint `[start, end)` pairs in microseconds."""
         return self._marker.spans
+
+    @property
+    def trimmed_us(self) -> int | None:
+        """Before when records were trimmed away, in microseconds since 1970; None where none were."""
+        return self._marker.trimmed_us
 
     @property
     def epoch(self) -> int:

@@ -38,7 +38,9 @@ def placed(view: StoredView) -> OnlineLayout:
     layout = view.layout
     with ReadTransaction(view.environment) as transaction:
         found = None if transaction is None or layout.tile_us is None else stored_place(transaction, layout)
-    return layout if found is None else replace(layout, slot=found[0], tile_us=found[1])
+    if found is None:
+        return replace(layout, slot=0) if layout.slot else layout
+    return replace(layout, slot=found[0], tile_us=found[1])
 
 
 def use(former: StoredView, following: StoredView, epoch: int) -> None:
@@ -50,6 +52,16 @@ def use(former: StoredView, following: StoredView, epoch: int) -> None:
 
     former.generation().write_under(epoch, switch)
     former.environment.sync()
+
+
+def holds(view: StoredView) -> bool:
+    """Tell whether there is anything in the slot of a layout."""
+    with ReadTransaction(view.environment) as transaction:
+        if transaction is None:
+            return False
+        cursor, prefix = transaction.cursor(), view.keys.generation_prefix
+        is_begun = transaction.get(view.layout_key) is not None
+        return is_begun or (cursor.set_range(prefix) and cursor.key().startswith(prefix))
 
 
 def clear(view: StoredView, epoch: int) -> None:

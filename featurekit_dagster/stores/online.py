@@ -143,6 +143,11 @@ class OnlineSnapshot(Protocol):
         ...
 
     @property
+    def trimmed_us(self) -> int | None:
+        """Before when records were trimmed away, in microseconds since 1970; None where none were."""
+        ...
+
+    @property
     def epoch(self) -> int:
         """The lease epoch of the newest write; 0 before the first."""
         ...

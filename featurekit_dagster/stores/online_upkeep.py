@@ -57,6 +57,10 @@ class OnlineUpkeep(Protocol):
         """
         ...
 
+    def holds(self, layout: OnlineLayout) -> bool:
+        """Tell whether there is anything in a slot, whole or left of an interrupted write."""
+        ...
+
     def clear(self, layout: OnlineLayout, *, epoch: int) -> None:
         """Remove everything from a slot that is not in use; what is not there is left at that.
 

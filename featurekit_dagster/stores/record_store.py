@@ -29,7 +29,7 @@ from featurekit_dagster.stores.lmdb_stream import (
     write_stream,
 )
 from featurekit_dagster.stores.lmdb_tombstones import remove_deleted, set_tombstones, stored_tombstones
-from featurekit_dagster.stores.lmdb_upkeep import clear, placed, trim, use
+from featurekit_dagster.stores.lmdb_upkeep import clear, holds, placed, trim, use
 from featurekit_dagster.stores.lmdb_writer import write_records
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineWrite
 from featurekit_dagster.stores.online_upkeep import Trimmed
@@ -154,6 +154,10 @@ class RecordStore(ABC):
     def use(self, layout: OnlineLayout, *, epoch: int) -> None:
         """Let the generation use another slot from now on (see `OnlineUpkeep.use`)."""
         use(self._view(self.placed(layout)), self._view(layout), epoch)
+
+    def holds(self, layout: OnlineLayout) -> bool:
+        """Tell whether there is anything in a slot (see `OnlineUpkeep.holds`)."""
+        return holds(self._view(layout))
 
     def clear(self, layout: OnlineLayout, *, epoch: int) -> None:
         """Remove everything from a slot that is not in use (see `OnlineUpkeep.clear`)."""

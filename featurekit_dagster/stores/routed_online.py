@@ -111,6 +111,10 @@ class RoutedOnlineStore:
         """Let the generation use another slot from now on (see `OnlineUpkeep.use`)."""
         self.store_of(layout.view).use(layout, epoch=epoch)
 
+    def holds(self, layout: OnlineLayout) -> bool:
+        """Tell whether there is anything in a slot (see `OnlineUpkeep.holds`)."""
+        return self.store_of(layout.view).holds(layout)
+
     def clear(self, layout: OnlineLayout, *, epoch: int) -> None:
         """Remove everything from a slot that is not in use (see `OnlineUpkeep.clear`)."""
         self.store_of(layout.view).clear(layout, epoch=epoch)

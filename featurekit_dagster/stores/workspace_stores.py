@@ -21,6 +21,7 @@ from featurekit_dagster.intervals import Interval, IntervalSet, floor_time
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape, laid_out_fields, resolve
 from featurekit_dagster.planning.job_state import MANAGED, RetryPolicy
+from featurekit_dagster.planning.online_tiles import first_tile_us
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class WorkspaceStores:
     origin: WorkspaceStores | None = field(default=None, repr=False, hash=False)
     places: OnlinePlaces = field(default=OnlinePlaces(), repr=False, hash=False, kw_only=True)
     _used: dict[str, _Used] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _placed: dict[str, tuple[_Used, OnlineLayout]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -298,9 +300,22 @@ class WorkspaceStores:
     def online_layout(self, view: FeatureView) -> OnlineLayout:
         """Return how a view is stored online: serving index first, then the other join keys.
 
-        It is the same object until another generation is used.
+        It is the same object until another generation, or another slot of it, is used.
         """
-        return self._using(view).layout
+        used = self._using(view)
+        if used.layout.tile_us is None or view.is_stream or not view.online:
+            return used.layout
+        known = self._placed.get(view.name)
+        if known is None or known[0] is not used:
+            found = self.online.placed(used.layout)
+            same = (layout for layout in (used.layout, *(known or ())[1:]) if layout == found)
+            known = self._placed[view.name] = (used, next(same, found))
+        return known[1]
+
+    def relaid(self, layout: OnlineLayout, epoch: int) -> None:
+        """Let reads and writes use another slot of a generation from now on; see `OnlineUpkeep.use`."""
+        self.online.use(layout, epoch=epoch)
+        self.ledger.generation_changes += 1  # whoever shares the ledger in this process looks again at once
 
     def _using(self, view: FeatureView) -> _Used:
         """Return what is used of a view; the ledger is asked again after a second, or when it was written here."""
@@ -338,7 +353,7 @@ class WorkspaceStores:
             generation=generation,
             key_fields=tuple(by_name[name] for name in (*index, *others)),
             index_length=len(index),
-            tile_us=view.tile_us,
+            tile_us=first_tile_us(view),
             value_fields=laid_out_fields(view, stored),
             dropped=() if stored is None else stored.online_dropped,
             is_stream=view.is_stream,

@@ -198,7 +198,7 @@ def build_view(case: Case, declaration: dict[str, Any]) -> FeatureView:
     batch = BatchSource(name=source_name, batch_config=config)
     if declaration["variant"]:
         return _custom_view(case, declaration, batch, options)
-    options["online"] = options["offline"] and not declaration.get("compaction_enabled", False)
+    options["online"] = options["offline"]
     return batch_feature_view(sources=[FilteredSource(batch)], **options)(_transformation(declaration, columns))
 
 

@@ -223,7 +223,7 @@ def check_view(view: FeatureView) -> None:
     assert (view.aggregation_interval is not None) == view.is_tiled
     assert isinstance(view.batch_schedule, timedelta)
     assert Timing.of(view).grid_us > 0
-    assert not (view.online and (view.is_stream or view.compaction_enabled))
+    assert not (view.online and view.is_stream)
     plan = plan_view(view, LedgerSnapshot(), NOW)
     assert plan.reason
     assert fingerprint(view)

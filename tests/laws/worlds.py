@@ -109,7 +109,7 @@ class World:
 
     @property
     def is_online(self) -> bool:
-        return self.kind in ("batch tiles", "batch rows")
+        return self.kind.startswith("batch")
 
 
 @st.composite

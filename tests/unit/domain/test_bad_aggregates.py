@@ -299,12 +299,6 @@ def test_an_aggregation_interval_of_an_untiled_view_is_only_the_default_of_the_s
     )
 
 
-def test_an_untiled_view_is_not_written_online_yet() -> None:
-    assert faults(aggregated, compaction_enabled=True) == (
-        "online=True with compaction_enabled: untiled views are not written online by this version; leave one out",
-    )
-
-
 def test_a_series_over_untiled_events_is_refused() -> None:
     (fault,) = faults(aggregated, **UNTILED, aggregations=[aggregation(time_window=series(), name="x")])
     assert fault == (
