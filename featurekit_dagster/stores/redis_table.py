@@ -26,7 +26,14 @@ from featurekit_dagster.stores.remote_table import ABSENT, Stored
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
 _VERSION_BYTES = 8
 _PAGE = 5_000
-_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.TryAgainError)
+_AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.ReadOnlyError,  # what was the primary is none any more
+    redis.exceptions.RedisClusterException,
+    redis.exceptions.TryAgainError,
+)
 
 # KEYS: index, counter, token, the keys to be checked, the keys to be changed. A version is a number that only grows;
 # after a loss of the counter it goes on with the time. The token tells a commit that is sent again from another one.
@@ -40,7 +47,8 @@ end
 if #stale > 0 then return stale end
 local number = redis.call('INCR', KEYS[2])
 if number == 1 then
-  number = tonumber(redis.call('TIME')[1]) * 1000000
+  local time = redis.call('TIME')
+  number = tonumber(time[1]) * 1000000 + tonumber(time[2])
   redis.call('SET', KEYS[2], string.format('%.0f', number))
 end
 local version = struct.pack('>I8', number)
@@ -86,11 +94,19 @@ class RedisTable:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Send a command; send it again for some seconds if the server does not answer."""
+        return patiently(partial(self._send, name, *arguments), away=_AWAY, place=self._place)
+
+    def _send(self, name: str, *arguments: Any) -> Any:
         try:
-            return patiently(partial(self._client.execute_command, name, *arguments), away=_AWAY, place=self._place)
+            return self._client.execute_command(name, *arguments)
+        except _AWAY as error:
+            # a wrong password counts as a failed connection there, but waiting does not help
+            if isinstance(error, redis.AuthenticationError):
+                raise OnlineStoreRefused(place=self._place, reason=type(error).__name__) from error
+            raise
         except redis.ResponseError as error:
             # its text may quote an argument
-            raise OnlineStoreRefused(place=self._place, reason=str(error).partition(" ")[0]) from error
+            raise OnlineStoreRefused(place=self._place, reason=type(error).__name__) from error
 
     def get(self, keys: Sequence[bytes]) -> list[Stored]:
         """Return what is stored under each key, all as of one moment."""
@@ -165,14 +181,17 @@ def open_redis(config: RedisConfig, *, within: str = "featurekit") -> RemoteOnli
     def client() -> Any:
         # a cluster's client asks for the slots when it is made
         if not opened:
-            opened.append(patiently(partial(_client, config, settings, number), away=_AWAY, place=place))
+            opened.append(patiently(partial(_client, config, settings, number, place), away=_AWAY, place=place))
         return opened[0]
 
     return RemoteOnlineStore(lambda workspace, view: RedisTable(client(), [within, workspace, view], place), place)
 
 
-def _client(config: RedisConfig, settings: dict[str, Any], number: str) -> Any:
+def _client(config: RedisConfig, settings: dict[str, Any], number: str, place: str) -> Any:
     retry = Retry(NoBackoff(), 0)
     if config.cluster:
-        return redis.RedisCluster(**settings, retry=retry)
+        try:
+            return redis.RedisCluster(**settings, retry=retry)
+        except redis.AuthenticationError as error:
+            raise OnlineStoreRefused(place=place, reason=type(error).__name__) from error
     return redis.Redis(**settings, db=int(number or 0), retry=retry)

@@ -50,9 +50,9 @@ def refuse(row: int) -> DeadLetter:
     return DeadLetter(partition="0", reason="too much", payload=str(row).encode())
 
 
-def commit_of(position: str = "1", epoch: int = 1, **changes: Any) -> StreamCommit:
+def commit_of(position: str = "1", epoch: int = 1, partition: str = "0", **changes: Any) -> StreamCommit:
     checkpoint = StreamCheckpoint(position=position, newest_us=int(position), events=int(position))
-    return StreamCommit(partitions={"0": checkpoint}, epochs={"0": epoch}, start_us=7, **changes)
+    return StreamCommit(partitions={partition: checkpoint}, epochs={partition: epoch}, start_us=7, **changes)
 
 
 def stream(

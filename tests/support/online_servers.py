@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -16,10 +17,17 @@ from featurekit_dagster.stores.redis_table import open_redis
 from featurekit_dagster.stores.remote import RemoteOnlineStore
 from tests.support.stream_servers import valkey_server
 
+_LOCK = threading.Lock()
 
-@cache
+
 def valkey_url() -> str:
     """Return the URL of a server of this process, started by the first call; it ends with the process."""
+    with _LOCK:
+        return _valkey()
+
+
+@cache
+def _valkey() -> str:
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(valkey_server(Path(tempfile.mkdtemp()), appends=False))
