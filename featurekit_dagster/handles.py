@@ -15,15 +15,10 @@ from featurekit_dagster.maintenance_methods import MaintenanceMethods
 from featurekit_dagster.materialization_methods import MaterializationMethods
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.publish_methods import PublishMethods
+from featurekit_dagster.reading_methods import ReadingMethods
 from featurekit_dagster.serving.frame import FeatureFrame
-from featurekit_dagster.serving.historical import entity_keys, features_for_spine
-from featurekit_dagster.serving.history import history
 from featurekit_dagster.serving.online import OnlineReader
-from featurekit_dagster.serving.partials import partial_aggregates
-from featurekit_dagster.serving.progress import shown_progress
-from featurekit_dagster.serving.ranges import check_max_lookback, check_open_range, check_range, features_in_range
 from featurekit_dagster.serving.run import run_view
-from featurekit_dagster.serving.stored import StoredRows
 from featurekit_dagster.serving.vector import FeatureVector
 from featurekit_dagster.stream_methods import StreamMethods
 
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
 
 
-class FeatureViewHandle(MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods):
+class FeatureViewHandle(ReadingMethods, MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods):
     """A feature view of a workspace.
 
     Properties of the declaration are read through: `name`, `description`, `owner`, `tags`, `ttl`, `online`, `offline`,
@@ -53,148 +48,6 @@ class FeatureViewHandle(MaterializationMethods, MaintenanceMethods, StreamMethod
         if name.startswith("_") or name == "declaration":
             raise AttributeError(name)
         return getattr(self.declaration, name)
-
-    def get_features_for_events(
-        self,
-        events: Any,
-        timestamp_key: str | None = None,
-        from_source: bool | None = None,
-        mock_inputs: Mapping[str, Any] | None = None,
-        *,
-        allow_gaps: bool = False,
-    ) -> FeatureFrame:
-        """Return the events with what could have been known at their times, as columns `<view>__<feature>`.
-
-        One row per event, in the same order, with all its columns.
-
-        Args:
-            events: pandas, polars or Arrow frame, or a `FeatureFrame`, with the join keys and a time column.
-            timestamp_key: The time column; may be left out when there is only one.
-            from_source: True computes from the source, False reads the offline store, None reads it where the view
-                writes it.
-            mock_inputs: Parameter of the view's function to a frame that is used instead of its source; the features
-                are then computed, and nothing stored is read.
-            allow_gaps: Answer NULL, instead of refusing, where something is not materialized.
-
-        Raises:
-            SpineError: A column is missing or of the wrong type.
-            ReadError: The view cannot be read from there.
-            NotMaterialized: Something needed is not materialized, and gaps are not allowed.
-        """
-        return self._for_spine(events, timestamp_key, from_source, "__", allow_gaps, mock_inputs)
-
-    def get_historical_features(
-        self,
-        spine: Any = None,
-        timestamp_key: str | None = None,
-        start_time: datetime | None = None,
-        end_time: datetime | None = None,
-        entities: Any = None,
-        from_source: bool | None = False,
-        *,
-        allow_gaps: bool = False,
-    ) -> FeatureFrame:
-        """Return the spine with its features as columns `<view>.<feature>`, or the feature values of a time range.
-
-        Without a spine: for a view without aggregates every row with `start_time <= timestamp < end_time`; for
-        aggregates one row per join key and tile that has data, as of the tile's end, or per join key and time of an
-        event where there are no tiles; each with `_effective_timestamp`. Without any argument: everything that is
-        there.
-
-        Args:
-            spine: As in `get_features_for_events`.
-            timestamp_key: The spine's time column; only with a spine.
-            start_time: First instant, raised to `feature_start_time`; naive is UTC; only without a spine.
-            end_time: First instant after, naive is UTC; only without a spine.
-            entities: A frame of join keys to keep; only without a spine.
-            from_source: True computes from the source; False, the default, reads the offline store.
-            allow_gaps: As in `get_features_for_events`.
-
-        Raises:
-            ReadError: Arguments that exclude each other, or a view that cannot be read from there.
-            NotMaterialized: Something needed is not materialized.
-
-        Source: SDK page, get_historical_features.
-        """
-        if spine is not None:
-            if start_time is not None or end_time is not None or entities is not None:
-                raise ReadError(
-                    f"{self.name}: start_time, end_time and entities are given beside a spine; leave them out"
-                )
-            return self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
-        if timestamp_key is not None:
-            raise ReadError(f"{self.name}: timestamp_key is given without a spine; leave it out")
-        start, end = check_open_range(self.declaration, start_time, end_time)
-        keys = entity_keys(self.declaration, entities)
-        stored = self._stored(from_source)
-        with shown_progress("reading features", 1):
-            return FeatureFrame(history(stored, start, end, keys))
-
-    def get_features_in_range(
-        self,
-        start_time: datetime,
-        end_time: datetime,
-        entities: Any = None,
-        max_lookback: timedelta | None = None,
-        from_source: bool | None = None,
-        mock_inputs: Mapping[str, Any] | None = None,
-    ) -> FeatureFrame:
-        """Return join keys, features, `_valid_from` and `_valid_to`: how long each value was what a reader saw.
-
-        Half-open and disjoint per key, inside `[start_time, end_time]`. Rows of aggregates that are all at their
-        defaults are left out. A row expires at `effective time + ttl` here, which differs from the point-in-time rule
-        when ttl is not a multiple of the schedule.
-
-        Args:
-            start_time: First instant, raised to `feature_start_time`; naive is UTC.
-            end_time: First instant after; naive is UTC.
-            entities: A frame of join keys to keep.
-            max_lookback: How far before `start_time` rows are searched that are still valid in the range; not for
-                aggregates. Rows further back are missed, which leaves entities out and changes no value.
-            from_source: True computes from the source, False reads the offline store, None reads it where the view
-                writes it.
-            mock_inputs: As in `get_features_for_events`.
-
-        Raises:
-            ReadError: An empty range, one before the features begin, or a `max_lookback` that does not fit.
-            NotMaterialized: Something needed is not materialized.
-        """
-        start, end = check_range(self.declaration, start_time, end_time)
-        lookback = check_max_lookback(self.declaration, max_lookback)
-        keys = entity_keys(self.declaration, entities)
-        stored = self._stored(from_source, mock_inputs)
-        with shown_progress("reading features", 1):
-            return FeatureFrame(features_in_range(stored, start, end, keys, lookback))
-
-    def get_partial_aggregates(
-        self,
-        start_time: datetime,
-        end_time: datetime,
-        entities: Any = None,
-        from_source: bool | None = None,
-        mock_inputs: Mapping[str, Any] | None = None,
-    ) -> FeatureFrame:
-        """Return the tiles of a span: join keys, partial columns, `_interval_start_time`, `_interval_end_time`.
-
-        The secondary key, if there is one, stands after the join keys. An `end_time` on the tile grid still adds the
-        tile that begins at it.
-
-        Args:
-            start_time: First instant, raised to `feature_start_time`; naive is UTC.
-            end_time: Last instant of interest; naive is UTC.
-            entities: A frame of join keys to keep.
-            from_source: As in `get_features_in_range`.
-            mock_inputs: As in `get_features_for_events`.
-
-        Raises:
-            ReadError: The view has no tiles, because it has no aggregates or stores events; or the range is empty.
-            NotMaterialized: Something needed is not materialized.
-        """
-        start, end = check_range(self.declaration, start_time, end_time)
-        keys = entity_keys(self.declaration, entities)
-        stored = self._stored(from_source, mock_inputs)
-        with shown_progress("reading tiles", 1):
-            return FeatureFrame(partial_aggregates(stored, start, end, keys))
 
     def run_transformation(
         self, start_time: datetime, end_time: datetime, mock_inputs: Mapping[str, Any] | None = None
@@ -361,30 +214,6 @@ class FeatureViewHandle(MaterializationMethods, MaintenanceMethods, StreamMethod
         if as_utc(start_time) >= as_utc(end_time):
             raise ReadError(f"{self.name}: start_time {start_time} is not before end_time {end_time}")
         return Interval(start_time, end_time)
-
-    def _stored(self, from_source: bool | None, mocks: Mapping[str, Any] | None = None) -> StoredRows:
-        return StoredRows.choose(self.declaration, self._workspace.stores, from_source, mocks)
-
-    def _for_spine(
-        self,
-        spine: Any,
-        timestamp_key: str | None,
-        from_source: bool | None,
-        separator: str,
-        allow_gaps: bool,
-        mocks: Mapping[str, Any] | None = None,
-    ) -> FeatureFrame:
-        reference = FeatureReference(view=self.declaration)
-        return features_for_spine(
-            (reference,),
-            self._workspace.stores,
-            spine,
-            timestamp_key,
-            from_source=from_source,
-            separator=separator,
-            allow_gaps=allow_gaps,
-            mocks=mocks,
-        )
 
 
 def _in_words(feature: AggregateFeature) -> str:

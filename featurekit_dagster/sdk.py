@@ -25,6 +25,7 @@ from featurekit_dagster.planning.tasks import LedgerSnapshot, RunPlan, ViewPlan
 if TYPE_CHECKING:
     import dagster as dg
 
+    from featurekit_dagster.dataset_handles import Dataset
     from featurekit_dagster.domain.feature_view import FeatureView
     from featurekit_dagster.handles import FeatureViewHandle
     from featurekit_dagster.service_handles import FeatureServiceHandle
@@ -165,6 +166,21 @@ class Workspace:
         from featurekit_dagster.source_handles import StreamSourceHandle  # noqa: PLC0415 - planning does without
 
         return StreamSourceHandle(self, self.repo.stream_source(name))
+
+    def get_dataset(self, name: str) -> Dataset:
+        """Return a dataset by name, archived or not.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        from featurekit_dagster.dataset_handles import Dataset  # noqa: PLC0415 - planning does without
+
+        return Dataset(self, name)
+
+    def list_datasets(self, include_archived: bool = False) -> list[str]:
+        """Return the names of all datasets that are there, in order of their names."""
+        datasets = self.stores.datasets
+        return [name for name in datasets.names() if include_archived or not datasets.is_archived(name)]
 
     def snapshot(self) -> LedgerSnapshot:
         """Return what the ledger knows now; nothing where none exists yet."""

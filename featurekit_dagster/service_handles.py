@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from featurekit_dagster.dataset_handles import DatasetJob, DatasetOrigin, saved
 from featurekit_dagster.domain.feature_service import FeatureService
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.serving.frame import FeatureFrame
@@ -61,6 +62,8 @@ class FeatureServiceHandle:
         spine: Any,
         timestamp_key: str | None = None,
         from_source: bool | None = False,
+        save: bool = False,
+        save_as: str | None = None,
         *,
         allow_gaps: bool = False,
     ) -> FeatureFrame:
@@ -68,7 +71,26 @@ class FeatureServiceHandle:
 
         Arguments and errors are those of `FeatureViewHandle.get_historical_features` with a spine.
         """
-        return self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
+        frame = self._for_spine(spine, timestamp_key, from_source, ".", allow_gaps)
+        return saved(frame, self.name, save=save, save_as=save_as)
+
+    def create_dataset(
+        self,
+        name: str,
+        spine: Any,
+        timestamp_key: str | None = None,
+        from_source: bool | None = None,
+        *,
+        allow_gaps: bool = False,
+        bucket_rows: int | None = None,
+        job_retry_times: int | None = None,
+    ) -> DatasetJob:
+        """Start a job that keeps a spine with the features of every view as a dataset.
+
+        Arguments and errors are those of `FeatureViewHandle.create_dataset`.
+        """
+        origin = self._origin(spine, timestamp_key, from_source, "__").allowing(allow_gaps)
+        return origin.start(name, bucket_rows=bucket_rows, job_retry_times=job_retry_times)
 
     def get_online_features(
         self, join_keys: Mapping[str, Any], include_join_keys_in_response: bool = False
@@ -93,7 +115,7 @@ class FeatureServiceHandle:
     def _for_spine(
         self, spine: Any, timestamp_key: str | None, from_source: bool | None, separator: str, allow_gaps: bool
     ) -> FeatureFrame:
-        return features_for_spine(
+        frame = features_for_spine(
             self.declaration.references,
             self._workspace.stores,
             spine,
@@ -101,4 +123,11 @@ class FeatureServiceHandle:
             from_source=from_source,
             separator=separator,
             allow_gaps=allow_gaps,
+        )
+        return frame.with_origin(self._origin(spine, timestamp_key, from_source, separator).allowing(allow_gaps))
+
+    def _origin(self, spine: Any, timestamp_key: str | None, from_source: bool | None, separator: str) -> DatasetOrigin:
+        workspace, references = self._workspace, self.declaration.references
+        return DatasetOrigin.of_spine(
+            workspace, references, spine, timestamp_key, from_source, separator, service=self.name
         )

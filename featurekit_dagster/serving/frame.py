@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.transform import to_pandas
-from featurekit_dagster.errors import SpineError
+from featurekit_dagster.errors import NotADatasetFrame, SpineError, TectonValidationError
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+
+class DatasetStarter(Protocol):
+    """Makes a dataset of an answer."""
+
+    def start(self, name: str, *, bucket_rows: int | None, job_retry_times: int | None) -> Any:
+        """Start the job and return it."""
+        ...
 
 
 class FeatureFrame:
@@ -23,7 +32,11 @@ class FeatureFrame:
         spine: The frame they were asked for; its columns come first. None for reads without a spine.
         timestamp_key: The spine's time column; it comes back aware, in UTC.
         timestamps: That column in UTC microseconds.
+        origin: Makes a dataset of the same answer; None where no later read would give it.
     """
+
+    dataset_name: str | None = None
+    """Name of the dataset that the answer was kept as, if it was."""
 
     def __init__(
         self,
@@ -31,11 +44,17 @@ class FeatureFrame:
         spine: Any = None,
         timestamp_key: str | None = None,
         timestamps: pa.ChunkedArray | None = None,
+        origin: DatasetStarter | None = None,
     ) -> None:
         self._features = features
         self._spine = spine
         self._timestamp_key = timestamp_key
         self._timestamps = timestamps
+        self._origin = origin
+
+    def with_origin(self, origin: DatasetStarter) -> FeatureFrame:
+        """Return the same frame, of which datasets can be made."""
+        return FeatureFrame(self._features, self._spine, self._timestamp_key, self._timestamps, origin)
 
     def to_arrow(self) -> pa.Table:
         """Return an Arrow table."""
@@ -88,6 +107,45 @@ class FeatureFrame:
     def schema(self) -> pa.Schema:
         """Names and Arrow types of all columns."""
         return self.to_arrow().schema
+
+    def start_dataset_job(
+        self,
+        dataset_name: str,
+        cluster_config: Any = None,
+        environment: str | None = None,
+        extra_config: Mapping[str, Any] | None = None,
+        compute_mode: str | None = None,
+        job_retry_times: int | None = None,
+    ) -> Any:
+        """Start a job that reads the same answer again, bucket by bucket, and keeps it as a dataset.
+
+        Args:
+            dataset_name: Unique in the workspace.
+            cluster_config: Of other platforms; None here.
+            environment: Of other platforms; None here.
+            extra_config: `{"bucket_rows": ...}`, rows of the spine whose features are in memory at a time.
+            compute_mode: Of other platforms; None here.
+            job_retry_times: How often the job is tried again after an error; 9 times by default.
+
+        Returns:
+            A `DatasetJob`.
+
+        Raises:
+            NotADatasetFrame: The frame is of another method, or was made with mock_inputs.
+            DatasetExists: There is a dataset of that name, or a job makes it.
+            TectonValidationError: A setting that has no meaning here.
+
+        Source: Job Types, Dataset Generation.
+        """
+        if self._origin is None:
+            raise NotADatasetFrame(why="this frame is not the answer of a read that can be repeated")
+        given = {"cluster_config": cluster_config, "environment": environment, "compute_mode": compute_mode}
+        unknown = [name for name, value in given.items() if value is not None]
+        unknown += [f"extra_config[{name!r}]" for name in extra_config or {} if name != "bucket_rows"]
+        if unknown:
+            raise TectonValidationError(f"{', '.join(unknown)} has no meaning here; leave it out")
+        bucket_rows = (extra_config or {}).get("bucket_rows")
+        return self._origin.start(dataset_name, bucket_rows=bucket_rows, job_retry_times=job_retry_times)
 
     def __len__(self) -> int:
         return int(self._features.num_rows)

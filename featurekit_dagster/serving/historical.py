@@ -32,6 +32,7 @@ def features_for_spine(
     separator: str,
     allow_gaps: bool,
     mocks: Mapping[str, Any] | None = None,
+    is_part: bool = False,
 ) -> FeatureFrame:
     """Return a spine with the features of every reference, one row per spine row, in order.
 
@@ -47,17 +48,15 @@ def features_for_spine(
         separator: What stands between namespace and feature.
         allow_gaps: Whether unmaterialized intervals give NULL instead of an error.
         mocks: Parameter to a frame that is used instead of its source, in every view.
+        is_part: Whether it is a part of a larger spine, so that no row of it need have a time.
 
     Raises:
         SpineError: A column is missing, of the wrong type, or has the name of a feature.
         ReadError: A view cannot be read from there.
         NotMaterialized: Something needed is not materialized, and gaps are not allowed.
     """
-    spine = read_spine(frame, _key_types(references), timestamp_key)
-    ordered = [f"{r.label}{separator}{name}" for r in references for name in r.feature_names]
-    taken = [name for name in ordered if name in column_names(spine.original)]
-    if taken:
-        raise SpineError(f"the spine has columns with the names of features: {', '.join(taken)}; rename them")
+    spine = checked_spine(references, frame, timestamp_key, separator, is_part=is_part)
+    ordered = _columns(references, separator)
     by_view: dict[str, list[FeatureReference]] = {}
     for reference in references:
         by_view.setdefault(reference.view.name, []).append(reference)
@@ -68,6 +67,32 @@ def features_for_spine(
             columns |= _of_one_view(stored, view_references, spine, separator, allow_gaps)
             advance()
     return spine.with_features(pa.table({name: columns[name] for name in ordered}))
+
+
+def checked_spine(
+    references: Sequence[FeatureReference],
+    frame: Any,
+    timestamp_key: str | None,
+    separator: str,
+    *,
+    is_part: bool = False,
+) -> Spine:
+    """Return a frame as a spine for some features; arguments are those of `features_for_spine`.
+
+    Raises:
+        SpineError: A column is missing, of the wrong type, or has the name of a feature.
+    """
+    spine = read_spine(frame, _key_types(references), timestamp_key, is_part=is_part)
+    given = column_names(spine.original)
+    taken = [name for name in _columns(references, separator) if name in given]
+    if taken:
+        raise SpineError(f"the spine has columns with the names of features: {', '.join(taken)}; rename them")
+    return spine
+
+
+def _columns(references: Sequence[FeatureReference], separator: str) -> list[str]:
+    """Return the columns of features, in order."""
+    return [f"{r.label}{separator}{name}" for r in references for name in r.feature_names]
 
 
 def _of_one_view(

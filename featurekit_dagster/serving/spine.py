@@ -54,13 +54,14 @@ class Spine:
         return FeatureFrame(features, self.original, self.timestamp_key, self.times)
 
 
-def read_spine(frame: Any, keys: Mapping[str, DataType], timestamp_key: str | None) -> Spine:
+def read_spine(frame: Any, keys: Mapping[str, DataType], timestamp_key: str | None, *, is_part: bool = False) -> Spine:
     """Return a frame as a spine.
 
     Args:
         frame: pandas, polars, Arrow, or a `FeatureFrame`; one row per question.
         keys: Spine column that holds a join key, to the key's declared type.
         timestamp_key: The time column; may be left out when exactly one column holds timestamps.
+        is_part: Whether it is a part of a larger spine, so that no row of it need have a time.
 
     Raises:
         SpineError: A column is missing, is of a type that cannot hold the key, or no time column can be told.
@@ -74,7 +75,7 @@ def read_spine(frame: Any, keys: Mapping[str, DataType], timestamp_key: str | No
     if timestamp_key not in names:
         raise SpineError(f"timestamp_key {timestamp_key!r} is not in the spine; it has {', '.join(names)}")
     table = select_columns(original, [*keys, *([] if timestamp_key in keys else [timestamp_key])])
-    times = _as_times(table[timestamp_key], timestamp_key)
+    times = _as_times(table[timestamp_key], timestamp_key, is_part=is_part)
     return Spine(original, timestamp_key, times, {name: as_key(table[name], t, name) for name, t in keys.items()})
 
 
@@ -144,8 +145,8 @@ def _only_timestamp(frame: Any, names: Sequence[str]) -> str:
     return found[0]
 
 
-def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    if len(column) and column.null_count == len(column):
+def _as_times(column: pa.ChunkedArray, name: str, *, is_part: bool) -> pa.ChunkedArray:
+    if len(column) and column.null_count == len(column) and not is_part:
         raise SpineError(f"timestamp_key {name!r} is empty in every row")
     if pa.types.is_null(column.type):
         return column.cast(TIMESTAMP)
@@ -156,7 +157,7 @@ def _as_times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         return floored_to_microseconds(column)
     try:
         times = column.cast(TIMESTAMP)
-        if len(times) and microseconds(times)[0].max() > _LAST_US:
+        if times.null_count < len(times) and microseconds(times)[0].max() > _LAST_US:
             raise pa.ArrowInvalid
     except pa.ArrowInvalid:
         raise SpineError(f"timestamp_key {name!r} has times after the year 9999; leave them out") from None

@@ -62,7 +62,7 @@ class Datasets:
         return self._files.location(name)
 
     def request(self, name: str) -> dict[str, Any] | None:
-        """Return what was asked for, and by which job; None where nothing was."""
+        """Return by which job and for which spine what was asked for; None where nothing was."""
         return self._files.read_json(f"{name}/{_REQUEST}")
 
     def write_request(self, name: str, request: Mapping[str, Any]) -> None:
@@ -191,6 +191,13 @@ class Datasets:
             chosen = (pc.field(ROW) >= start) & (pc.field(ROW) < start + piece_rows)
             yield scan.to_table(filter=chosen).sort_by(ROW).drop_columns([ROW])
 
+    def row_count(self, name: str) -> int:
+        """Return the number of rows that are stored so far."""
+        table = self._open(name)
+        if table is None:
+            return 0
+        return sum(pa.table(table.get_add_actions(flatten=True)).column("num_records").to_pylist())
+
     def relation(self, con: duckdb.DuckDBPyConnection, name: str) -> str:
         """Return SQL that stands after FROM in `con` and yields the stored rows with `ROW`, in no order.
 
@@ -217,7 +224,7 @@ class Datasets:
         stored = {field.name for field in table.schema().fields}
         places = [
             dict(zip(each["join_keys"], each["spine_keys"], strict=True))
-            for each in request["references"]
+            for each in request["request"]["references"]
             if each["view"] == view
         ]
         with duckdb.connect() as con:
