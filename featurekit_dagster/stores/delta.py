@@ -25,6 +25,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, VersionGone
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.delta_commits import TRIES, create_table, redone
+from featurekit_dagster.stores.delta_deletion import DeltaDeletion
 from featurekit_dagster.stores.delta_files import remove_table, rows_of_files, writer_properties
 from featurekit_dagster.stores.delta_listing import files_below, generations_in
 from featurekit_dagster.stores.delta_maintenance import DeltaMaintenance
@@ -233,6 +234,11 @@ class DeltaOfflineStore:
         """Remove a generation's table; see `OfflineStore.drop`."""
         location = self.location(view, generation)
         remove_table(self._root, location, self._options, is_local=self._is_local)
+
+    def key_deletion(self, view: str, generation: int, keys: pa.Table, *, time_column: str) -> DeltaDeletion:
+        """Return what takes rows of deleted keys out of a table; see `OfflineStore.key_deletion`."""
+        open_table = partial(self._open, view, generation)
+        return DeltaDeletion(view, open_table, keys, time_column=time_column, is_direct=self._direct, tries=self._tries)
 
     def maintenance(self, view: str, generation: int = 1) -> DeltaMaintenance:
         """Return what tidies the files of a table; see `OfflineStore.maintenance`."""

@@ -23,8 +23,12 @@ from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.delta_commits import redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
+    DELETED,
     INTERVAL,
+    MAINTENANCE,
+    MERGED,
     OURS,
+    PARTITION,
     check_lease,
     commit_properties,
     coverage_of,
@@ -35,8 +39,6 @@ from featurekit_dagster.stores.offline import TableSize
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, partition_interval, partitions_of
 from featurekit_dagster.stores.parquet_scan import duckdb_types, literal, parquet_scan, quote
 
-MAINTENANCE = f"{OURS}maintenance"
-PARTITION = f"{OURS}partition"
 SORT, COLUMNS, SORTED, VACUUM = "sort", "columns", "sorted", "vacuum"
 _SORTED_UP_TO = f"{OURS}sorted_up_to"
 _CHANGES_NO_FILE = ("VACUUM START", "VACUUM END", "SET TBLPROPERTIES")
@@ -193,6 +195,8 @@ def _left_to_sort(table: DeltaTable, version: int | None) -> set[str]:
     for commit in commits:
         if commit.get(MAINTENANCE) == SORT:
             left.discard(commit[PARTITION])
+        elif commit.get(MAINTENANCE) == MERGED:
+            left.add(commit[PARTITION])
         elif INTERVAL in commit:
             _add_written(left, parse_intervals(commit[INTERVAL]), size, replaced=commit["operation"] == "WRITE")
         elif not _changes_no_file(commit):  # also where columns are gone: their values are in the files
@@ -209,7 +213,8 @@ def _commits_since(table: DeltaTable, version: int | None) -> list[dict[str, Any
 
 
 def _changes_no_file(commit: Mapping[str, Any]) -> bool:
-    return commit.get(MAINTENANCE) in (SORTED, VACUUM) or commit.get("operation") in _CHANGES_NO_FILE
+    """Tell whether a commit leaves files as well sorted as they were, as one that took rows out of them does."""
+    return commit.get(MAINTENANCE) in (SORTED, VACUUM, DELETED) or commit.get("operation") in _CHANGES_NO_FILE
 
 
 def _add_written(left: set[str], written: IntervalSet, size: timedelta, *, replaced: bool) -> None:

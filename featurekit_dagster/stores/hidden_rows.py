@@ -14,7 +14,9 @@ from featurekit_dagster.stores.packing import arrow_type
 from featurekit_dagster.stores.parquet_scan import quote
 from featurekit_dagster.stores.tombstones import KeyHasher, Tombstones
 
-_CUTOFF = "featurekit_cutoff"
+CUTOFF = "featurekit_cutoff"
+"""Column beside join keys: the time in microseconds since 1970 before which their rows are deleted."""
+
 _names = itertools.count(1)
 
 
@@ -27,14 +29,24 @@ def deleted_keys(con: duckdb.DuckDBPyConnection, relation: str, fields: Sequence
         fields: The join keys, which are among its columns.
         found: The tombstones.
     """
-    names = [field.name for field in fields]
-    listed = ", ".join(map(quote, names))
-    keys = con.sql(f"SELECT DISTINCT {listed} FROM {relation}").to_arrow_table()
+    listed = ", ".join(quote(field.name) for field in fields)
+    return with_cutoffs(con.sql(f"SELECT DISTINCT {listed} FROM {relation}").to_arrow_table(), fields, found)
+
+
+def with_cutoffs(keys: pa.Table, fields: Sequence[Field], found: Tombstones) -> pa.Table:
+    """Return those of some distinct join keys that have a tombstone, with their cutoffs.
+
+    Args:
+        keys: The join keys; other columns are left out.
+        fields: The join keys.
+        found: The tombstones.
+    """
+    keys = keys.select([field.name for field in fields])
     columns = [keys[field.name].cast(arrow_type(field.dtype)).combine_chunks() for field in fields]
     cutoffs = list(map(found.cutoffs.get, KeyHasher(fields, found.salt).of_columns(columns)))
     at = np.array([place for place, cutoff in enumerate(cutoffs) if cutoff is not None], np.int64)
     times = pa.array([cutoffs[place] for place in at.tolist()], pa.int64())
-    return keys.take(pa.array(at)).append_column(_CUTOFF, times)
+    return keys.take(pa.array(at)).append_column(CUTOFF, times)
 
 
 def visible_relation(
@@ -65,7 +77,7 @@ def visible_relation(
     name = f"featurekit_deleted_{next(_names)}"
     con.register(name, hidden)
     same = " AND ".join(f"d.{quote(each.name)} IS NOT DISTINCT FROM r.{quote(each.name)}" for each in fields)
-    before = f"epoch_us(r.{quote(time_column)}) < d.{_CUTOFF}"
+    before = f"epoch_us(r.{quote(time_column)}) < d.{CUTOFF}"
     return (
         f"(SELECT {listed} FROM {relation} AS r WHERE NOT EXISTS (SELECT 1 FROM {name} AS d WHERE {same} AND {before}))"
     )

@@ -46,6 +46,48 @@ class TableSize:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsRemoved:
+    """What was taken out of a table.
+
+    Args:
+        rows: Rows that are gone.
+        files: Files that were written again, or are gone.
+        bytes: Size of the files that were written instead.
+    """
+
+    rows: int
+    files: int
+    bytes: int
+
+
+class KeyDeletion(Protocol):
+    """Taking rows of some keys out of one table, partition by partition; it can be repeated at any time."""
+
+    def left(self) -> tuple[str, ...]:
+        """Return the partitions that have a row that is to go, ascending."""
+        ...
+
+    def rewrite(self, partition: str, *, job_id: str, epoch: int) -> RowsRemoved:
+        """Write a partition's files that hold a row which is to go again without it, in one commit.
+
+        Raises:
+            CommitConflict: Other writers came first each time; nothing was written.
+            LeaseLost: A commit under a higher epoch is in the table; nothing was written.
+        """
+        ...
+
+    def vacuum(self, *, job_id: str, epoch: int) -> int:
+        """Delete every file that the newest version does not need, and return their number.
+
+        Reads under way, and reads of former versions, fail from then on.
+
+        Raises:
+            LeaseLost: A commit under a higher epoch is in the table; nothing was deleted.
+        """
+        ...
+
+
 class TableMaintenance(Protocol):
     """Tidying one table, step by step; a step is one commit, or several short ones, and can be repeated.
 
@@ -290,6 +332,20 @@ class OfflineStore(Protocol):
 
         Raises:
             ValueError: The name is none of a view.
+        """
+        ...
+
+    def key_deletion(self, view: str, generation: int, keys: pa.Table, *, time_column: str) -> KeyDeletion:
+        """Return what takes rows of deleted keys out of a table.
+
+        Args:
+            view: The feature view.
+            generation: Generation of the view's stored layout.
+            keys: Distinct join keys with their cutoffs, as `hidden_rows.with_cutoffs` gives them.
+            time_column: When a row is; those of before the cutoff go.
+
+        Raises:
+            TableMissing: Nothing was ever written for the view.
         """
         ...
 
