@@ -116,6 +116,8 @@ def chore_job(chore: Chore, workspace: BoundWorkspace, prefix: str | None = None
         name=chore.name(prefix),
         config=of_op,
         tags=_tags(chore),
+        # bound here: a sensor whose jobs Dagster binds later is made again by it, with a warning of its own
+        resource_defs={resource_key(prefix): FeatureStores.of(workspace)},
         executor_def=dg.in_process_executor,
         description=chore.description,
     )
