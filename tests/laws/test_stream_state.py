@@ -1,12 +1,16 @@
-"""Whatever comes in whatever order, in whatever pieces, with whatever interruptions: online is what the oracle says."""
+"""Whatever comes in whatever order, in whatever pieces, with whatever interruptions: online is what the oracle says.
+
+Also if it comes several times, within a watermark that is no wider than it has to be, to one loop or to two.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,13 +26,14 @@ from featurekit_dagster.execution.stream_follower import StreamFollower
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.planner import split_tasks
 from featurekit_dagster.serving.vector import UNKNOWN
+from featurekit_dagster.streams.sharing import Share
 from tests.laws.test_reads_agree import agree
-from tests.laws.worlds import ORIGINS, World, build, worlds
+from tests.laws.worlds import ORIGINS, SCHEMA, World, build, worlds
 from tests.support import oracle
 from tests.support.clock import Clock
 from tests.support.stream_lists import ListReader, document
 
-EXAMPLES = 400 if os.environ.get("FEATUREKIT_SOAK") else 25
+EXAMPLES = 1_000 if os.environ.get("FEATUREKIT_SOAK") else 20
 LIVES = 5
 KINDS = ("stream tiles", "stream rows", "stream events")
 SOON = timedelta(milliseconds=1)
@@ -43,25 +48,41 @@ class Play:
     """How a world's events come in.
 
     Args:
-        world: What there is; its events are in the order in which they come.
+        world: What there is; each event once, in the order in which they come.
         seed: What decides about batches, interruptions and the stream's start.
-        partitions: Number of source partitions.
+        sent: What each source partition brings, in order.
+        delay: How late events may be; None for a stream that forgets nothing and whose events come once.
+        loops: How many loops follow it together.
         moments: When online reads happen.
     """
 
     world: World
     seed: int
-    partitions: int
+    sent: Mapping[str, list[dict[str, Any]]]
+    delay: timedelta | None
+    loops: int
     moments: tuple[datetime, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the stream is declared."""
+        if self.delay is None:
+            return {}
+        return {"watermark_delay_threshold": self.delay, "deduplication_columns": list(SCHEMA)}
 
 
 @st.composite
 def plays(draw: st.DrawFn) -> Play:
-    world = draw(worlds(kinds=KINDS, origins=ORIGINS[:1]))
+    world, again = draw(worlds(kinds=KINDS, origins=ORIGINS[:1])), draw(st.booleans())
     events = draw(st.permutations([_as_json_can(event) for event in world.events]))
+    if again:  # what is the same in every column is one event
+        events = list({repr(event): event for event in events}.values())
     asked = draw(st.lists(st.sampled_from(world.spine), min_size=2, max_size=3))
     moments = tuple(sorted({row["ts"].replace(tzinfo=UTC) for row in asked}))
-    return Play(replace(world, events=events), draw(st.integers(0, 1 << 30)), draw(st.integers(1, 3)), moments)
+    seed = draw(st.integers(0, 1 << 30))
+    sent = dealt(events, draw(st.integers(1, 3)))
+    delay = repeated(sent, Random(seed)) if again else None
+    return Play(replace(world, events=events), seed, sent, delay, draw(st.sampled_from([1, 1, 2])), moments)
 
 
 def _as_json_can(event: dict[str, Any]) -> dict[str, Any]:
@@ -70,12 +91,38 @@ def _as_json_can(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "v": None} if odd else event
 
 
-def dealt(play: Play) -> dict[str, list[bytes]]:
+def dealt(events: Sequence[dict[str, Any]], partitions: int) -> dict[str, list[dict[str, Any]]]:
     """Return the events dealt to source partitions; those of one user stay in one, and so in order."""
-    found: dict[str, list[bytes]] = {str(number): [] for number in range(play.partitions)}
-    for event in play.world.events:
-        found[str(["a", "b", None].index(event["user"]) % play.partitions)].append(document(event))
+    found: dict[str, list[dict[str, Any]]] = {str(number): [] for number in range(partitions)}
+    for event in events:
+        found[str(["a", "b", None].index(event["user"]) % partitions)].append(event)
     return found
+
+
+def repeated(sent: dict[str, list[dict[str, Any]]], random: Random) -> timedelta:
+    """Let some events come again, anywhere; return the shortest delay, in seconds, that makes no first one late.
+
+    Of events of one key and time the order counts, so these come again in their own partition, and later.
+    """
+    lateness = [max(e["ts"] for e in own[: at + 1]) - own[at]["ts"] for own in sent.values() for at in range(len(own))]
+    delay = timedelta(seconds=1 + max(lateness, default=timedelta(0)) // timedelta(seconds=1))
+    moments = Counter((event["user"], event["shop"], event["ts"]) for own in sent.values() for event in own)
+    originals = [(name, event) for name, own in sent.items() for event in own]
+    for name, event in random.sample(originals, len(originals) // 2):
+        is_alone = moments[event["user"], event["shop"], event["ts"]] == 1
+        other = sent[random.choice(sorted(sent)) if is_alone else name]
+        first = 0 if is_alone else sent[name].index(event) + 1
+        # before what is newer in its partition, it makes nothing late that was not
+        newer = [at for at, each in enumerate(other) if each["ts"] >= event["ts"]]
+        place = random.randrange(first, len(other) + 1)
+        if any(at < place for at in newer) or is_within(other, place, event, delay):
+            other.insert(place, event)
+    return delay
+
+
+def is_within(own: Sequence[dict[str, Any]], place: int, event: dict[str, Any], delay: timedelta) -> bool:
+    """Tell whether an event may come at a place of a partition without making others late."""
+    return all(event["ts"] - each["ts"] < delay for each in own[place:])
 
 
 @contextmanager
@@ -85,7 +132,7 @@ def played(play: Play) -> Iterator[tuple[Any, Clock]]:
     schedule = world.options["batch_schedule"]
     with tempfile.TemporaryDirectory() as name:
         clock = Clock(world.now.replace(tzinfo=UTC))
-        workspace = build(world, Path(name), clock)
+        workspace = build(world, Path(name), clock, **play.settings)
         view = workspace.repo.view("view")
         assert view.materialization_start is not None
         clock.now = view.materialization_start + random.randrange(0, 8) * schedule + random.choice([SOON, schedule / 3])
@@ -103,27 +150,30 @@ def bootstrap(view: FeatureView, workspace: Workspace, start: datetime, end: dat
 
 
 def follow(view: FeatureView, workspace: Workspace, clock: Clock, play: Play, random: Random) -> None:
-    """Read the stream to its end; now and then a loop is killed and another one takes over."""
-    payloads, epoch = dealt(play), 0
+    """Read the stream to its end; now and then all loops are killed and others take over."""
+    payloads = {name: [document(event) for event in events] for name, events in play.sent.items()}
     last = max([clock.now, play.world.now.replace(tzinfo=UTC)])
-    while True:
-        epoch += 1
-        reader = ListReader(payloads, piece=random.choice([1, 2, 5, 100]))
-        follower = StreamFollower(view, reader, workspace.stores, dict.fromkeys(payloads, epoch), clock)
-        follower.begin()
+    for epoch in range(1, LIVES + 1):
+        loops = []
+        for index in range(play.loops):
+            mine = Share(index, play.loops).of(payloads)
+            reader = ListReader(payloads, piece=random.choice([1, 2, 5, 100]))
+            follower = StreamFollower(view, reader, workspace.stores, {}, clock)
+            follower.share_with(payloads.keys() - set(mine))
+            follower.join(dict.fromkeys(mine, epoch))
+            loops.append((follower, reader))
         clock.now = last
-        try:
-            read_on(follower, reader, random, may_die=epoch < LIVES)
-        except Interrupted:
-            continue
-        return
+        with suppress(Interrupted):
+            read_on(loops, random, may_die=epoch < LIVES)
+            return
 
 
-def read_on(follower: StreamFollower, reader: ListReader, random: Random, *, may_die: bool) -> None:
+def read_on(loops: list[tuple[StreamFollower, ListReader]], random: Random, *, may_die: bool) -> None:
     """Poll and commit, and perhaps die between two steps."""
-    while any(lag.events for lag in reader.lag()) or follower.waiting:
+    while going := [f for f, reader in loops if any(lag.events for lag in reader.lag()) or f.waiting]:
         if may_die and random.random() < 0.15:
             raise Interrupted
+        follower = random.choice(going)
         follower.poll(timedelta(0))
         if random.random() < 0.6:
             follower.commit()

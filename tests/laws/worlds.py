@@ -305,8 +305,15 @@ def _declared(function: str, given: dict[str, Any]) -> Any:
     return function
 
 
-def build(world: World, folder: Path, clock: Clock | None = None) -> Workspace:
-    """Return the workspace of a world; a stream view is online if there is a clock to move."""
+def build(world: World, folder: Path, clock: Clock | None = None, **stream_settings: Any) -> Workspace:
+    """Return the workspace of a world; a stream view is online if there is a clock to move.
+
+    Args:
+        world: What is declared.
+        folder: Where everything is.
+        clock: Tells what time it is.
+        stream_settings: Further settings of the stream, where there is one.
+    """
     pl.DataFrame(world.events, schema=SCHEMA).write_parquet(folder / "events.parquet")
     config = FileConfig(
         uri=str(folder / "events.parquet"), file_format="parquet", timestamp_field="ts", data_delay=world.delay
@@ -334,6 +341,7 @@ def build(world: World, folder: Path, clock: Clock | None = None) -> Workspace:
             topics="events",
             timestamp_field="ts",
             initial_stream_position="trim_horizon",
+            **stream_settings,
         )
         source = StreamSource(name="events", stream_config=stream, batch_config=config)
         if world.kind in mode:
