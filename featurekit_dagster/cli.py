@@ -15,8 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from featurekit_dagster.cli_apply import NEEDS_DECISION, apply
+from featurekit_dagster.cli_consistency import check_consistency
 from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
+from featurekit_dagster.cli_integration_test import integration_test
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_maintain import maintain
 from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
@@ -233,6 +235,8 @@ app.command()(publish)
 app.add_typer(ingest)
 app.command("ingest-table")(ingest_table)
 app.command("run-stream")(run_stream)
+app.command("check-consistency")(check_consistency)
+app.add_typer(integration_test)
 app.command()(replay)
 app.add_typer(stream)
 

@@ -21,12 +21,15 @@ from featurekit_dagster.serving.online import OnlineReader
 from featurekit_dagster.serving.run import run_view
 from featurekit_dagster.serving.vector import FeatureVector
 from featurekit_dagster.stream_methods import StreamMethods
+from featurekit_dagster.verification_methods import VerificationMethods
 
 if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
 
 
-class FeatureViewHandle(ReadingMethods, MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods):
+class FeatureViewHandle(
+    ReadingMethods, MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods, VerificationMethods
+):
     """A feature view of a workspace.
 
     Properties of the declaration are read through: `name`, `description`, `owner`, `tags`, `ttl`, `online`, `offline`,

@@ -60,14 +60,6 @@ from featurekit_dagster.errors.online_stores import (
     OnlineStoreUnnamed,
 )
 from featurekit_dagster.errors.publishing import NothingToPublish, NotPublished, PublishingFailed, WarehouseBusy
-from featurekit_dagster.errors.online_stores import (
-    OnlineRecordTooLarge,
-    OnlineStoreContended,
-    OnlineStoreExtraMissing,
-    OnlineStoreRefused,
-    OnlineStoreUnavailable,
-    OnlineStoreUnnamed,
-)
 from featurekit_dagster.errors.reads import (
     JoinKeyMismatch,
     NotMaterialized,
@@ -112,6 +104,7 @@ from featurekit_dagster.errors.streams import (
 )
 from featurekit_dagster.errors.tables import IngestNotRetried, NotAFeatureTable, RowsRefused
 from featurekit_dagster.errors.verification import (
+    ComparisonFailed,
     EventsNotUsable,
     IntegrationTestFailed,
     StoresDiffer,
@@ -124,6 +117,7 @@ __all__ = [
     "ChangeNotKeepable",
     "ChangedDeclaration",
     "CommitConflict",
+    "ComparisonFailed",
     "ConcurrentOnlineWrite",
     "DatasetBusy",
     "DatasetChanged",

@@ -25,19 +25,32 @@ class UnsettledView(FeatureKitError):
 
 
 class StoresDiffer(FeatureKitError):
-    """The online store of a view answers something else than its offline store.
+    """The online stores of views answer something else than their offline stores.
 
     Args:
-        view: The feature view.
-        found: What was found, in one sentence; no keys and no values.
+        views: The feature views.
     """
 
-    def __init__(self, *, view: str, found: str) -> None:
-        self.view, self.found = view, found
+    def __init__(self, *, views: Sequence[str]) -> None:
+        self.views = tuple(views)
         super().__init__(
-            f"{view}: {found} See featurekit check-consistency {view}; an overwrite of the interval concerned makes "
-            "the stores equal again"
+            f"online answers of {', '.join(views)} differ from offline ones; an overwrite of what is materialized "
+            "makes the stores equal again"
         )
+
+
+class ComparisonFailed(FeatureKitError):
+    """The stores of feature views could not be compared.
+
+    Args:
+        reason: Which, and why.
+    """
+
+    retryable = True
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the comparison was not made: {reason}")
 
 
 class IntegrationTestFailed(FeatureKitError):

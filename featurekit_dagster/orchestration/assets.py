@@ -10,13 +10,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import MaterializationFailed, PlanError
-from featurekit_dagster.orchestration.checks import CheckOutcome, check_specs, check_view
+from featurekit_dagster.orchestration.checks import CONSISTENT, CheckOutcome, check_specs, check_view
+from featurekit_dagster.orchestration.consistency import outcome_of
 from featurekit_dagster.orchestration.materializations import (
     ADOPTED,
     MaterializationRequest,
@@ -28,6 +30,7 @@ from featurekit_dagster.orchestration.reconcile import restate_after_run
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, TRIGGER, run_tags, view_key, view_spec
 from featurekit_dagster.planning.planner import check_interval
+from featurekit_dagster.serving.consistency import check_consistency
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 OnPartition = Callable[[str], None]
@@ -124,6 +127,8 @@ def view_asset(
         chosen = {check.name for check in context.selected_asset_check_keys}
         if not context.selected_asset_keys:
             found: Iterator[dg.AssetMaterialization | CheckOutcome] = check_view(view, stores, workspace.now())
+            if CONSISTENT in chosen:
+                found = chain(found, [outcome_of(view, check_consistency(view, stores))])
         else:
             run = AssetRun(view, key, workspace, stores, context.instance, context.log)
             if TRIGGER not in context.run.tags:  # so that the view's runs are found whatever started them

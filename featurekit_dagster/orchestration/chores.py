@@ -29,7 +29,8 @@ _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 _JOB_ID_FIELD = dg.Field(
     str, is_required=False, description="A job of the ledger that waits; then nothing else here is looked at."
 )
-Events = Callable[[BoundWorkspace, WorkspaceStores, JobRecord, str | None], Iterable[dg.AssetMaterialization]]
+Told = dg.AssetMaterialization | dg.AssetCheckEvaluation
+Events = Callable[[BoundWorkspace, WorkspaceStores, JobRecord, str | None], Iterable[Told]]
 _UNFINISHED = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -86,7 +87,7 @@ class Chore:
             out a job of the ledger gives none; `queue` says what is missing.
         queue: Makes the jobs of what was asked for, given workspace, stores, configuration and trigger.
         carry_out: Does one job and returns counts of what was done. It can be repeated.
-        events: Returns what a job that was done has materialized, given workspace, stores, job and prefix.
+        events: Returns what a job that was done has materialized or checked, given workspace, stores, job and prefix.
         cron: When a schedule asks for it with the defaults of `config`; None for no schedule.
     """
 
@@ -115,9 +116,9 @@ def chore_job(chore: Chore, workspace: BoundWorkspace, prefix: str | None = None
     @dg.job(
         name=chore.name(prefix),
         config=of_op,
-        tags=_tags(chore),
         # bound here: a sensor whose jobs Dagster binds later is made again by it, with a warning of its own
         resource_defs={resource_key(prefix): FeatureStores.of(workspace)},
+        tags=_tags(chore),
         executor_def=dg.in_process_executor,
         description=chore.description,
     )
@@ -229,7 +230,7 @@ def _op(
             else:
                 _tell(context, workspace, done, prefix)
                 for event in chore.events(workspace, stores, done, prefix) if chore.events is not None else ():
-                    context.log_event(event)
+                    context.log_event(event)  # type: ignore[arg-type]  # checks are taken as well
                 if on_job is not None:
                     on_job(done)
         if failed:

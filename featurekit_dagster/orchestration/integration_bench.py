@@ -18,7 +18,6 @@ from featurekit_dagster.execution.integration_report import IntegrationReport, S
 from featurekit_dagster.execution.integration_view import ViewUnderTest
 from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.intervals import Interval, format_time, from_us, to_us
-from featurekit_dagster.orchestration.run import failure_text, materialize_in_process
 from featurekit_dagster.orchestration.throw_away import HandClock, ThrowAwayWorkspace
 from featurekit_dagster.planning.grid import Timing
 from featurekit_dagster.planning.planner import split_tasks
@@ -59,6 +58,11 @@ class Bench:
 
         Windows may reach back over many thousands of partitions that are empty here.
         """
+        from featurekit_dagster.orchestration.run import (  # noqa: PLC0415 - it knows all chores, this test is one
+            failure_text,
+            materialize_in_process,
+        )
+
         view, stores = self.tested.view, self.workspace.stores
         edge = max(interval.start, interval.end - _PARTITIONS * view.batch_schedule)
         if edge > interval.start:

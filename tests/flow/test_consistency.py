@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import dagster as dg
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -17,7 +18,7 @@ from featurekit_dagster.execution.online_rows import online_rows
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.planner import split_tasks
 from featurekit_dagster.serving.consistency import ConsistencyReport, check_consistency
-from tests.flow.payments import USERS, day, payments_workspace
+from tests.flow.payments import USERS, day, payments_workspace, run_asset
 
 
 @pytest.fixture
@@ -120,3 +121,45 @@ def test_a_source_that_changed_since_is_no_difference_between_the_stores(workspa
 def test_a_view_that_is_not_online_is_refused(workspace: Workspace) -> None:
     with pytest.raises(ReadError, match="not materialized online"):
         check_consistency(workspace.repo.view("last_payment"), workspace.stores)
+
+
+def test_the_check_is_made_when_it_is_asked_for_alone_and_by_no_materialization(workspace: Workspace) -> None:
+    key = dg.AssetCheckKey(dg.AssetKey("spending"), "online_as_offline")
+    defs = workspace.definitions()
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = run_asset(workspace, "spending", 0, 4, instance)
+        assert "online_as_offline" not in {e.check_name for e in result.get_asset_check_evaluations()}
+        alone = dg.materialize(
+            [defs.get_assets_def("spending")],
+            instance=instance,
+            resources=dict(defs.resources or {}),
+            selection=dg.AssetSelection.checks(key),
+        )
+    (evaluation,) = alone.get_asset_check_evaluations()
+    assert (evaluation.check_name, evaluation.passed) == ("online_as_offline", True)
+    assert evaluation.metadata["featurekit/keys"].value == len(USERS)
+
+
+def test_the_job_compares_every_online_view_and_tells_the_check_and_the_ledger(workspace: Workspace) -> None:
+    materialize(workspace, 0, 3)
+    tiles = compute_stored(workspace.repo.view("spending"), Interval(day(2), day(3))).to_pandas()
+    write_online(workspace, pa.Table.from_pandas(tiles.assign(count_amount=7), preserve_index=False), 2)
+    job = workspace.definitions().resolve_job_def("online_offline_consistency")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, run_config={"sample": 50})
+    assert result.success
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert (evaluation.asset_key.path, evaluation.passed) == (["spending"], False)
+    assert evaluation.description == "3 keys were compared: amount_count_1d_1d (3) differ."
+    (shown,) = [j for j in workspace.get_feature_view("spending").list_jobs() if j.job_type == "CONSISTENCY"]
+    assert (shown.state, len(shown.attempts)) == ("SUCCESS", 1)
+    assert "secret" not in f"{evaluation}{[j.stats for j in workspace.jobs('spending')]}"
+
+
+def test_the_sdk_returns_what_differs(workspace: Workspace) -> None:
+    materialize(workspace, 0, 3)
+    report = workspace.get_feature_view("spending").check_consistency(sample=5)
+    assert report.is_consistent
+    assert [job.kind for job in workspace.jobs("spending")] == ["CONSISTENCY", "BATCH"]
+    with pytest.raises(ReadError, match="not materialized online"):
+        workspace.get_feature_view("last_payment").check_consistency()
