@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from featurekit_dagster.cli_apply import NEEDS_DECISION, apply
 from featurekit_dagster.cli_consistency import check_consistency
+from featurekit_dagster.cli_dataset import dataset
 from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_integration_test import integration_test
@@ -232,6 +233,7 @@ app.command()(apply)
 app.command()(repair)
 app.command()(maintain)
 app.command()(publish)
+app.add_typer(dataset)
 app.add_typer(ingest)
 app.command("ingest-table")(ingest_table)
 app.command("run-stream")(run_stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -79,6 +80,16 @@ class DatasetJob:
         from featurekit_dagster.job_waiting import wait_for_job
 
         wait_for_job(self._workspace, self.id, timeout)
+
+    def complete(self) -> None:
+        """Wait as `wait_for_completion` does, without a word on who carries the job out.
+
+        Raises:
+            JobFailedException: The job will not succeed by itself.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*no Dagster daemon gives a sign of life")
+            self.wait_for_completion()
 
     def get_dataset(self) -> Dataset | None:
         """Return the dataset; None unless the job has succeeded."""
@@ -297,6 +308,6 @@ def saved(frame: FeatureFrame, of: str, *, save: bool, save_as: str | None) -> F
         return frame
     name = save_as or f"{of}-{uuid.uuid4().hex[:12]}"
     check_dataset_name(name)
-    frame.start_dataset_job(name).wait_for_completion()
+    frame.start_dataset_job(name).complete()
     frame.dataset_name = name
     return frame

@@ -125,7 +125,7 @@ def _add_histograms(
     for name, bounds in edges.items():
         number, inner = f"{quoted(name)}::DOUBLE", bounds[1:-1]
         listed = ", ".join(f"{edge!r}::DOUBLE" for edge in inner)
-        below = f"list_filter([{listed}], e -> e <= {number})" if inner else "[]"
+        below = f"list_filter([{listed}], lambda e: e <= {number})" if inner else "[]"
         cells.append(f"histogram(len({below})) FILTER (isfinite({number}))")
     (row,) = con.sql(f"SELECT {', '.join(cells)} FROM {relation}").fetchall()
     for (name, bounds), counts in zip(edges.items(), row, strict=True):
