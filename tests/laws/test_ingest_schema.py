@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
-    negative_data_rejection,
     response_schema_conformance,
     status_code_conformance,
 )
@@ -25,20 +24,15 @@ from tests.conftest import SOAK
 from tests.support.event_checker import judge
 from tests.support.push import SCHEMA, IngestServer, ingest_server, log_of, payment, payments_workspace
 
-CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-    negative_data_rejection,
-]
+# That what is forbidden is refused is held against the log; schemathesis takes 413 for an acceptance.
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 KINDS = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-QUICK, TIMES = 20, 10 if SOAK else 1
+QUICK, TIMES = 10, 10 if SOAK else 1
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IngestServer]:
-    limits = IngestLimits(visible_time=timedelta(0))
+    limits = IngestLimits(visible_time=timedelta(0), events=4)  # so that too many are few bytes
     with ingest_server(payments_workspace(tmp_path_factory.mktemp("ingest")), limits) as running:
         yield running
 
@@ -57,17 +51,30 @@ def _follow_the_page(server: IngestServer, kind: schemathesis.GenerationMode, re
         before = log.newest()
         answer = case.call_and_validate(base_url=server.url, headers=server.headers, checks=CHECKS)
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
-        _check_log(server, log.read(before, 10_000).records, answer.status_code, answer.json())
+        _check_log(answer.request.body, log.read(before, 10_000).records, answer.status_code, answer.json())
 
     _many(requests, operation.as_strategy(kind), check)
     log.close()
     return statuses
 
 
-def _check_log(server: IngestServer, logged: Any, status: int, answer: dict[str, Any]) -> None:
-    assert len(logged) == (answer["accepted"] if status == 200 and not answer["dry_run"] else 0)
-    for event in logged:
-        assert judge(event, SCHEMA, {"user", "ts"})[0] is not None
+def _check_log(sent: Any, logged: Any, status: int, answer: dict[str, Any]) -> None:
+    """Hold what was logged to what was sent: exactly its events after a 200, and nothing after any other answer."""
+    if status != 200:
+        assert not logged
+        return
+    asked = json.loads(sent, object_pairs_hook=_once)
+    assert asked.keys() <= {"workspace", "source", "records", "dry_run"}
+    assert (asked["workspace"], asked["source"], asked.get("dry_run", False)) == ("prod", "payments", answer["dry_run"])
+    for event in asked["records"]:
+        assert judge(json.dumps(event).encode(), SCHEMA, {"user", "ts"})[0] is not None
+    assert answer["accepted"] == len(asked["records"])
+    assert [json.loads(event) for event in logged] == ([] if answer["dry_run"] else asked["records"])
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs), "a member is given twice"
+    return dict(pairs)
 
 
 def _damage(server: IngestServer, requests: int) -> dict[int, int]:
@@ -85,10 +92,7 @@ def _damage(server: IngestServer, requests: int) -> dict[int, int]:
         answer = server.send_raw(sent)
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
         assert answer.status_code in (200, 400, 404, 422)
-        logged = log.read(before, 10_000).records
-        _check_log(server, logged, answer.status_code, answer.json())
-        if answer.status_code == 200 and logged:
-            assert [json.loads(event) for event in logged] == json.loads(sent)["records"]
+        _check_log(sent, log.read(before, 10_000).records, answer.status_code, answer.json())
 
     _many(requests, edits, check)
     log.close()
@@ -106,18 +110,18 @@ def test_a_damaged_request_gets_nothing_wrong_in(server: IngestServer) -> None:
 
 @pytest.mark.slow
 def test_thousands_of_allowed_requests_are_answered_as_the_page_says(server: IngestServer) -> None:
-    statuses = _follow_the_page(server, KINDS[0], 900 * TIMES)
+    statuses = _follow_the_page(server, KINDS[0], 240 * TIMES)
     assert statuses[200] > sum(statuses.values()) / 10
 
 
 @pytest.mark.slow
 def test_thousands_of_forbidden_requests_are_refused(server: IngestServer) -> None:
-    assert {400, 422} <= _follow_the_page(server, KINDS[1], 300 * TIMES).keys()
+    assert {400, 422} <= _follow_the_page(server, KINDS[1], 160 * TIMES).keys()
 
 
 @pytest.mark.slow
 def test_thousands_of_damaged_requests_get_nothing_wrong_in(server: IngestServer) -> None:
-    assert {200, 400, 404, 422} == _damage(server, 800 * TIMES).keys()
+    assert {200, 400, 404, 422} == _damage(server, 1_600 * TIMES).keys()
 
 
 def test_the_page_itself_needs_no_key(server: IngestServer) -> None:
