@@ -24,6 +24,7 @@ from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_maintain import maintain
 from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
 from featurekit_dagster.cli_publish import publish
+from featurekit_dagster.cli_refill import refill_online
 from featurekit_dagster.cli_repair import repair
 from featurekit_dagster.cli_replay import replay, run_stream
 from featurekit_dagster.cli_stream import stream
@@ -231,6 +232,7 @@ def historical(
 add_job_commands(app)
 app.command()(apply)
 app.command()(repair)
+app.command()(refill_online)
 app.command()(maintain)
 app.command()(publish)
 app.add_typer(dataset)

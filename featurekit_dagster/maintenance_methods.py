@@ -1,4 +1,4 @@
-"""The method of a feature view by which people maintain its offline table."""
+"""The methods of a feature view by which people maintain its offline table and refill its online store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MaintenanceMethods:
-    """What a feature view of a workspace offers for its offline table.
+    """What a feature view of a workspace offers for the upkeep of its stores.
 
     Source: Job Types, Delta Maintenance.
     """
@@ -47,4 +47,22 @@ class MaintenanceMethods:
         failure = failure_text(result)
         if failure is not None:
             raise MaintenanceFailed(reason=failure)
+        return [job_data(job, self._workspace.dagster_url) for job in jobs]
+
+    def refill_online(self) -> list[MaterializationJobData]:
+        """Ask for the online store to be filled with what it lacks of the offline store; return the jobs, which wait.
+
+        For a store that was emptied, or that the view was moved to. The ledger is first told what the store really has.
+        `wait_for_materialization_job` waits for a job.
+
+        Raises:
+            NothingToRefillFrom: The view does not write both stores.
+            LeaseHeld: A job is writing the view.
+            ChangedDeclaration: The view was changed since it was materialized, so that a person has to decide.
+        """
+        from featurekit_dagster.execution.refill import look_for_gaps, queue_refill
+
+        stores = self._workspace.stores
+        missing = look_for_gaps(self.declaration, stores).missing
+        jobs = queue_refill(self.declaration, stores, missing)
         return [job_data(job, self._workspace.dagster_url) for job in jobs]

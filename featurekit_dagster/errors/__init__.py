@@ -52,6 +52,7 @@ from featurekit_dagster.errors.declarations import (
     WrongJobKind,
 )
 from featurekit_dagster.errors.online_stores import (
+    NothingToRefillFrom,
     OnlineRecordTooLarge,
     OnlineStoreContended,
     OnlineStoreExtraMissing,
@@ -158,6 +159,7 @@ __all__ = [
     "NotAStream",
     "NotFoundError",
     "NotMaterialized",
+    "NothingToRefillFrom",
     "NotPublished",
     "NothingToPublish",
     "OnlineLayoutMismatch",

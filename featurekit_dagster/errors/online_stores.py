@@ -71,3 +71,14 @@ class OnlineStoreContended(StoreError):
             f"the online store at {place}: others changed the same records during each of {tries} tries; "
             "try again later"
         )
+
+
+class NothingToRefillFrom(Unsupported):
+    """A view was to be refilled online that has no history offline, or is no view that jobs write."""
+
+    def __init__(self, *, view: str) -> None:
+        self.view = view
+        super().__init__(
+            f"{view}: an online store is refilled from the offline store, so a view is needed that writes both; ingest "
+            "the rows of a feature table again, and materialize a view without history anew"
+        )

@@ -14,6 +14,7 @@ from featurekit_dagster.orchestration.maintenance import maintenance_job, mainte
 from featurekit_dagster.orchestration.partitions import count_fault, schedule_fault
 from featurekit_dagster.orchestration.publish import published_asset, published_views, warehouse_resources
 from featurekit_dagster.orchestration.push_logs import drain_sensors
+from featurekit_dagster.orchestration.refill import refill_job
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.schedules import has_schedule, view_schedule
 from featurekit_dagster.orchestration.streams import follows_stream, stream_job
@@ -47,6 +48,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
     streams = {view.name: stream_job(view, workspace, prefix) for view in views if follows_stream(view)}
     supervisors = [supervisor(workspace.repo.view(name), workspace, job, prefix) for name, job in streams.items()]
     public = [backfill_job(workspace, prefix), overwrite_job(workspace, prefix), maintenance_job(workspace, prefix)]
+    refill = refill_job(workspace, prefix)
     chores = chore_jobs(workspace, prefix)
     computed = dg.Definitions(
         assets=[
@@ -54,7 +56,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
             *assets.values(),
             *(published_asset(view, workspace, prefix) for view in published_views(workspace)),
         ],
-        jobs=[*jobs.values(), *streams.values(), *public, *chores.values()],
+        jobs=[*jobs.values(), *streams.values(), *public, refill, *chores.values()],
         schedules=[
             *schedules,
             maintenance_schedule(workspace, public[-1], prefix),
