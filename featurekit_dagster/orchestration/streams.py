@@ -1,37 +1,33 @@
 """One job per stream view: a long run that follows the stream, or its share of it, until it is told to end.
 
-The loop itself is `execution.stream`; this carries it in a thread, watches the ledger for it, and tells Dagster how far
-it is. Micro-batches are never runs.
+`execution.stream_attempt` carries the loop in a thread; this watches it, and tells Dagster how far it is. Micro-batches
+are never runs.
 """
 
 # No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from sqlalchemy.exc import OperationalError
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.errors import FeatureKitError, JobStateError, NoSuchShare, safe_reason
-from featurekit_dagster.execution.stream import run_stream_loop
+from featurekit_dagster.errors import FeatureKitError, NoSuchShare, safe_reason
+from featurekit_dagster.execution.stream_attempt import CANCELLED, StreamAttempt, stats_of
 from featurekit_dagster.execution.stream_follower import StreamReport
-from featurekit_dagster.intervals import from_us, to_us
+from featurekit_dagster.intervals import from_us
 from featurekit_dagster.orchestration.checks import check_fresh
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, view_key
 from featurekit_dagster.planning.generations import StoredShape
-from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.stream_code import stream_code
 from featurekit_dagster.stores.ledger_records import STREAM, JobRecord
 from featurekit_dagster.stores.ledger_streams import newest_of_groups, summed_stats
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
-from featurekit_dagster.streams.readers import open_reader
 from featurekit_dagster.streams.sharing import ONLY_SHARE, Share
 
 STREAM_TAG, CODE_TAG = "featurekit/stream", "featurekit/code"
@@ -42,12 +38,6 @@ SHARE_TAG = "featurekit/share"
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_OBSERVATIONS = 30.0
 SECONDS_BETWEEN_IDLE_OBSERVATIONS = 300.0
-_CANCELLED = "its run was cancelled in Dagster"
-_PAUSED = "the stream was paused"
-_TOLD = {
-    JobState.MANUAL_CANCELLATION_REQUESTED: "it was cancelled by hand",
-    JobState.DRAINING: "it was drained for newer code",
-}
 
 
 def follows_stream(view: FeatureView) -> bool:
@@ -109,19 +99,6 @@ def stream_job(view: FeatureView, workspace: BoundWorkspace, prefix: str | None 
     return job
 
 
-@dataclass(slots=True)
-class _Loop:
-    """The loop in its thread: what it last said, and how it ended."""
-
-    stop: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-    report: StreamReport | None = None
-    error: BaseException | None = None
-
-    def told(self, report: StreamReport) -> None:
-        self.report = report
-
-
 @dataclass(frozen=True, slots=True)
 class StreamRun:
     """One run that follows a stream.
@@ -152,22 +129,19 @@ class StreamRun:
             job = self._begin()
         except FeatureKitError as refused:
             raise dg.Failure(description=str(refused), allow_retries=False) from None
-        loop, why, said = _Loop(), "", Said()
-        thread = threading.Thread(target=self._follow, args=(loop,), name=f"stream of {self.view.name}")
-        thread.start()
+        loop, why, said = self._attempt(job), "", Said()
+        loop.start()
         try:
             while not loop.ended.wait(SECONDS_BETWEEN_LOOKS) and not why:
-                why = self._told(job) or ""
+                why = loop.told() or ""
                 if loop.report is not None and said.is_due(loop.report):
-                    self._note(job, loop.report)
+                    loop.note()
                     yield from self._said(said, job, loop.report)
         except BaseException:  # Dagster interrupts the run, whatever with
-            why = _CANCELLED if self._is_cancelled() else "its run was interrupted"
+            why = CANCELLED if self._is_cancelled() else "its run was interrupted"
             raise
         finally:
-            loop.stop.set()
-            thread.join()
-            self._end(job, loop, why)
+            loop.end(why)
         if loop.report is not None:
             yield from self._said(said, job, loop.report)
         if loop.error is not None:
@@ -208,68 +182,13 @@ class StreamRun:
             groups=self.share.count,
         )
 
-    def _follow(self, loop: _Loop) -> None:
-        """Be the thread."""
-        source = self.view.stream_source
-        try:
-            if source is None:
-                raise ValueError(f"{self.view.name} follows no stream")
-            reader = open_reader(source, self.stores.home, workspace=self.stores.workspace)
-            try:
-                run_stream_loop(
-                    self.view,
-                    reader,
-                    self.stores,
-                    stop=loop.stop,
-                    share=self.share,
-                    on_report=loop.told,
-                    holder=self.run_id,
-                )
-            finally:
-                reader.close()
-        except BaseException as error:  # noqa: BLE001 - told by the run that waits for the thread
-            loop.error = error
-        finally:
-            loop.ended.set()
-
-    def _told(self, job: JobRecord) -> str | None:
-        """Return why the loop has to end; None while it may go on."""
-        ledger = self.stores.ledger
-        try:
-            state = ledger.look(job.id)
-            if state in _TOLD:
-                return _TOLD[state]
-            return _PAUSED if ledger.stream_paused(self.stores.workspace, self.view.name) else None
-        except JobStateError as ended:
-            return str(ended)
-        except OperationalError:
-            return None  # the ledger was busy for long; the next look is soon
+    def _attempt(self, job: JobRecord) -> StreamAttempt:
+        return StreamAttempt(self.view, self.stores, job, share=self.share, holder=self.run_id)
 
     def _is_cancelled(self) -> bool:
         """Tell whether a person has asked Dagster to end the run."""
         run = self.instance.get_run_by_id(self.run_id)
         return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
-
-    def _note(self, job: JobRecord, report: StreamReport) -> None:
-        self.stores.ledger.report_stream(job.id, stats_of(report))
-
-    def _end(self, job: JobRecord, loop: _Loop, why: str) -> None:
-        """Tell the ledger how the attempt ended."""
-        ledger = self.stores.ledger
-        try:
-            if loop.report is not None:
-                self._note(job, loop.report)
-            if loop.error is not None:
-                ledger.fail(job.id, reason=safe_reason(loop.error))
-                return
-            if why == _PAUSED:
-                ledger.drain(job.id)
-            if why in (_PAUSED, _CANCELLED, *_TOLD.values()):
-                ledger.stop(job.id, reason=why)
-            else:
-                ledger.fail(job.id, reason=why or "the loop ended by itself")
-        except JobStateError:
-            return  # somebody else has ended the attempt, and said why
 
 
 @dataclass(slots=True)
@@ -287,21 +206,6 @@ class Said:
     def now(self, report: StreamReport) -> None:
         """Take note that it is said now."""
         self.at, self.events = time.monotonic(), report.events
-
-
-def stats_of(report: StreamReport) -> dict[str, int]:
-    """Return what the ledger remembers of a report: counts, and times in microseconds where they are known."""
-    times = {"watermark_us": report.watermark, "newest_event_us": report.newest_event}
-    return {
-        "events": report.events,
-        "late": report.late,
-        "duplicates": report.duplicates,
-        "superseded": report.superseded,
-        "dead_letters": report.refused,
-        "lag": report.lag,
-        "reported_us": to_us(report.at),
-        **{name: to_us(time) for name, time in times.items() if time is not None},
-    }
 
 
 def observation(key: dg.AssetKey, stats: Mapping[str, int], at: datetime) -> dg.AssetObservation:

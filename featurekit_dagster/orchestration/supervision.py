@@ -16,6 +16,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import format_time, to_us
 from featurekit_dagster.orchestration.checks import check_fresh, newest_event
 from featurekit_dagster.orchestration.due_jobs import UNFINISHED, end_orphans, newest_views
+from featurekit_dagster.orchestration.push_appliers import applied_job, tell_progress
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.streams import CODE_TAG, SHARE_TAG, STREAM_TAG
 from featurekit_dagster.orchestration.translator import view_key
@@ -94,12 +95,14 @@ class Decision:
         drain: Ids of jobs that are to end.
         reason: Why none is started, or not one for each share.
         is_followed: Whether a run goes on.
+        applied: The job by which an ingest process follows the stream.
     """
 
     start: tuple[int, ...] = ()
     drain: tuple[str, ...] = ()
     reason: str = ""
     is_followed: bool = False
+    applied: JobRecord | None = None
 
 
 def decide(known: Followed, now: datetime) -> Decision:
@@ -121,7 +124,8 @@ def decide(known: Followed, now: datetime) -> Decision:
     obstacles = {share: _obstacle(known, share, now) for share in range(known.parallelism)}
     start = tuple(share for share, obstacle in obstacles.items() if not obstacle)
     reason = "; ".join(dict.fromkeys(obstacle for obstacle in obstacles.values() if obstacle))
-    return Decision(drain=drain, start=start, reason=reason, is_followed=bool(known.runs))
+    applied = applied_job(known.jobs, resolution.write)
+    return Decision(drain=drain, start=start, reason=reason, is_followed=bool(known.runs), applied=applied)
 
 
 def _is_old(job: JobRecord, known: Followed) -> bool:
@@ -136,6 +140,8 @@ def _is_old(job: JobRecord, known: Followed) -> bool:
 
 def _obstacle(known: Followed, share: int, now: datetime) -> str:
     """Return why no run is started for a share of the stream; empty where nothing is in the way."""
+    if (applied := applied_job(known.jobs, known.resolution.write)) is not None:
+        return f"an ingest process {'follows the stream' if applied.code_version == known.code else 'is ending'}"
     job_of = {job.attempts[-1].run_id: job for job in known.jobs if job.attempts}
     part = "the stream" if known.parallelism == 1 else f"share {Share(share, known.parallelism)} of the stream"
     for run_id, run in known.runs.items():
@@ -219,11 +225,13 @@ def supervisor(
         decision = decide(known_of(view, code, stores, instance, ended), datetime.now(UTC))
         for job_id in decision.drain:
             stores.ledger.drain(job_id)
+        if decision.applied is not None:
+            tell_progress(view, view_key(view, prefix), decision.applied, context)
         for share in decision.start:
             # no key: the same request is right again once the run has ended
             yield dg.RunRequest(run_key=None, tags={STREAM_TAG: view.name, CODE_TAG: code} | _share_tag(view, share))
         if not decision.start:
-            if not decision.is_followed:
+            if not decision.is_followed and decision.applied is None:
                 _look_at_freshness(view, view_key(view, prefix), stores, context)
             yield dg.SkipReason(f"{view.name}: {decision.reason}")
 
@@ -278,7 +286,7 @@ def _look_at_freshness(
     view: FeatureView, key: dg.AssetKey, stores: WorkspaceStores, context: dg.SensorEvaluationContext
 ) -> None:
     """Tell Dagster now and then whether a stream that nobody follows is fresh."""
-    last = float(context.cursor or "-inf")
+    last = float((context.cursor or "-inf").split()[0])
     if view.expected_feature_freshness is None or time.time() - last < SECONDS_BETWEEN_CHECKS:
         return
     found = check_fresh(view, newest_event(view, stores), stores.clock())

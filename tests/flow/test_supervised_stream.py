@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 
 from featurekit_dagster import Workspace
-from featurekit_dagster.orchestration import streams
+from featurekit_dagster.execution import stream_attempt
 from featurekit_dagster.orchestration.streams import CODE_TAG, STREAM_TAG
 from featurekit_dagster.planning.stream_code import stream_code
 from tests.support.push import NOW, payment, payments_workspace
@@ -210,7 +210,7 @@ def test_a_failed_run_is_replaced_after_a_wait(
         raise OSError("secret-value")
 
     with monkeypatch.context() as patch:
-        patch.setattr(streams, "open_reader", broken)
+        patch.setattr(stream_attempt, "open_reader", broken)
         result = Run(workspace, instance).finished
     assert not result.success
     assert "secret-value" not in str([event.step_failure_data for event in result.all_events if event.is_step_failure])

@@ -34,7 +34,9 @@ def resolution(write: int | None = 1, online: int = 1, changes: tuple[Change, ..
     return Resolution(write=write, read=online, read_online=online, changes=changes, replaces=None, retired=())
 
 
-def job(state: str = "RUNNING", code: str = "new", generation: int = 1, run_id: str = "run", **more: Any) -> JobRecord:
+def job(
+    state: str = "RUNNING", code: str = "new", generation: int = 1, run_id: str | None = "run", **more: Any
+) -> JobRecord:
     times = {"created_at": NOW, "updated_at": NOW}
     attempt = AttemptRecord(id="a", number=1, run_id=run_id, state="RUNNING", reason=None, **times)
     facts = {
@@ -62,6 +64,18 @@ def test_a_stream_that_nobody_follows_is_followed() -> None:
 def test_a_run_of_this_code_is_left_alone_be_it_queued_or_at_work() -> None:
     assert decide(known(runs={"run": GoingRun("new")}), NOW).reason == "run run follows the stream"
     assert decide(known(runs={"run": GoingRun("new")}, jobs=[job()]), NOW).drain == ()
+
+
+def test_a_stream_that_an_ingest_process_follows_gets_no_run() -> None:
+    applied = job(run_id=None)
+    assert decide(known(jobs=[applied]), NOW) == Decision(
+        reason="an ingest process follows the stream", applied=applied
+    )
+    old = job(run_id=None, code="old")
+    decision = decide(known(jobs=[old]), NOW)
+    assert (decision.start, decision.drain, decision.reason) == ((), (old.id,), "an ingest process is ending")
+    lost = replace(applied, attempts=(replace(applied.attempts[0], state="ERROR"),))
+    assert decide(known(jobs=[lost]), NOW) == Decision(start=(0,))
 
 
 def test_a_run_of_older_code_ends_before_another_begins() -> None:
