@@ -12,6 +12,7 @@ from featurekit_dagster.errors import NotAStream
 if TYPE_CHECKING:
     from featurekit_dagster.domain.feature_view import FeatureView
     from featurekit_dagster.sdk import Workspace
+    from featurekit_dagster.stores.ledger_records import JobRecord
 
 ViewName = Annotated[str, typer.Argument(metavar="VIEW", help="A stream feature view that is written online.")]
 
@@ -50,6 +51,8 @@ def status(
         for each in records
     ]
     print_table(open_console(), tuple(_SHOWN.values()), rows)
+    for warning in (each["warning"] for each in records if each["warning"]):
+        typer.echo(f"Warning: {warning}", err=True)
 
 
 @stream.command()
@@ -85,28 +88,55 @@ _SHOWN = {
 
 
 def stream_record(workspace: Workspace, view: FeatureView) -> dict[str, Any]:
-    """Return how far a view's stream is, as its run has said last; counts are None before the first run."""
-    from featurekit_dagster.intervals import from_us
+    """Return how far a view's stream is, as its runs have said last; counts are None before the first run."""
+    from datetime import timedelta
 
-    place, job, paused = (workspace.name, view.name), None, None
+    from featurekit_dagster.intervals import from_us
+    from featurekit_dagster.planning.stream_gap import retention_warning
+    from featurekit_dagster.stores.ledger_streams import newest_of_groups, summed_stats
+
+    place, jobs, paused = (workspace.name, view.name), [], None
     if workspace.stores.has_ledger:
         ledger = workspace.stores.ledger
-        job, paused = next(iter(ledger.stream_jobs(*place)), None), ledger.stream_paused(*place)
-    state = "NOT STARTED" if job is None else job.state
-    stats: dict[str, Any] = {} if job is None else dict(job.stats)
+        jobs, paused = newest_of_groups(ledger.stream_jobs(*place)), ledger.stream_paused(*place)
+    stats: dict[str, Any] = dict(summed_stats([job.stats for job in jobs]))
     counts = {name: stats.get(name) for name in ("events", "lag", "late", "duplicates", "superseded", "dead_letters")}
     times = {
         name: None if stats.get(f"{name}_us") is None else from_us(stats[f"{name}_us"])
         for name in ("newest_event", "watermark", "reported")
     }
+    kept = stats.get("retention_seconds")
+    newest = max(jobs, key=lambda job: job.created_at, default=None)
     return {
         "view": view.name,
-        "state": "PAUSED" if paused is not None else state,
-        "job": None if job is None else job.id,
-        "run_id": None if job is None or not job.attempts else job.attempts[-1].run_id,
-        "reason": None if job is None else job.reason,
+        "state": "PAUSED" if paused is not None else _state([job.state for job in jobs]),
+        "job": None if newest is None else newest.id,
+        "run_id": None if newest is None or not newest.attempts else newest.attempts[-1].run_id,
+        "reason": next((job.reason for job in jobs if job.reason is not None), None),
         **counts,
         **times,
+        "warning": retention_warning(view, None if kept is None else timedelta(seconds=kept), workspace.now()),
+        "shares": [_share_record(job) for job in jobs] if len(jobs) > 1 else [],
+    }
+
+
+def _state(states: list[str]) -> str:
+    """Return the state of a stream: that of its jobs, or how many have each where they differ."""
+    if len(set(states)) > 1:
+        return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return states[0] if states else "NOT STARTED"
+
+
+def _share_record(job: JobRecord) -> dict[str, Any]:
+    share, count = job.stream_group
+    return {
+        "share": f"{share + 1} of {count}",
+        "state": job.state,
+        "job": job.id,
+        "run_id": job.attempts[-1].run_id if job.attempts else None,
+        "reason": job.reason,
+        "events": job.stats.get("events"),
+        "lag": job.stats.get("lag"),
     }
 
 

@@ -141,7 +141,9 @@ def stats_of(report: StreamReport) -> dict[str, int]:
         "duplicates": report.duplicates,
         "superseded": report.superseded,
         "dead_letters": report.refused,
+        **({"deleted": report.deleted} if report.deleted else {}),
         "lag": report.lag,
         "reported_us": to_us(report.at),
         **{name: to_us(time) for name, time in times.items() if time is not None},
+        **({} if report.retention is None else {"retention_seconds": int(report.retention.total_seconds())}),
     }

@@ -52,11 +52,13 @@ class StreamReport:
         duplicates: Those that were dropped because they had come before.
         superseded: Rows that a batch job had written already.
         refused: Those that became dead letters.
+        deleted: Rows that were left out because their key was deleted after them.
         lag: Events that are still to be read.
         watermark: Up to when late events may be dropped; None drops nothing.
         newest_event: Time of the newest event.
         rows_written: Tiles or rows that the commit has stored.
         partitions: How far each source partition was read.
+        retention: How long the stream keeps its events; None where that is not known.
     """
 
     view: str
@@ -70,7 +72,9 @@ class StreamReport:
     watermark: datetime | None
     newest_event: datetime | None
     rows_written: int
+    deleted: int = 0
     partitions: Mapping[str, StreamCheckpoint] = field(default_factory=dict)
+    retention: timedelta | None = None
 
 
 class StreamFollower:
@@ -110,14 +114,19 @@ class StreamFollower:
         self._is_told = False
         self._batches: list[StreamBatch] = []
         self._lag, self._lag_seen = 0, float("-inf")
+        self._retention: timedelta | None = None
 
-    def begin(self) -> None:
+    def begin(self, epochs: Mapping[str, int] | None = None) -> None:
         """Shut out whoever held the partitions before, and go where the last commit stands.
+
+        Args:
+            epochs: The partitions, each with the epoch of its lease; by default those that the follower was made with.
 
         Raises:
             LeaseLost: Somebody holds a partition under a higher epoch.
         """
-        self.join(self._epochs)
+        self._retention = self._reader.retention()
+        self.join(self._epochs if epochs is None else epochs)
 
     def join(self, epochs: Mapping[str, int]) -> None:
         """Follow further partitions, too, from where their last commit stands; nothing may be waiting.
@@ -128,6 +137,7 @@ class StreamFollower:
         Raises:
             LeaseLost: Somebody holds a partition under a higher epoch.
         """
+        self._stores.sync_tombstones(self._view)
         now, progress = self._clock(), self._progress()
         first_us = self._first_us(now)
         taken = StreamCommit(partitions=dict.fromkeys(epochs), epochs=epochs, start_us=first_us)
@@ -354,11 +364,13 @@ class StreamFollower:
             duplicates=sum(each.duplicates for each in known),
             superseded=sum(each.superseded for each in known),
             refused=sum(each.refused for each in known),
+            deleted=sum(each.deleted for each in known),
             lag=self._lag,
             watermark=None if last_droppable is None else from_us(last_droppable),
             newest_event=None if newest_us is None else from_us(newest_us),
             rows_written=rows_written,
             partitions=dict(self._checkpoints),
+            retention=self._retention,
         )
 
 

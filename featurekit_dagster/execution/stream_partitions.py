@@ -43,7 +43,7 @@ class StreamPartitions:
         """
         mine, others = self._split()
         self.follower.share_with(others)
-        self.follower.join({name: self.take(name) for name in mine})
+        self.follower.begin({name: self.take(name) for name in mine})
         self._looked = time.monotonic()
 
     def look(self) -> None:

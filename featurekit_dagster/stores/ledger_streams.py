@@ -30,7 +30,12 @@ STEADY_AFTER = timedelta(minutes=10)
 
 _FOR_EVER_US = to_us(datetime(9999, 1, 1, tzinfo=UTC))
 _CANCELLED = "its run was cancelled in Dagster"
-_TIMES: Mapping[str, Callable[[list[int]], int]] = {"newest_event_us": max, "watermark_us": min, "reported_us": min}
+_NOT_ADDED: Mapping[str, Callable[[list[int]], int]] = {
+    "newest_event_us": max,
+    "watermark_us": min,
+    "reported_us": min,
+    "retention_seconds": min,
+}
 _STOPPED_STATES = (JobState.MANUALLY_CANCELLED.value, JobState.FAILURE.value)
 
 
@@ -204,12 +209,12 @@ def newest_of_groups(known: Sequence[JobRecord]) -> list[JobRecord]:
 
 
 def summed_stats(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Return the stats of a whole stream from those of its groups: numbers are added, of times one stands for all."""
+    """Return the stats of a whole stream from those of its groups: counts are added, of times one stands for all."""
     found: dict[str, list[int]] = {}
     for stats in parts:
         for name, value in stats.items():
             found.setdefault(name, []).append(value)
-    return {name: _TIMES.get(name, sum)(values) for name, values in found.items()}
+    return {name: _NOT_ADDED.get(name, sum)(values) for name, values in found.items()}
 
 
 def _pause(workspace: str, view: str) -> str:

@@ -126,7 +126,8 @@ class KafkaReader:
         settings: dict[str, Any] = {**self._config.options, "bootstrap.servers": self._config.kafka_bootstrap_servers}
         asked = [ConfigResource(ResourceType.TOPIC, topic) for topic in self._topics]
         try:
-            answers = AdminClient(settings, logger=_log).describe_configs(asked, request_timeout=_PROBE_SECONDS)
+            client = AdminClient(settings, logger=_log)  # what it answers comes while it lives
+            answers = client.describe_configs(asked, request_timeout=_PROBE_SECONDS)
             facts = [answer.result(_ANSWER_SECONDS).get(_RETENTION) for answer in answers.values()]
         except (KafkaException, TimeoutError):
             return None
