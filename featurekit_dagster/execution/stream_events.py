@@ -170,7 +170,7 @@ class EventProcessor:
 
     def _times(self, rows: pa.Table) -> IntArray | None:
         """Return the event times; None where only the transformation knows them."""
-        if self._time not in rows.column_names:
+        if rows.schema.get_field_index(self._time) < 0:
             return None
         return microseconds(rows[self._time])[0]
 

@@ -112,6 +112,7 @@ class ValueCodec:
     def __init__(self, fields: Sequence[Field], *, is_tiled: bool) -> None:
         self.fields = tuple(fields)
         self._is_tiled = is_tiled
+        self._types: dict[str, pa.DataType] | None = None
         self._variable = [at for at, field in enumerate(self.fields) if field.dtype not in _CODES]
         self._codes = "".join(_CODES.get(field.dtype, "q") for field in self.fields)
         self.lead_words = 2 + -(-len(self.fields) // 64)
@@ -121,6 +122,12 @@ class ValueCodec:
         self._decoders = {at: decoder(self.fields[at].dtype) for at in self._variable}
         converts = [(at, user_value(field.dtype)) for at, field in enumerate(self.fields)]
         self._converts = [(at, convert) for at, convert in converts if convert is not None]
+
+    def types_beside(self, keys: Sequence[Field]) -> dict[str, pa.DataType]:
+        """Return the Arrow types of key columns and value columns, by name; it is always asked with the same keys."""
+        if self._types is None:
+            self._types = {field.name: arrow_type(field.dtype) for field in (*keys, *self.fields)}
+        return self._types
 
     @property
     def is_fixed(self) -> bool:

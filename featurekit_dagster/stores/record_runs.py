@@ -7,9 +7,8 @@ writes what comes out.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -17,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import OnlineRecordsMismatch, OnlineTileOverflow
 from featurekit_dagster.stores.key_codec import KeyCodec, chunk_suffixes
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
-from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec, arrow_type
+from featurekit_dagster.stores.packing import Block, IntArray, ValueCodec
 from featurekit_dagster.stores.stream_state import Combine
 
 # Small enough to stay in the processor's cache from packing to writing.
@@ -80,7 +78,9 @@ class RecordRuns:
     ) -> None:
         self._layout, self._key_codec, self._value_codec = layout, keys, values
         self._from_batch, self._combine = not from_stream, combine
-        self._keys, times, self._columns = _conform(layout, records, on_grid=combine is None)
+        self._keys, times, self._columns = _conform(
+            layout, records, values.types_beside(layout.key_fields), on_grid=combine is None
+        )
         self._tile_us = layout.tile_us
         # rows that are combined are sorted by their own times first
         self._times = times if self._tile_us is None or combine is not None else times // self._tile_us
@@ -228,40 +228,34 @@ def _ascends(keys: list[bytes]) -> bool:
 
 
 def _conform(
-    layout: OnlineLayout, records: pa.Table, *, on_grid: bool
+    layout: OnlineLayout, records: pa.Table, types: Mapping[str, pa.DataType], *, on_grid: bool
 ) -> tuple[list[pa.Array], IntArray, list[pa.Array]]:
     """Return key columns, times in microseconds and value columns, contiguous and of the layout's types."""
-    wanted = _types_of(layout.key_fields, layout.value_fields)
-    wanted = {**wanted, layout.time_column: _TIME}
-    faults, columns = [], {}
-    for name, dtype in wanted.items():
-        if name not in records.column_names and name in layout.dropped:
+    faults, columns, given = [], {}, records.column_names
+    for name, dtype in {**types, layout.time_column: _TIME}.items():
+        if name not in given and name in layout.dropped:
             columns[name] = _nothing(dtype, records.num_rows)
             continue
-        if name not in records.column_names:
-            faults.append(f"column {name} is missing, there are {', '.join(records.column_names)}")
+        if name not in given:
+            faults.append(f"column {name} is missing, there are {', '.join(given)}")
             continue
         try:
             columns[name] = _contiguous(records[name], dtype)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             faults.append(f"column {name} is {records[name].type}, which cannot become {dtype} without loss")
-    time = columns.get(layout.time_column)
+    time, times = columns.get(layout.time_column), np.zeros(0, np.int64)
     if time is not None and time.null_count:
         faults.append(f"column {layout.time_column} has {time.null_count} NULLs")
-    elif time is not None and layout.tile_us is not None and on_grid:
+    elif time is not None:
         times = _microseconds(time)
-        off_grid = int(np.count_nonzero(times // layout.tile_us * layout.tile_us != times))
-        if off_grid:
-            faults.append(f"{off_grid} values of {layout.time_column} are not on the grid of {layout.tile_us} us")
+        if on_grid and layout.tile_us is not None and layout.tile_us > 1:
+            off_grid = int(np.count_nonzero(times // layout.tile_us * layout.tile_us != times))
+            if off_grid:
+                faults.append(f"{off_grid} values of {layout.time_column} are not on the grid of {layout.tile_us} us")
     if faults:
         raise OnlineRecordsMismatch(view=layout.view, faults=faults)
     keys = [columns[field.name] for field in layout.key_fields]
-    return keys, _microseconds(columns[layout.time_column]), [columns[field.name] for field in layout.value_fields]
-
-
-@lru_cache(maxsize=256)
-def _types_of(key_fields: tuple[Field, ...], value_fields: tuple[Field, ...]) -> dict[str, pa.DataType]:
-    return {field.name: arrow_type(field.dtype) for field in (*key_fields, *value_fields)}
+    return keys, times, [columns[field.name] for field in layout.value_fields]
 
 
 def _nothing(dtype: pa.DataType, rows: int) -> pa.Array:
@@ -279,7 +273,7 @@ def _contiguous(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
 
 
 def _microseconds(time: pa.Array) -> IntArray:
-    us: IntArray = time.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    us: IntArray = time.view(pa.int64()).to_numpy(zero_copy_only=False)
     return us
 
 
