@@ -21,6 +21,7 @@ from pyarrow import NativeFile, fs
 
 from featurekit_dagster.errors import UnusableLakePath
 
+_PIECE_BYTES = 1 << 20
 _REFUSED_IN_PATHS = re.compile(r"[\[\]^|\\\x00-\x1f]|%[0-9A-Fa-f]{2}")
 
 
@@ -86,7 +87,9 @@ class LakeFiles:
     def write_json(self, path: str, contents: Mapping[str, Any]) -> None:
         """Write a JSON file: all of it or nothing, in place of the one that is there."""
         with self.writing(path) as stream:
-            stream.write(json.dumps(contents, indent=1, allow_nan=False).encode())
+            text = json.dumps(contents, indent=1, allow_nan=False).encode()
+            for start in range(0, len(text), _PIECE_BYTES):
+                stream.write(text[start : start + _PIECE_BYTES])
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[NativeFile]:
@@ -94,7 +97,8 @@ class LakeFiles:
         files = self._files(create=True)
         assert files is not None  # made where it was not there
         if not self._is_local:
-            with files.open_output_stream(path) as stream:
+            # the library's own stream takes bytes, of Arrow's buffers only what has been through such a buffer
+            with files.open_output_stream(path, buffer_size=2 * _PIECE_BYTES) as stream:
                 yield stream
             return
         Path(self.location(path)).parent.mkdir(parents=True, exist_ok=True)
