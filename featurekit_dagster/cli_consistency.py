@@ -50,11 +50,12 @@ def check_consistency(
 
 
 def _print_reports(reports: Sequence[ConsistencyReport]) -> None:
-    from featurekit_dagster.cli_output import open_console, print_table
+    from featurekit_dagster.cli_output import open_console, print_notes, print_table
 
+    print_notes(open_console(), [(report.view, report.note) for report in reports if report.note])
     titles = ("Feature view", "As of", "Keys", "Answers", "Different", "Only offline", "Only online", "Unknown")
     rows = []
-    for report in reports:
+    for report in (each for each in reports if each.time is not None):
         stats = report.stats()
         counts = [stats[name] for name in ("compared", "mismatched", "missing", "extra", "unknown")]
         rows.append((report.view, report.time, stats["keys"], *counts))
