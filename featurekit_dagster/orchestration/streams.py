@@ -25,6 +25,7 @@ from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureSt
 from featurekit_dagster.orchestration.translator import KIND, view_key
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.stream_code import stream_code
+from featurekit_dagster.planning.stream_gap import retention_warning
 from featurekit_dagster.stores.ledger_records import STREAM, JobRecord
 from featurekit_dagster.stores.ledger_streams import newest_of_groups, summed_stats
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
@@ -135,6 +136,7 @@ class StreamRun:
             while not loop.ended.wait(SECONDS_BETWEEN_LOOKS) and not why:
                 why = loop.told() or ""
                 if loop.report is not None and said.is_due(loop.report):
+                    self._warn(said, loop.report, log)
                     loop.note()
                     yield from self._said(said, job, loop.report)
         except BaseException:  # Dagster interrupts the run, whatever with
@@ -147,6 +149,12 @@ class StreamRun:
         if loop.error is not None:
             raise dg.Failure(description=safe_reason(loop.error), allow_retries=False)
         log.info("%s: the stream is followed no longer: %s", self.view.name, why)
+
+    def _warn(self, said: "Said", report: StreamReport, log: logging.Logger) -> None:
+        """Say once what may be missing because the stream forgets too soon."""
+        warning = retention_warning(self.view, report.retention, report.at)
+        if warning is not None and said.events < 0:
+            log.warning(warning)
 
     def _said(
         self, said: "Said", job: JobRecord, report: StreamReport

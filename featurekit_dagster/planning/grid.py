@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.intervals import Interval, duration_us, floor_time, to_us
+from featurekit_dagster.intervals import duration_us, floor_time, to_us
 
 
 def floor_us(us: Any, width: int) -> Any:
@@ -93,11 +93,6 @@ class Timing:
         if self.ttl_us is None:
             raise ValueError("a view without ttl never expires")
         return self.effective(us + self.ttl_us)
-
-
-def ready_time(view: FeatureView, interval: Interval) -> datetime:
-    """Return when the sources of an interval are complete: its end plus the data delay."""
-    return interval.end + view.data_delay
 
 
 def last_ready_end(view: FeatureView, now: datetime) -> datetime:

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurekit_dagster.domain.stream_sources import KafkaConfig, StreamSource
-from featurekit_dagster.intervals import Interval, duration_us, from_us, to_us
+from featurekit_dagster.intervals import duration_us, from_us, to_us
 from featurekit_dagster.planning.grid import (
     Timing,
     ceil_us,
     floor_us,
     last_complete_end,
     last_ready_end,
-    ready_time,
 )
 from tests.unit.domain.declared import DAY, HOUR, START, aggregated, file_source, plain, streamed
 
@@ -152,7 +151,7 @@ def test_the_delay_of_a_view_is_the_largest_of_its_sources() -> None:
 
     view = plain(joined, sources=[file_source("early", delay=HOUR), file_source("late", delay=3 * HOUR).unfiltered()])
     assert Timing.of(view).delay_us == 3 * HOUR_US
-    assert ready_time(view, Interval(START, START + DAY)) == START + DAY + 3 * HOUR
+    assert last_ready_end(view, START + DAY + 3 * HOUR) == START + DAY
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_an_interval_stream_sees_whole_tiles_whatever_the_schedule_and_the_delay
     assert (timing.grid_us, timing.delay_us, timing.closed_us, timing.tile_us) == (HOUR_US, 0, 0, HOUR_US)
     assert timing.edge(JANUARY_1 + HOUR_US - 1) == JANUARY_1
     assert timing.edge(JANUARY_1 + HOUR_US) == JANUARY_1 + HOUR_US
-    assert ready_time(view, Interval(START, START + DAY)) == START + DAY + 5 * HOUR
+    assert last_ready_end(view, START + DAY + 5 * HOUR) == START + DAY
 
 
 def test_a_row_of_a_stream_is_visible_at_its_time_and_expires_exactly_after_its_time_to_live() -> None:
