@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from featurekit_dagster.errors import safe_reason
+from featurekit_dagster.execution.publish import drop_published
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 from featurekit_dagster.stores.ledger_leases import Lease
@@ -76,6 +77,7 @@ def remove_view(
     _drain(view_name, None, stores)
     ledger, workspace = stores.ledger, stores.workspace
     with ledger.lease(_lease_name(view_name, stores), holder="apply", wait=wait) as lease:
+        drop_published(view_name, stores, wait)
         removed = ledger.snapshot(workspace, {}).undeclared.get(view_name)
         numbers = {1} if removed is None else {1, *removed.generations}
         numbers |= {record.generation for record in ledger.generations(workspace, view_name)}
