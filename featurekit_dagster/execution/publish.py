@@ -72,7 +72,7 @@ class Published:
     @property
     def lease(self) -> str:
         """The lease of whoever writes the published table."""
-        return f"publish:{self.stores.workspace}/{self.view.name}"
+        return _lease(self.stores, self.view.name)
 
     @property
     def table(self) -> WarehouseTable:
@@ -275,6 +275,24 @@ def unpublish_keys(view: FeatureView, stores: WorkspaceStores, keys: pa.Table, w
     published = Published.of(view, stores)
     with stores.ledger.lease(published.lease, holder="deletion", wait=wait):
         return published.warehouse.delete_keys(published.table, keys)
+
+
+def drop_published(view_name: str, stores: WorkspaceStores, wait: timedelta = PATIENCE) -> None:
+    """Remove what is published of a view, which need not be declared any more.
+
+    Raises:
+        LeaseHeld: A job publishes it all the time.
+        WarehouseBusy: The warehouse cannot be opened.
+    """
+    if not stores.ledger.was_published(stores.workspace, view_name):
+        return
+    name = WarehouseTable(schema=stores.workspace, name=view_name, keys=(), features=(), identity="", shown_after_us=0)
+    with stores.ledger.lease(_lease(stores, view_name), holder="removal", wait=wait):
+        open_warehouse(stores.home).drop(name)
+
+
+def _lease(stores: WorkspaceStores, view_name: str) -> str:
+    return f"publish:{stores.workspace}/{view_name}"
 
 
 def path_of(view: FeatureView, stores: WorkspaceStores) -> str | None:

@@ -55,6 +55,12 @@ class PublishedBook(JobBook):
                 before = covered_in(connection, place, name)
                 _replace(connection, place, name, before.subtract(changed(before)))
 
+    def was_published(self, workspace: str, view: str) -> bool:
+        """Tell whether anything of a view is known to be published anywhere."""
+        own = (coverage.c.workspace == workspace, coverage.c.view == view, coverage.c.store.startswith(_PUBLISHED))
+        with self._engine.connect() as connection:
+            return connection.execute(select(coverage.c.store).where(*own).limit(1)).first() is not None
+
     def keep_published(self, place: Place, name: str, windows: IntervalSet) -> None:
         """Take back what is not among some windows: the warehouse has nothing else."""
         with self._write() as connection:

@@ -15,6 +15,7 @@ from featurekit_dagster import Array, Bool, Bytes, Float32, Float64, Int32, Int6
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.errors import Unsupported, WarehouseBusy
 from featurekit_dagster.execution.publish import Published, queue_range, unpublish_keys
+from featurekit_dagster.execution.removal import remove_view
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.warehouse import ENDED, VALID_FROM, Warehouse, WarehouseTable
 from featurekit_dagster.stores.warehouse_duckdb import DuckDBWarehouse
@@ -113,6 +114,20 @@ def test_deleted_keys_are_gone_and_the_others_stay(warehouse: Warehouse, tmp_pat
     left = [row for row in before if row[0] != "a"]
     assert rows_published(workspace) == left != before
     assert unpublish_keys(view, workspace.stores, keys) == 0
+
+
+def test_what_is_published_of_a_removed_view_goes_with_it(warehouse: Warehouse, tmp_path: Path) -> None:
+    file = tmp_path / "events.parquet"
+    write_events(file, EVENTS)
+    view = published_view("rows", file)
+    workspace = workspace_of(tmp_path, view)
+    materialize(workspace, 0, 4)
+    export(workspace)
+    published = Published.of(view, workspace.stores)
+    assert warehouse.published(published.table) is not None
+    remove_view("seen", workspace.stores)
+    assert warehouse.published(published.table) is None
+    assert not published.windows()
 
 
 def test_values_of_all_types_come_back(warehouse: Warehouse) -> None:
