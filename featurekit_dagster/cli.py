@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from featurekit_dagster.cli_apply import NEEDS_DECISION, apply
 from featurekit_dagster.cli_consistency import check_consistency
 from featurekit_dagster.cli_dataset import dataset
+from featurekit_dagster.cli_deletion import add_deletion_commands
 from featurekit_dagster.cli_ingest import ingest
 from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_integration_test import integration_test
@@ -230,6 +231,7 @@ def historical(
 
 
 add_job_commands(app)
+add_deletion_commands(app)
 app.command()(apply)
 app.command()(repair)
 app.command()(refill_online)

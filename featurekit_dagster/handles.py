@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from featurekit_dagster.deletion_methods import DeletionMethods
 from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationFunction
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.errors import ReadError
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
 
 
 class FeatureViewHandle(
-    ReadingMethods, MaterializationMethods, MaintenanceMethods, StreamMethods, PublishMethods, VerificationMethods
+    ReadingMethods,
+    MaterializationMethods,
+    MaintenanceMethods,
+    StreamMethods,
+    PublishMethods,
+    VerificationMethods,
+    DeletionMethods,
 ):
     """A feature view of a workspace.
 

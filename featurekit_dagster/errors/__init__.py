@@ -51,6 +51,7 @@ from featurekit_dagster.errors.declarations import (
     WrongJobArgument,
     WrongJobKind,
 )
+from featurekit_dagster.errors.deletion import KeysGone, KeysRefused
 from featurekit_dagster.errors.online_stores import (
     NothingToRefillFrom,
     OnlineRecordTooLarge,
@@ -142,6 +143,8 @@ __all__ = [
     "JobTimeoutException",
     "JoinKeyMismatch",
     "KeyTooLong",
+    "KeysGone",
+    "KeysRefused",
     "LeaseHeld",
     "LeaseLost",
     "LedgerOnOtherHost",

@@ -6,16 +6,16 @@ left to do is known by the tables, so a maintenance that was killed is gone on w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import ChangedDeclaration, JobStateError, JobStopped, safe_reason
 from featurekit_dagster.execution.removal import remove_generation
+from featurekit_dagster.execution.turns import PATIENCE, Turns
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.generations import GenerationState, StoredShape
 from featurekit_dagster.planning.job_state import JobState
@@ -28,12 +28,10 @@ from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 RETENTION = timedelta(days=7)
 """How long files are kept that newer ones have replaced; longer than any read takes."""
 
-PATIENCE = timedelta(minutes=10)
 TYPICAL_READ = timedelta(days=30)
 """The newest part of a table whose files are counted as the cost of a read."""
 
 SORTED, CLEANED = "sorted", "cleaned"
-_SECONDS_BETWEEN_TURNS, _TURN_SECONDS = 5.0, 1.25  # who waits for a view's lease asks for it once a second
 OnStep = Callable[[str], None]
 
 
@@ -77,7 +75,8 @@ def maintain_view(
     shapes = {each.generation: each.shape for each in known if each.state is not GenerationState.RETIRED}
     for generation, shape in (shapes or {1: None}).items():
         if stores.offline.exists(view.name, generation):
-            upkeep = _Upkeep(view, generation, shape, stores, run_id or "maintenance", wait, on_step)
+            turns = Turns(stores, view.name, run_id or "maintenance", wait)
+            upkeep = _Upkeep(view, generation, shape, stores, turns, on_step)
             job = upkeep.carry_out(trigger, run_id, retention)
             if job is not None:
                 yield job
@@ -97,8 +96,7 @@ class _Upkeep:
         generation: Generation of the table.
         shape: What it stores; None where that is not known.
         stores: Where rows and record are kept.
-        holder: Who holds the lease.
-        wait: How long to wait for it each time.
+        turns: Gives the view's lease for one commit at a time.
         on_step: Called after each step.
     """
 
@@ -106,10 +104,8 @@ class _Upkeep:
     generation: int
     shape: StoredShape | None
     stores: WorkspaceStores
-    holder: str
-    wait: timedelta
+    turns: Turns
     on_step: OnStep
-    _last_pause: float = field(default_factory=time.monotonic)
 
     def carry_out(self, trigger: str, run_id: str | None, retention: timedelta) -> JobRecord | None:
         """Maintain the table as one job of the ledger; None where it covers nothing."""
@@ -193,12 +189,10 @@ class _Upkeep:
             LeaseHeld: A job had it all the time.
             JobStopped: The job was told to end.
         """
-        ledger = self.stores.ledger
-        if time.monotonic() - self._last_pause > _SECONDS_BETWEEN_TURNS:
-            time.sleep(_TURN_SECONDS)
-            self._last_pause = time.monotonic()
-        name = f"batch:{self.stores.workspace}/{self.view.name}"
-        with ledger.lease(name, holder=self.holder, wait=self.wait) as lease:
-            if job is not None and ledger.look(job.id, lease=lease) is not JobState.RUNNING:
+
+        def check(lease: Lease) -> None:
+            if job is not None and self.stores.ledger.look(job.id, lease=lease) is not JobState.RUNNING:
                 raise JobStopped(job_id=job.id)
+
+        with self.turns.turn(check) as lease:
             yield lease

@@ -75,6 +75,7 @@ class _Written:
     offline: OfflineWrite | None
     online: OnlineWrite | None
     keys_cleared: int
+    rows_deleted: int
 
     def stats(self, *, overwrite: bool) -> dict[str, int]:
         """Return the counts that the ledger keeps: of an overwrite also what it found online."""
@@ -85,6 +86,8 @@ class _Written:
             stats["rows_online"] = self.online.rows_written
             if overwrite:
                 stats |= {"rows_online_skipped": self.online.rows_skipped, "keys_cleared": self.keys_cleared}
+        if self.rows_deleted:
+            stats["rows_deleted"] = self.rows_deleted
         return stats
 
 
@@ -197,17 +200,21 @@ def _write_stores(
     on_step: OnStep,
 ) -> _Written:
     """Compute an interval and write it to the stores of its task, asking before each commit whether to go on."""
-    rows = _rows_to_write(view, task, stores)
+    computed = _rows_to_write(view, task, stores)
     on_step(COMPUTED, task)
     watch.check()
-    cleared = clear_vanished_keys(view, task, stores, rows, lease.epoch)
+    # under the lease, so whatever is deleted later finds what is written here
+    rows, served = (stores.without_deleted(view, computed, store) for store in (OFFLINE, ONLINE))
+    cleared = clear_vanished_keys(view, task, stores, served, lease.epoch)
     offline = _write_offline(view, task, stores, rows, job, lease) if task.offline else None
     on_step(WRITTEN_OFFLINE, task)
     watch.check()
-    online = _write_online(view, task, stores, rows, lease) if task.online else None
+    online = _write_online(view, task, stores, served, lease) if task.online else None
     on_step(WRITTEN_ONLINE, task)
     watch.check()
-    return _Written(rows=rows, offline=offline, online=online, keys_cleared=cleared)
+    left = rows if task.offline else served
+    deleted = computed.num_rows - left.num_rows
+    return _Written(rows=left, offline=offline, online=online, keys_cleared=cleared, rows_deleted=deleted)
 
 
 def _begin(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import OnlineLayoutMismatch, TableMissing
+from featurekit_dagster.execution.deletion_request import remove_online
 from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.planning.planner import stores_of
 from featurekit_dagster.planning.tasks import OFFLINE
@@ -40,7 +41,8 @@ class Repair:
 def repair_coverage(views: Iterable[FeatureView], stores: WorkspaceStores) -> Iterator[Repair]:
     """Let the ledger's coverage be what the stores say, view by view, and yield what was found.
 
-    A view is repaired under its lease, so never while a job of it writes.
+    A view is repaired under its lease, so never while a job of it writes. The online store gets the tombstones of the
+    view again, and nothing that they hide stays in it.
 
     Raises:
         LeaseHeld: A job is writing the view; nothing of it was changed.
@@ -54,6 +56,8 @@ def repair_coverage(views: Iterable[FeatureView], stores: WorkspaceStores) -> It
             if found and not known:
                 fitting = {generation: _fits(view, stores.pinned(view, generation)) for generation in found}
                 stores.ledger.adopt(stores.workspace, view.name, fitting)
+            if view.online:
+                remove_online(view, None, stores)  # of a store that has come back from a copy, say
 
 
 def _found(view: FeatureView, stores: WorkspaceStores) -> list[int]:

@@ -189,6 +189,11 @@ def _carry_out(ingest: _Ingest, rows: pa.Table | None, on_step: OnStep) -> None:
     is_kept, stats = False, {} if rows is None else {"rows": rows.num_rows}
     try:
         on_step(CLAIMED)
+        if rows is not None:
+            left = stores.without_deleted(view, rows)
+            if left.num_rows < rows.num_rows:
+                stats["rows_deleted"] = rows.num_rows - left.num_rows
+            rows = left
         if rows is None:
             is_kept = view.offline and stores.offline.upserts(view.name, job.generation).has_commit_of(job.id)
             if not is_kept:
@@ -229,6 +234,7 @@ def _write_offline(ingest: _Ingest, rows: pa.Table) -> dict[str, int]:
 
 def _write_online(ingest: _Ingest, rows: pa.Table) -> dict[str, int]:
     view, stores, span = ingest.view, ingest.stores, ingest.job.interval
+    stores.sync_tombstones(view)
     written = stores.online.write(
         stores.online_layout(view),
         online_rows(view, rows.select(stored_schema(view).names), span, stores.clock()),

@@ -9,11 +9,13 @@ import dagster as dg
 from featurekit_dagster.orchestration.chores import Chore, chore_job, chore_schedule
 from featurekit_dagster.orchestration.consistency import ONLINE_OFFLINE_CONSISTENCY
 from featurekit_dagster.orchestration.datasets import DATASETS
+from featurekit_dagster.orchestration.deletion import KEY_DELETION
 from featurekit_dagster.orchestration.integration_chores import INTEGRATION_TEST_OF_BATCH, INTEGRATION_TEST_OF_STREAM
 from featurekit_dagster.orchestration.publish import FEATURE_PUBLISH
 from featurekit_dagster.orchestration.resources import BoundWorkspace
 
 CHORES: tuple[Chore, ...] = (
+    KEY_DELETION,
     FEATURE_PUBLISH,
     DATASETS,
     ONLINE_OFFLINE_CONSISTENCY,

@@ -129,7 +129,7 @@ class StoredRows:
         if interval is None:
             return _nothing(schema).select(names)
         if self.from_source:
-            return compute_stored(self.view, interval, self.mocks).select(names)
+            return self._visible(compute_stored(self.view, interval, self.mocks)).select(names)
         wanted = _nothing(schema).select(names)
         with connect() as con:
             relation = self.stores.offline_relation(con, self.view, schema, interval, names)
@@ -153,8 +153,9 @@ class StoredRows:
         if not self.from_source:
             return Tiles(self._stored_tiles(partials, interval), tile_us)
         if self._wants_tiles(partials):
-            return Tiles(compute_tiles(view, interval, self.mocks, partials), tile_us)
-        return Tiles(compute_events(view, interval, self.mocks, partials), self._event_tile_us(partials))
+            return Tiles(self._visible(compute_tiles(view, interval, self.mocks, partials), ANCHOR_TIME), tile_us)
+        events = self._visible(compute_events(view, interval, self.mocks, partials), ANCHOR_TIME)
+        return Tiles(events, self._event_tile_us(partials))
 
     @contextmanager
     def tiles_asked(
@@ -174,7 +175,7 @@ class StoredRows:
             return
         if self.from_source:
             with event_pieces(view, interval, self.mocks, partials) as pieces:
-                yield Tiles(pieces, self._event_tile_us(partials))
+                yield Tiles(self._visible_pieces(pieces), self._event_tile_us(partials))
             return
         wanted = _tile_schema(view, partials)
         names = wanted.names if view.is_tiled else self._event_columns(partials)
@@ -188,6 +189,17 @@ class StoredRows:
             else:
                 key_names, time = view.tile_keys, view.timestamp_field
                 yield Tiles(event_tile_pieces(con, relation, keys=key_names, timestamp=time, partials=partials), 1)
+
+    def _visible(self, rows: pa.Table, time_column: str | None = None) -> pa.Table:
+        """Return what was computed from the source without deleted keys; of mocked data nothing was deleted."""
+        return rows if self.mocks else self.stores.without_deleted(self.view, rows, time_column=time_column)
+
+    def _visible_pieces(self, pieces: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        """Return `_visible` of events, made piece by piece as it is read."""
+        if self.mocks or self.stores.tombstones.load(self.view.name) is None:
+            return pieces
+        visible = (self._visible(pa.Table.from_batches([piece]), ANCHOR_TIME) for piece in pieces)
+        return pa.RecordBatchReader.from_batches(pieces.schema, (b for table in visible for b in table.to_batches()))
 
     def _wants_tiles(self, partials: Sequence[PartialColumn]) -> bool:
         """Tell whether a source has to give tiles: a sketch of a tile is not the sketch of its events."""

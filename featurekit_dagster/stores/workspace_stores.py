@@ -132,20 +132,30 @@ class WorkspaceStores:
 
         return TombstoneRegistry(f"{self.lake.rstrip('/')}/{self.workspace}/_featurekit/tombstones")
 
-    def without_deleted(self, view: FeatureView, rows: pa.Table, time_column: str | None = None) -> pa.Table:
-        """Return rows without those that tombstones hide offline; the same table where there are none such.
+    def without_deleted(
+        self, view: FeatureView, rows: pa.Table, store: str = OFFLINE, *, time_column: str | None = None
+    ) -> pa.Table:
+        """Return rows without those that tombstones hide in a store; the same table where there are none such.
 
         Args:
             view: The feature view.
             rows: Its join keys and a time column, beside others.
+            store: `online` or `offline`.
             time_column: When a row is; the view's stored time column by default.
         """
         found = self.tombstones.load(view.name)
-        if found is None or not found.offline.cutoffs:
+        hidden = None if found is None else found.online if store == ONLINE else found.offline
+        if hidden is None or not hidden.cutoffs:
             return rows
         from featurekit_dagster.stores.tombstones import visible_rows
 
-        return visible_rows(rows, view.join_keys, time_column or view.stored_time_column, found.offline)
+        return visible_rows(rows, view.join_keys, time_column or view.stored_time_column, hidden)
+
+    def sync_tombstones(self, view: FeatureView) -> None:
+        """Let the online store have the tombstones of a view; every writer does so before it begins."""
+        found = self.tombstones.load(view.name)
+        if found is not None:
+            self.online.set_tombstones(self.workspace, view.name, found.online)
 
     def pinned(self, view: FeatureView, generation: int) -> WorkspaceStores:
         """Return the same stores for a writer of one generation of a view, whatever is read meanwhile."""

@@ -31,7 +31,7 @@ from featurekit_dagster.errors import (
     TectonValidationError,
     WrongJobKind,
 )
-from featurekit_dagster.execution import maintenance
+from featurekit_dagster.execution import turns
 from featurekit_dagster.execution.maintenance import maintain_view
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.generations import StoredShape
@@ -167,7 +167,7 @@ def test_a_generation_that_nothing_uses_any_more_is_removed_by_the_next_maintena
 
 def test_a_batch_job_has_its_turn_between_commits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another writer waits for the lease while the table is maintained, and works before that has ended."""
-    monkeypatch.setattr(maintenance, "_SECONDS_BETWEEN_TURNS", 0.0)
+    monkeypatch.setattr(turns, "_SECONDS_BETWEEN_PAUSES", 0.0)
     later = declared(root, 2)
     materialize(later)
     order: list[str] = []
