@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.killed_consumer import EVENTS, USERS
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 200 if os.environ.get("FEATUREKIT_SOAK") else 20
-POINTS = ["polled", "transforming", "committed"]
+POINTS = ["polled", "transforming", "combining", "records put", "state put", "committed"]
 LONGEST_DELAY_SECONDS = 0.03  # about three commits
 
 
@@ -26,16 +27,20 @@ def start(root: Path, point: str, commits: int) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def kill(root: Path, number: int, commits: int, logged: int = EVENTS) -> str:
+def kill(root: Path, point: str, commits: int, logged: int = EVENTS) -> str:
     """Start a consumer that dies; return where it died, or nothing where it was at the end of the log before."""
-    point = POINTS[number % 4] if number % 4 < len(POINTS) else f"{random.uniform(0, LONGEST_DELAY_SECONDS):.4f}"
     died = start(root, point, commits)
     last = died.stdout.split()[-1]
     if died.returncode == 0:
         assert last == str(logged)
         return ""
     assert died.returncode == -signal.SIGKILL, died.stderr
-    return f"{point}, after event {last}"
+    return (root / killed_consumer.STEP).read_text().strip()
+
+
+def anywhere() -> str:
+    """Return a point that is a moment."""
+    return f"{random.uniform(0, LONGEST_DELAY_SECONDS):.4f}"
 
 
 def check(root: Path) -> None:
@@ -53,13 +58,15 @@ def check(root: Path) -> None:
     workspace.stores.ledger.close()
 
 
+@pytest.mark.slow
 def test_a_consumer_killed_at_each_point_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
     PushLog(killed_consumer.log_path(tmp_path)).append(killed_consumer.documents())
-    for number in range(4):
-        assert kill(tmp_path, number, random.randrange(2, 6))
+    for point in ("transforming", "records put", "state put"):
+        assert kill(tmp_path, point, random.randrange(2, 6)) == point
     check(tmp_path)
 
 
+@pytest.mark.slow
 def test_of_two_consumers_of_one_partition_one_is_turned_away_and_sums_are_exact(tmp_path: Path) -> None:
     PushLog(killed_consumer.log_path(tmp_path)).append(killed_consumer.documents())
     command = [sys.executable, "-m", "tests.support.killed_consumer", str(tmp_path), "waits", "0"]
@@ -75,14 +82,16 @@ def test_of_two_consumers_of_one_partition_one_is_turned_away_and_sums_are_exact
 def test_it_does_so_however_often_it_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, documents = PushLog(killed_consumer.log_path(tmp_path)), killed_consumer.documents()
     log.append(documents[: EVENTS // 2])
-    killed = 0
+    landed: Counter[str] = Counter()
     for number in range(KILLS):
         logged = EVENTS // 2 if number <= KILLS // 2 else EVENTS
-        where = kill(tmp_path, number, random.randrange(1, 3), logged)
-        killed += bool(where)
+        point = POINTS[number // 2 % len(POINTS)] if number % 2 else anywhere()
+        where = kill(tmp_path, point, random.randrange(1, 3), logged)
+        landed[f"{where or 'at the end before'}{'' if number % 2 else ' (at random)'}"] += 1
         if number == KILLS // 2:
             log.append(documents[EVENTS // 2 :])
-        with capsys.disabled():
-            print(f"kill {number + 1}: {where or 'at the end before'}")
-    assert killed > KILLS // 2
+    with capsys.disabled():
+        print(f"\n{KILLS} kills: " + ", ".join(f"{count} {step}" for step, count in sorted(landed.items())))
+    at_the_end = sum(count for where, count in landed.items() if where.startswith("at the end"))
+    assert KILLS - at_the_end > KILLS // 2
     check(tmp_path)

@@ -1,12 +1,14 @@
 """A process that follows a push log and kills itself at a named point; its arguments are ROOT POINT COMMITS.
 
-After COMMITS commits it dies: at `polled` before the next commit writes, at `transforming` amid making rows, at
-`committed` before anything else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end, and
-`waits` goes on for some seconds there.
+After COMMITS commits it dies: at `polled` before the next commit begins, at `transforming` amid making rows, in the
+transaction at `combining` before anything is put, at `records put` and at `state put`, at `committed` before anything
+else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end, and `waits` goes on for some
+seconds there. The step that it was at last stands in ROOT/step, which outlives it.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -32,25 +34,51 @@ from featurekit_dagster import (
 )
 from featurekit_dagster.execution.stream import run_stream_loop
 from featurekit_dagster.execution.stream_follower import StreamReport
+from featurekit_dagster.execution.stream_records import TileCombiner
+from featurekit_dagster.stores import lmdb_stream
 from featurekit_dagster.streams.push_log import PushLogReader, push_log_path
 from tests.support.stream_lists import document
 
 NOW = datetime(2024, 3, 2, tzinfo=UTC)
 WAIT_SECONDS = 8.0  # longer than one process may start later than the other
 USERS, EVENTS, PIECE = 50, 20_000 if os.environ.get("FEATUREKIT_SOAK") else 4_000, 50
-_DIE_TRANSFORMING = "TEST_DIE_TRANSFORMING"
+STEP, STEP_BYTES = "step", 32
 FIELDS = [Field("user", Int64), Field("ts", Timestamp), Field("amount", Int64)]
 
 
 class Deadline:
     """Whether the point was reached at which the process dies."""
 
-    def __init__(self, point: str, commits: int) -> None:
+    def __init__(self, root: Path, point: str, commits: int) -> None:
         self.point, self.left, self.is_armed = point, commits, False
+        (root / STEP).write_bytes(b" " * STEP_BYTES)
+        with (root / STEP).open("r+b") as file:
+            self.step = mmap.mmap(file.fileno(), STEP_BYTES)
 
     def at(self, point: str) -> None:
+        self.step[:] = point.encode().ljust(len(self.step))
         if self.is_armed and point == self.point:
             die()
+
+    def watch_transactions(self) -> None:
+        """Take note of the steps inside the transaction of a commit."""
+        combine, marks, state = TileCombiner.__call__, lmdb_stream._put_marks, lmdb_stream._put_checkpoints
+
+        def combined(*arguments: Any) -> Any:
+            self.at("combining")
+            return combine(*arguments)
+
+        def marked(*arguments: Any) -> None:
+            self.at("records put")
+            marks(*arguments)
+
+        def put(*arguments: Any) -> Any:
+            found = state(*arguments)
+            self.at("state put")
+            return found
+
+        TileCombiner.__call__ = combined  # type: ignore[method-assign]
+        lmdb_stream._put_marks, lmdb_stream._put_checkpoints = marked, put
 
     def committed(self, report: StreamReport) -> None:
         print(f"events {report.events}", flush=True)
@@ -58,10 +86,11 @@ class Deadline:
         self.left -= 1
         if self.left == 0:
             self.is_armed = True
-            if self.point == "transforming":
-                os.environ[_DIE_TRANSFORMING] = "now"
             if self.point[0].isdigit():
                 threading.Timer(float(self.point), die).start()
+
+
+under_way: list[Deadline] = []
 
 
 def die() -> None:
@@ -78,8 +107,8 @@ def make_view() -> FeatureView:
     """Return a view of sums and numbers of events, over tiles of a minute."""
 
     def as_it_is(event: dict[str, Any]) -> dict[str, Any]:
-        if os.environ.get(_DIE_TRANSFORMING):
-            die()
+        for deadline in under_way:
+            deadline.at("transforming")
         return event
 
     made = stream_feature_view(
@@ -130,7 +159,10 @@ class _Reader(PushLogReader):
 
 def follow(root: Path, point: str, commits: int) -> None:
     """Follow the log until the process dies, or to its end."""
-    deadline, view = Deadline(point, commits), make_view()
+    deadline, view = Deadline(root, point, commits), make_view()
+    if point != "end":  # that one is of the process that tests
+        deadline.watch_transactions()
+        under_way.append(deadline)
     workspace, stop = open_workspace(root, view), threading.Event()
 
     def clock() -> datetime:
