@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,21 +28,26 @@ ingest = typer.Typer(
 def serve(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on; this machine only by default.")] = "127.0.0.1",
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that take requests; one of them applies the events.")
+    ] = 1,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Serve the Stream Ingest API until interrupted."""
+    """Serve the Stream Ingest API until interrupted, and apply what is sent to the views of push sources."""
     try:
         import uvicorn
 
-        from featurekit_dagster.ingest_app import ingest_app
+        from featurekit_dagster.ingest_app import SERVED_VARIABLE
     except ImportError as error:
         what = "the Stream Ingest API needs libraries that are not installed"
         raise Unsupported(f"{what}; run: pip install 'featurekit_dagster[ingest]'") from error
     bound = open_workspace(workspace)
     if _keys(bound).is_empty:
         raise TectonValidationError("nobody has a key to send events with; run: featurekit ingest create-key NAME")
+    os.environ[SERVED_VARIABLE] = workspace or ""
     # No access log: a path may hold what a client should not have put there.
-    uvicorn.run(ingest_app(bound), host=host, port=port, access_log=False, log_level="info")
+    options: dict[str, Any] = {"host": host, "port": port, "access_log": False, "log_level": "info"}
+    uvicorn.run("featurekit_dagster.ingest_app:served_app", factory=True, workers=workers, **options)
 
 
 @ingest.command("create-key")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sqlite3
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -26,12 +28,14 @@ from featurekit_dagster.errors import NotAPushSource
 from featurekit_dagster.execution.ingest import IngestResult, PushSource
 from featurekit_dagster.execution.push_applier import PushApplier
 from featurekit_dagster.ingest_schema import answers_schema, request_schema
-from featurekit_dagster.sdk import Workspace
+from featurekit_dagster.sdk import Workspace, get_workspace
 from featurekit_dagster.stores.ingest_keys import IngestKey, IngestKeys
 
 _log = logging.getLogger("featurekit.ingest")
 _JSON = "application/json"
-_NAP_SECONDS = 0.002
+SERVED_VARIABLE = "FEATUREKIT_SERVED_WORKSPACE"
+"""Set by `featurekit ingest serve` for its processes: the workspace's name, or nothing for the only one."""
+_NAP_SECONDS, _SWITCH_SECONDS = 0.002, 0.0005
 _PATIENT_AGAIN_SECONDS = 5.0
 
 
@@ -295,6 +299,13 @@ def ingest_app(
     made.setdefault("components", {})["securitySchemes"] = {"key": scheme}
     made["paths"]["/ingest"]["post"]["security"] = [{"key": []}]
     return app
+
+
+def served_app() -> FastAPI:
+    """Return the app of `featurekit ingest serve`, in each of its processes."""
+    # Threads that apply must not keep those that answer waiting, for Python's usual 5 ms above all.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    return ingest_app(get_workspace(os.environ.get(SERVED_VARIABLE) or None))
 
 
 async def _health() -> dict[str, str]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from featurekit_dagster import Workspace
 from featurekit_dagster.stores.ingest_keys import IngestKeys
+from featurekit_dagster.stores.ledger_processes import ProcessIdentity
 from tests.conftest import ROOT, SOAK
 from tests.support.push import log_of, payment, payments_workspace
 from tests.support.stream_servers import free_port, process
@@ -30,7 +34,7 @@ SERVE = "from featurekit_dagster.cli import app; app()"
 
 
 @contextmanager
-def _serving(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+def _serving(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """Serve a folder's workspace; its log is in the third place."""
     (folder / "pushed.py").write_text(MODULE)
     settings = {"PYTHONPATH": f"{ROOT}:{folder}", "FEATUREKIT_WORKSPACE": "pushed:workspace"}
@@ -39,11 +43,24 @@ def _serving(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]
     port, log = free_port(), folder / f"serve-{free_port()}.log"
     command = [sys.executable, "-c", f"import os; os.chdir({str(folder)!r}); {SERVE}", "ingest", "serve"]
     try:
-        with process([*command, "--port", str(port)], port, log) as server:
-            yield server, port, log
+        with process([*command, "--port", str(port), *more], port, log) as server:
+            workers = psutil.Process(server.pid).children(recursive=True)
+            try:
+                yield server, port, log
+            finally:
+                for worker in [*workers, *_children(server.pid)]:
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _send(port: int, key: str, records: list[dict[str, object]]) -> httpx.Response:
@@ -125,9 +142,57 @@ def _killed_under_load(folder: Path, key: str, first: int) -> int:
     return len(answered)
 
 
+def _check_online(workspace: Workspace) -> None:
+    """Compare what is online with the whole log."""
+    log = log_of(workspace)
+    events = [json.loads(record) for record in log.read(0, log.newest()).records]
+    log.close()
+    for user in {event["user"] for event in events}:
+        amounts = [event["amount"] for event in events if event["user"] == user]
+        found = workspace.get_feature_view("paid").get_online_features({"user": user}).to_dict()
+        assert found == {"sum": sum(amounts), "count": len(amounts)}
+
+
 @pytest.mark.slow
-def test_what_a_killed_server_answered_for_is_logged(tmp_path: Path) -> None:
+def test_what_a_killed_server_answered_for_is_logged_and_online_once(tmp_path: Path) -> None:
     workspace = payments_workspace(tmp_path)
     key = IngestKeys.of(workspace.home, "prod").create("shop")
-    for turn in range(50 if SOAK else 5):
+    for turn in range(50 if SOAK else 3):
         assert _killed_under_load(tmp_path, key, turn * 1_000_000) >= 10
+    with _serving(tmp_path) as (_, port, _):
+        while not _send(port, key, [payment(7)]).json()["visible"]:
+            pass
+    _check_online(workspace)
+
+
+@pytest.mark.slow
+def test_of_several_processes_another_one_applies_when_that_one_is_killed(tmp_path: Path) -> None:
+    workspace = payments_workspace(tmp_path)
+    key = IngestKeys.of(workspace.home, "prod").create("shop")
+    with _serving(tmp_path, "--workers", "2") as (server, port, _):
+        while not _send(port, key, [payment(7)]).json()["visible"]:
+            pass
+        (job,) = workspace.stores.ledger.stream_jobs("prod", "paid")
+        applier = _applier(workspace)
+        assert applier in [child.pid for child in _children(server.pid)]
+        os.kill(applier, signal.SIGKILL)
+        while not _send_again(port, key):
+            pass
+        assert _applier(workspace) != applier
+        assert workspace.stores.ledger.job(job.id).attempts[0].state == "ERROR"
+    _check_online(workspace)
+
+
+def _applier(workspace: Workspace) -> int:
+    """Return the number of the process that holds the lease of the payments."""
+    with closing(sqlite3.connect(workspace.home / "ledger.db")) as ledger:
+        (process,) = ledger.execute("SELECT process FROM leases WHERE name = 'push:prod/payments'").fetchone()
+    return ProcessIdentity.parse(process).pid
+
+
+def _send_again(port: int, key: str) -> bool:
+    """Send an event, and tell whether it is online; a connection to the killed process is refused or reset."""
+    try:
+        return bool(_send(port, key, [payment(14)]).json()["visible"])
+    except httpx.HTTPError:
+        return False
