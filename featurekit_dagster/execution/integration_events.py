@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import FunctionConfig, SourceRange
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, to_arrow
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect, literal, quoted
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.engine.transform import with_utc_timestamps
 from featurekit_dagster.errors import EventsNotUsable, SourceError
@@ -102,13 +103,10 @@ def _timed(view: FeatureView, parameter: str, used: SourceRange | None, rows: pa
         with connect() as con:
             con.register("given", rows)
             name = quoted(column)
-            read = f"strptime({name}, $format)" if given_format else f"{name}::TIMESTAMPTZ"
+            read = f"strptime({name}, {literal(given_format)})" if given_format else name
             try:
-                rows = con.execute(
-                    f"SELECT * REPLACE ({read}::TIMESTAMP AS {name}) FROM given",
-                    {"format": given_format} if given_format else None,
-                ).to_arrow_table()
-            except Exception:  # noqa: BLE001 - the engine's own words quote the value
+                rows = con.sql(f"SELECT * REPLACE ({read}::TIMESTAMP AS {name}) FROM given").to_arrow_table()
+            except duckdb.Error:  # its own words quote the value
                 reason = f"{column} is no time"
                 raise EventsNotUsable(view=view.name, source=parameter, reason=reason) from None
         rows = _in_utc(rows)
