@@ -306,7 +306,7 @@ def saved(frame: FeatureFrame, of: str, *, save: bool, save_as: str | None) -> F
     """
     if not save and save_as is None:
         return frame
-    name = save_as or f"{of}-{uuid.uuid4().hex[:12]}"
+    name = f"{of}-{uuid.uuid4().hex[:12]}" if save_as is None else save_as
     check_dataset_name(name)
     frame.start_dataset_job(name).complete()
     frame.dataset_name = name

@@ -215,11 +215,16 @@ class Datasets:
             view: The feature view.
             keys: Its join keys, one column each, named as they are declared.
         """
-        return tuple(name for name in self._files.folders() if self._has_keys(name, view, keys))
+        if not keys.num_rows:
+            return ()
+        with duckdb.connect() as con:
+            con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+            con.register("asked", keys)
+            return tuple(name for name in self._files.folders() if self._has_keys(con, name, view, keys.column_names))
 
-    def _has_keys(self, name: str, view: str, keys: pa.Table) -> bool:
+    def _has_keys(self, con: duckdb.DuckDBPyConnection, name: str, view: str, key_names: list[str]) -> bool:
         request, table = self.request(name), self._open(name)
-        if request is None or table is None or not keys.num_rows:
+        if request is None or table is None:
             return False
         stored = {field.name for field in table.schema().fields}
         places = [
@@ -227,18 +232,15 @@ class Datasets:
             for each in request["request"]["references"]
             if each["view"] == view
         ]
-        with duckdb.connect() as con:
-            con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
-            con.register("asked", keys)
-            for columns in places:
-                if not stored.issuperset(columns.values()) or columns.keys() != set(keys.column_names):
-                    continue
-                same = " AND ".join(
-                    f"d.{quote(column)} IS NOT DISTINCT FROM a.{quote(key)}" for key, column in columns.items()
-                )
-                query = f"SELECT count(*) FROM (FROM {self.relation(con, name)} d SEMI JOIN asked a ON {same} LIMIT 1)"
-                if con.sql(query).fetchall()[0][0]:
-                    return True
+        for columns in places:
+            if not stored.issuperset(columns.values()) or columns.keys() != set(key_names):
+                continue
+            same = " AND ".join(
+                f"d.{quote(column)} IS NOT DISTINCT FROM a.{quote(key)}" for key, column in columns.items()
+            )
+            query = f"SELECT count(*) FROM (FROM {self.relation(con, name)} d SEMI JOIN asked a ON {same} LIMIT 1)"
+            if con.sql(query).fetchall()[0][0]:
+                return True
         return False
 
     def _open(self, name: str) -> DeltaTable | None:
