@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 from featurekit_dagster import PublishFeaturesConfig, Workspace
 from featurekit_dagster.cli import app
 from featurekit_dagster.errors import JobFailedException, KeysRefused, TectonValidationError
+from featurekit_dagster.execution.delete_keys import KeyRemoval
 from featurekit_dagster.execution.deletion_request import folder_of
 from featurekit_dagster.execution.repair import repair_coverage
+from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.support.scores import FIRST as SCORED
 from tests.support.scores import HOUR, Table, rows
 from tests.support.visits import day, latest, materialize, totals, visit, workspace_of, write_visits
@@ -48,6 +50,14 @@ def answers(workspace: Workspace, view: str = "totals") -> dict[int, tuple[float
     offline = handle.get_features_for_events(spine).to_arrow()[f"{view}__{name}"].to_pylist()
     online = [handle.get_online_features({"user": user}).to_dict()[name] for user in (1, 2, 3)]
     return dict(zip((1, 2, 3), zip(online, offline, strict=True), strict=True))
+
+
+def finish(workspace: Workspace, job_id: str) -> JobRecord:
+    """Carry a waiting deletion out without Dagster."""
+    ledger, stores = workspace.stores.ledger, workspace.stores
+    job = ledger.begin_chore(job_id, run_id=None)
+    removal = KeyRemoval(workspace.repo.view(job.view), stores, job, lambda: None)
+    return ledger.finish_chore(job_id, stats=removal.carry_out())
 
 
 def users(*given: int) -> pa.Table:
@@ -100,8 +110,7 @@ def test_deleted_keys_are_hidden_at_once_gone_after_the_job_and_kept_out(workspa
     assert answers(workspace, view) == {1: gone, 2: gone, 3: before[3]}
     (kept,) = folder_of(workspace.stores).glob("*.parquet")
     assert kept.stat().st_mode & 0o777 == 0o600
-    with pytest.warns(UserWarning, match=HERE):
-        done = handle.wait_for_deletion_job(job_id)
+    done = finish(workspace, job_id)
     assert not list(folder_of(workspace.stores).iterdir())
     assert done.stats["keys"] == 2
     assert done.stats["rows_offline"] == 8
@@ -152,6 +161,7 @@ def test_repair_gives_an_online_store_that_came_back_from_a_copy_its_tombstones(
     assert answers(workspace)[1][0] is None
 
 
+@pytest.mark.slow
 def test_a_job_whose_keys_are_gone_fails_for_good(workspace: Workspace) -> None:
     materialize(workspace, "totals")
     handle = workspace.get_feature_view("totals")
@@ -172,6 +182,7 @@ def test_the_files_of_cancelled_jobs_go_with_the_next_request(workspace: Workspa
     assert answers(workspace)[1] == (None, None)
 
 
+@pytest.mark.slow
 def test_keys_go_from_the_warehouse_and_are_named_with_datasets(home: Path) -> None:
     source = write_visits(home, VISITS)
     view = totals(source, publish_features_config=PublishFeaturesConfig())
@@ -205,6 +216,7 @@ def test_feature_tables_refuse_rows_of_deleted_keys(tmp_path: Path) -> None:
     assert table.stored() == [("a", later, 3.0), ("b", SCORED, 2.0)]
 
 
+@pytest.mark.slow
 def test_launchpad_takes_a_file_and_shows_no_key(workspace: Workspace, home: Path) -> None:
     materialize(workspace, "totals")
     pl.DataFrame({"user": [1]}).write_csv(home / "keys.csv")
@@ -223,6 +235,7 @@ def test_launchpad_takes_a_file_and_shows_no_key(workspace: Workspace, home: Pat
     assert answers(workspace)[1] == (None, None)
 
 
+@pytest.mark.slow
 def test_commands(workspace: Workspace, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     materialize(workspace, "totals")
     users(1, 2).to_pandas().to_parquet(home / "keys.parquet")
