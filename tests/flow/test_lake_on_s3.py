@@ -126,13 +126,25 @@ def test_files_and_tables_beside_the_views_are_kept_there_too(bucket: str) -> No
     assert letters.read()["payload"].to_pylist() == [b"event"]
 
 
-def test_deleted_keys_are_registered_there(bucket: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.* no Dagster daemon gives a sign of life")
+def test_deleted_keys_and_datasets_are_kept_there(bucket: str, tmp_path: Path) -> None:
     write_events(tmp_path / "events.parquet", EVENTS)
     workspace = workspace_on(f"s3://{bucket}/lake", tmp_path)
-    registry = workspace.stores.tombstones
-    assert registry.load("seen") is None
-    assert registry.salt("seen") == registry.salt("seen")
-    assert registry.load("seen") is not None
+    materialize(workspace, 0, 6)
+    export(workspace)
+    handle = workspace.get_feature_view("seen")
+    (deletion,) = handle.delete_keys(pd.DataFrame({"user": ["a"]}), online=False) or ()
+    done = handle.wait_for_deletion_job(deletion)
+    assert done.state == "SUCCESS"
+    assert {row[0] for row in rows_published(workspace)} == {"b"}
+    materialize(workspace, 0, 6)
+    spine = pd.DataFrame({"user": ["a", "b"], "ts": pd.to_datetime([day(6), day(6)])})
+    frame = handle.get_features_for_events(spine, timestamp_key="ts")
+    frame.start_dataset_job("kept").wait_for_completion()
+    dataset = workspace.get_dataset("kept").to_dataframe().to_pandas()
+    assert dataset["seen__v_sum_3d_6h_offset_1d"].isna().tolist() == [True, False]
+    assert workspace.list_datasets() == ["kept"]
+    assert {name.split("/")[2] for name in keys(bucket)} == {"_featurekit", "datasets", "offline"}
 
 
 def test_two_processes_that_write_one_table_lose_nothing(bucket: str) -> None:
