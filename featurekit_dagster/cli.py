@@ -23,6 +23,7 @@ from featurekit_dagster.cli_input import frame_path, parse_time
 from featurekit_dagster.cli_integration_test import integration_test
 from featurekit_dagster.cli_jobs import add_job_commands
 from featurekit_dagster.cli_maintain import maintain
+from featurekit_dagster.cli_online_upkeep import clean_up, compact
 from featurekit_dagster.cli_options import AsJson, ViewNames, WorkspaceName, open_workspace
 from featurekit_dagster.cli_publish import publish
 from featurekit_dagster.cli_refill import refill_online
@@ -236,6 +237,8 @@ app.command()(apply)
 app.command()(repair)
 app.command()(refill_online)
 app.command()(maintain)
+app.command()(compact)
+app.command("clean-up")(clean_up)
 app.command()(publish)
 app.add_typer(dataset)
 app.add_typer(ingest)

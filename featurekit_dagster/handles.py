@@ -14,6 +14,7 @@ from featurekit_dagster.errors import ReadError
 from featurekit_dagster.intervals import Interval, as_utc
 from featurekit_dagster.maintenance_methods import MaintenanceMethods
 from featurekit_dagster.materialization_methods import MaterializationMethods
+from featurekit_dagster.online_upkeep_methods import OnlineUpkeepMethods
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.publish_methods import PublishMethods
 from featurekit_dagster.reading_methods import ReadingMethods
@@ -34,6 +35,7 @@ class FeatureViewHandle(
     MaintenanceMethods,
     StreamMethods,
     PublishMethods,
+    OnlineUpkeepMethods,
     VerificationMethods,
     DeletionMethods,
 ):

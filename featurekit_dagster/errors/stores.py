@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featurekit_dagster.errors.base import FeatureKitError
+from featurekit_dagster.errors.base import FeatureKitError, TectonValidationError
 from featurekit_dagster.intervals import Interval
 
 
@@ -65,6 +65,37 @@ class OnlineTileOverflow(StoreError):
             f"{view}: the integer sum of {count:,} tile(s) over one interval does not fit 64 bits; return the column "
             "as Float64, or declare a window that is no multiple of the interval"
         )
+
+
+class NotKeptOnline(StoreError, TectonValidationError):
+    """A view has nothing online that could be kept small.
+
+    Args:
+        view: The feature view.
+        is_online: Whether it is written online at all.
+    """
+
+    def __init__(self, *, view: str, is_online: bool) -> None:
+        self.view, self.is_online = view, is_online
+        why = "what it has online has neither tiles nor an end" if is_online else "it is declared with online=False"
+        super().__init__(
+            f"{view}: nothing of it can be made small, as {why}; compaction takes views with aggregates online, "
+            "clean-up also those with a ttl"
+        )
+
+
+class OnlineUpkeepFailed(StoreError):
+    """What lies online was not kept small to the end.
+
+    Args:
+        reason: Of which view, and why.
+    """
+
+    retryable = True
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"not everything was done: {reason}; answers are as they were, do it again for the rest")
 
 
 class OnlineStoreBusy(StoreError):

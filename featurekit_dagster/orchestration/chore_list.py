@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from featurekit_dagster.orchestration.chores import Chore, chore_job, chore_schedule
+from featurekit_dagster.orchestration.compaction import CLEAN_UP, ONLINE_COMPACTION
 from featurekit_dagster.orchestration.consistency import ONLINE_OFFLINE_CONSISTENCY
 from featurekit_dagster.orchestration.datasets import DATASETS
 from featurekit_dagster.orchestration.deletion import KEY_DELETION
@@ -17,6 +18,8 @@ from featurekit_dagster.orchestration.resources import BoundWorkspace
 CHORES: tuple[Chore, ...] = (
     KEY_DELETION,
     FEATURE_PUBLISH,
+    ONLINE_COMPACTION,
+    CLEAN_UP,
     DATASETS,
     ONLINE_OFFLINE_CONSISTENCY,
     INTEGRATION_TEST_OF_BATCH,
