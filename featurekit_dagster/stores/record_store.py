@@ -82,11 +82,15 @@ class RecordStore(ABC):
                 environment = self._environments.get(place)
                 if environment is None:
                     environment = self._environments[place] = self._open(*place)
-                view = self._views[layout] = StoredView(layout, environment)
+                view = self._views[layout] = self._made(layout, environment)
             if len(self._views_by_identity) >= _REMEMBERED_LAYOUTS:
                 self._views_by_identity.clear()
             self._views_by_identity[id(layout)] = (layout, view)
             return view
+
+    def _made(self, layout: OnlineLayout, environment: LmdbEnvironment) -> StoredView:
+        """Return a layout compiled, before anything of it is read or written."""
+        return StoredView(layout, environment)
 
     def write(
         self,

@@ -108,6 +108,9 @@ class RedisTable:
             # its text may quote an argument
             raise OnlineStoreRefused(place=self._place, reason=type(error).__name__) from error
 
+    def expect(self, prefix: bytes, *, is_tiled: bool) -> None:
+        """Do nothing: every record is stored alone."""
+
     def get(self, keys: Sequence[bytes]) -> list[Stored]:
         """Return what is stored under each key, all as of one moment."""
         if not keys:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from featurekit_dagster.domain.online_stores import RedisConfig, default_redis
-from featurekit_dagster.errors import OnlineStoreExtraMissing, OnlineStoreUnnamed, Unsupported
+from featurekit_dagster.errors import OnlineStoreExtraMissing, OnlineStoreUnnamed
 from featurekit_dagster.stores.record_store import RecordStore
 from featurekit_dagster.stores.remote_environment import RemoteEnvironment
 from featurekit_dagster.stores.remote_snapshot import RemoteSnapshot
@@ -14,6 +14,7 @@ from featurekit_dagster.stores.remote_snapshot import RemoteSnapshot
 if TYPE_CHECKING:
     from featurekit_dagster.domain.online_stores import OnlineStoreConfig
     from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
+    from featurekit_dagster.stores.lmdb_snapshot import StoredView
     from featurekit_dagster.stores.online import OnlineLayout
     from featurekit_dagster.stores.remote_table import RemoteTable
 
@@ -38,6 +39,12 @@ class RemoteOnlineStore(RecordStore):
         # it makes the calls that the store needs of LMDB's environments, and no others are made
         return cast("LmdbEnvironment", RemoteEnvironment(table, f"{self._place} ({view})"))
 
+    def _made(self, layout: OnlineLayout, environment: LmdbEnvironment) -> StoredView:
+        view = super()._made(layout, environment)
+        table = cast("RemoteEnvironment", environment).table
+        table.expect(view.keys.generation_prefix, is_tiled=layout.tile_us is not None)
+        return view
+
     def _release(self, environment: LmdbEnvironment) -> None:
         environment.close()
 
@@ -54,7 +61,11 @@ def open_remote(config: OnlineStoreConfig) -> RemoteOnlineStore:
         OnlineStoreUnnamed: It names no server, and the environment does not either.
     """
     if not isinstance(config, RedisConfig):
-        raise Unsupported("online stores in DynamoDB are not opened yet; use Redis")
+        try:
+            from featurekit_dagster.stores.dynamodb_table import open_dynamodb  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise OnlineStoreExtraMissing(kind="DynamoDB", extra="dynamodb") from error
+        return open_dynamodb(config)
     named = config if config.primary_endpoint is not None else default_redis()
     if named is None:
         raise OnlineStoreUnnamed

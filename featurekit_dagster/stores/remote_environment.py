@@ -11,17 +11,39 @@ import random
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from featurekit_dagster.errors import ConcurrentOnlineWrite, OnlineStoreContended
-from featurekit_dagster.stores.remote_table import ABSENT, RemoteTable
+from featurekit_dagster.stores.remote_table import ABSENT, RemoteTable, Stored
 
 _T = TypeVar("_T")
 
 _TRIES = 200
 _LONGEST_WAIT_SECONDS = 0.1
 _PAGES = (4, 64, 1_000)
+_USUAL_KEYS = 12
+_FACTS = b"\x00\x00"
+
+
+class UsualKeys:
+    """The keys that transactions have lately read one by one: markers, fences and the like."""
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, None] = {}
+
+    def note(self, key: bytes) -> None:
+        """Take note of a key; those of records are not usual."""
+        if not key.startswith(_FACTS):
+            return
+        self._keys.pop(key, None)
+        self._keys[key] = None
+        while len(self._keys) > _USUAL_KEYS:
+            self._keys.pop(next(iter(self._keys)), None)
+
+    def besides(self, key: bytes, known: Container[bytes]) -> list[bytes]:
+        """Return the others that are not known."""
+        return [each for each in list(self._keys) if each != key and each not in known]
 
 
 class RemoteTransaction:
@@ -30,10 +52,13 @@ class RemoteTransaction:
     Args:
         table: The records.
         checks: Whether its commit looks whether what was read has changed.
+        usual: What transactions of its kind read one by one.
     """
 
-    def __init__(self, table: RemoteTable, *, checks: bool) -> None:
+    def __init__(self, table: RemoteTable, *, checks: bool, usual: UsualKeys | None = None) -> None:
         self.table, self._checks = table, checks
+        self._usual = UsualKeys() if usual is None else usual
+        self._ahead: dict[bytes, Stored] = {}
         self._expected: dict[bytes, bytes] = {}
         self._appended: set[bytes] = set()
         self._values: dict[bytes, bytes | None] = {}
@@ -44,9 +69,17 @@ class RemoteTransaction:
         self._stretches = 0
 
     def get(self, key: bytes, default: bytes | None = None) -> bytes | None:
-        """Return a record's value."""
-        found = self.get_many([key])[0]
-        return default if found is None else found
+        """Return a record's value; what transactions usually read as well is fetched with the first one."""
+        if key not in self._changes and key not in self._values:
+            if key not in self._ahead:
+                wanted = [key, *self._usual.besides(key, self._ahead)]
+                self._ahead.update(zip(wanted, self.table.get(wanted), strict=True))
+            version, self._values[key] = self._ahead[key]
+            if self._checks:
+                self._expected.setdefault(key, version)
+            self._usual.note(key)
+        value = self._changes[key] if key in self._changes else self._values[key]
+        return default if value is None else value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the value of each record, those of one join key as of one moment; None for none."""
@@ -233,10 +266,11 @@ class RemoteEnvironment:
     def __init__(self, table: RemoteTable, path: str) -> None:
         self.table, self.path = table, path
         self._lock = threading.Lock()
+        self._read_keys, self._written_keys = UsualKeys(), UsualKeys()
 
     def begin_read(self) -> RemoteTransaction:
         """Return a transaction for reads."""
-        return RemoteTransaction(self.table, checks=False)
+        return RemoteTransaction(self.table, checks=False, usual=self._read_keys)
 
     def end_read(self, transaction: RemoteTransaction) -> None:
         """End a read; nothing is held for it."""
@@ -250,7 +284,7 @@ class RemoteEnvironment:
         # writers of one process queue up here instead of undoing each other's work
         with self._lock:
             for attempt in range(_TRIES):
-                transaction = RemoteTransaction(self.table, checks=True)
+                transaction = RemoteTransaction(self.table, checks=True, usual=self._written_keys)
                 answer = body(transaction)
                 if transaction.commit():
                     return answer

@@ -18,6 +18,13 @@ Stored = tuple[bytes, bytes | None]
 class RemoteTable(Protocol):
     """The records of one feature view, of all its generations, on a server."""
 
+    def expect(self, prefix: bytes, *, is_tiled: bool) -> None:
+        """Take note of whether the records whose keys begin so are tiles; then the last 8 bytes of a key are a chunk's.
+
+        It is called before such records are read or written by key.
+        """
+        ...
+
     def get(self, keys: Sequence[bytes]) -> list[Stored]:
         """Return what is stored under each key; all that is stored of one join key is of one moment."""
         ...

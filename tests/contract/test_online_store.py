@@ -177,30 +177,6 @@ class TestTiles:
             (("short",), 1): (4, 4.0),
         }
 
-    @pytest.mark.parametrize("name", OPENERS)
-    @given(data=st.data())
-    def test_writes_add_up_as_in_a_dictionary(
-        self, name: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-    ) -> None:
-        opened = OPENERS[name](tmp_path_factory.mktemp("online"))
-        keys: list[Key] = [(name,) for name in ("", "a", "a\x00", "b", None)]
-        tile = st.tuples(st.sampled_from(keys), st.integers(-70, 70))
-        cells = st.tuples(st.integers(0, 9), st.none() | st.floats(-1, 1))
-        expected: Tiles = {}
-        for _ in range(data.draw(st.integers(1, 4))):
-            tiles = data.draw(st.lists(st.tuples(tile, cells), max_size=12))
-            replace = data.draw(st.none() | st.tuples(st.integers(-80, 0), st.integers(1, 80)))
-            rows = [(*key, number * HOUR_US, *values) for (key, number), values in tiles]
-            write(opened, TILES, records(TILES, rows), None if replace is None else hours(*replace))
-            if replace is not None:
-                given_keys = {key for (key, _), _ in tiles}
-                for key, number in list(expected):
-                    if key in given_keys and replace[0] <= number < replace[1]:
-                        del expected[key, number]
-            expected |= dict(tiles)
-        assert stored(opened, TILES, keys) == expected
-        opened.close()
-
 
 class TestRows:
     def test_only_the_newest_row_of_a_key_is_kept(self, store: OnlineStore) -> None:
@@ -337,3 +313,28 @@ class TestSnapshots:
         assert other.read(TILES, [("a",)]) == [[(0, 1, 1.0)]]
         other.close()
         assert store.read(TILES, [("a",)]) == [[(0, 1, 1.0)]]
+
+
+@pytest.mark.parametrize("name", OPENERS)
+@given(data=st.data())
+def test_writes_add_up_as_in_a_dictionary(
+    name: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    opened = OPENERS[name](tmp_path_factory.mktemp("online"))
+    keys: list[Key] = [(name,) for name in ("", "a", "a\x00", "b", None)]
+    tile = st.tuples(st.sampled_from(keys), st.integers(-70, 70))
+    cells = st.tuples(st.integers(0, 9), st.none() | st.floats(-1, 1))
+    expected: Tiles = {}
+    for _ in range(data.draw(st.integers(1, 4))):
+        tiles = data.draw(st.lists(st.tuples(tile, cells), max_size=12))
+        replace = data.draw(st.none() | st.tuples(st.integers(-80, 0), st.integers(1, 80)))
+        rows = [(*key, number * HOUR_US, *values) for (key, number), values in tiles]
+        write(opened, TILES, records(TILES, rows), None if replace is None else hours(*replace))
+        if replace is not None:
+            given_keys = {key for (key, _), _ in tiles}
+            for key, number in list(expected):
+                if key in given_keys and replace[0] <= number < replace[1]:
+                    del expected[key, number]
+        expected |= dict(tiles)
+    assert stored(opened, TILES, keys) == expected
+    opened.close()

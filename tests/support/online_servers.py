@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -10,14 +12,16 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
-from featurekit_dagster.domain.online_stores import RedisConfig, online_store_at
+from featurekit_dagster.domain.online_stores import DynamoConfig, RedisConfig, online_store_at
+from featurekit_dagster.stores.dynamodb_table import open_dynamodb
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 from featurekit_dagster.stores.online import OnlineStore
 from featurekit_dagster.stores.redis_table import open_redis
 from featurekit_dagster.stores.remote import RemoteOnlineStore
-from tests.support.stream_servers import valkey_server
+from tests.support.stream_servers import free_port, process, valkey_server
 
-_LOCK = threading.Lock()
+_LOCK, _STACK = threading.Lock(), ExitStack()
+atexit.register(_STACK.close)
 
 
 def valkey_url() -> str:
@@ -26,11 +30,25 @@ def valkey_url() -> str:
         return _valkey()
 
 
+def dynamodb_config() -> DynamoConfig:
+    """Return where a server of this process answers like DynamoDB; the first call starts it."""
+    with _LOCK:
+        return _dynamodb()
+
+
 @cache
 def _valkey() -> str:
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(valkey_server(Path(tempfile.mkdtemp()), appends=False))
+    return _STACK.enter_context(valkey_server(Path(tempfile.mkdtemp()), appends=False))
+
+
+@cache
+def _dynamodb() -> DynamoConfig:
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
+    port, folder = free_port(), Path(tempfile.mkdtemp())
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    _STACK.enter_context(process(command, port, folder / "dynamodb.log"))
+    return DynamoConfig(region="us-east-1", endpoint_url=f"http://127.0.0.1:{port}")
 
 
 def valkey_store(place: Path) -> RemoteOnlineStore:
@@ -40,5 +58,13 @@ def valkey_store(place: Path) -> RemoteOnlineStore:
     return open_redis(config, within=str(place.resolve()))
 
 
-OPENERS: dict[str, Callable[[Path], OnlineStore]] = {"lmdb": LmdbOnlineStore, "valkey": valkey_store}
-"""What opens a store of each kind."""
+def dynamodb_store(place: Path) -> RemoteOnlineStore:
+    """Open a store of its own for a folder, the same one for the same real folder."""
+    return open_dynamodb(dynamodb_config(), within=str(place.resolve()))
+
+
+OPENERS: dict[str, Callable[[Path], OnlineStore]] = {
+    "lmdb": LmdbOnlineStore,
+    "valkey": valkey_store,
+}
+"""What opens a store of each kind; `test_online_store_dynamodb.py` asks DynamoDB, whose emulator is slow."""
