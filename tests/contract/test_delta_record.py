@@ -22,14 +22,15 @@ from featurekit_dagster.stores.delta_record import (
     lease_epoch_of,
     partition_size_of,
 )
+from tests.conftest import SOAK
 from tests.support.delta_log import forget_log
 from tests.support.offline_table import DAY, HOUR, T0, days, read, replace
 
-COMMITS = 200
+COMMITS = 200 if SOAK else 40
 COVERAGES = st.lists(st.sets(st.integers(-400, 400), max_size=12), min_size=1, max_size=4)
 
 
-def test_coverage_survives_the_clean_up_of_the_log_after_200_commits(tmp_path: Path) -> None:
+def test_coverage_survives_the_clean_up_of_the_log_after_many_commits(tmp_path: Path) -> None:
     store, covered = DeltaOfflineStore(tmp_path), IntervalSet()
     for number in range(COMMITS):
         day = number + number // 50  # three holes

@@ -18,7 +18,7 @@ import duckdb
 import pytest
 
 from featurekit_dagster.domain.feature_view import FeatureView
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SOAK
 from tests.support import killed_run, stopped_writer
 from tests.support.killed_run import DAY, START
 from tests.support.stopped_writer import (
@@ -36,9 +36,11 @@ from tests.support.stopped_writer import (
     queue_days,
 )
 
-QUICK = [AT_DELTA, f"{AT_ONLINE} 1", AT_LEDGER]
-SLOW = [BEFORE_DELTA, BEFORE_ONLINE, f"{AT_ONLINE} 3", AT_MARKER, BEFORE_LEDGER]
-POINTS = [*QUICK, *(pytest.param(point, marks=pytest.mark.slow) for point in SLOW)]
+pytestmark = pytest.mark.slow
+
+REDUCED = [AT_DELTA, f"{AT_ONLINE} 1", AT_LEDGER]
+OTHERS = [BEFORE_DELTA, BEFORE_ONLINE, f"{AT_ONLINE} 3", AT_MARKER, BEFORE_LEDGER]
+POINTS = [*REDUCED, *OTHERS] if SOAK else REDUCED
 
 
 class World(NamedTuple):
@@ -55,7 +57,7 @@ def use_events(world: World, root: Path, which: str) -> None:
     os.replace(root / "copy", root / "events.parquet")
 
 
-@pytest.fixture(scope="module", params=["tiles", pytest.param("rows", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiles", "rows"] if SOAK else ["tiles"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     killed_run.make_source(folder / "early.parquet")
@@ -169,7 +171,6 @@ def test_a_writer_that_is_overtaken_by_one_that_has_written_nothing_yet_commits_
     assert killed_run.stored(tmp_path, world.view) == world.left[1]
 
 
-@pytest.mark.slow
 def test_a_writer_stopped_inside_a_transaction_is_waited_for_and_commits_that_one_only(
     tmp_path: Path, world: World
 ) -> None:
@@ -190,7 +191,6 @@ def test_a_writer_stopped_inside_a_transaction_is_waited_for_and_commits_that_on
     assert killed_run.stored(tmp_path, world.view) == world.left[1]
 
 
-@pytest.mark.slow
 def test_a_writer_that_was_stopped_and_that_nobody_has_overtaken_goes_on(tmp_path: Path, world: World) -> None:
     with stopped_at(world, tmp_path, BEFORE_ONLINE) as stopped:
         use_events(world, tmp_path, "early")

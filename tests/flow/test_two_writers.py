@@ -119,6 +119,7 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contest]:
     contest.other.end()
 
 
+@pytest.mark.slow
 def test_overlaps_are_refused_with_the_holders_job_and_disjoint_ranges_are_done_one_after_the_other(
     writers: Contest,
 ) -> None:

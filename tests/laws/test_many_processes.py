@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -35,7 +36,7 @@ from tests.support.random_writers import (
 )
 
 WORKERS = 3
-ROUNDS, STEPS = (100, 30) if SOAK else (15, 12)
+ROUNDS, STEPS = (100, 30) if SOAK else (6, 12)
 WAITS, DONE, CANCELLED, LOST = "waits", "done", "cancelled", "lost"
 STEPS_OF_DEATH = (CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE)
 CHANCES = st.integers(0, 99)
@@ -373,6 +374,7 @@ class ManyProcesses(RuleBasedStateMachine):
                 job.state = LOST
 
 
+@pytest.mark.slow
 def test_whatever_three_processes_do_coverage_equals_contents_and_no_window_is_doubled_or_lost() -> None:
     with worker_processes() as workers:
         ManyProcesses.workers = workers
