@@ -40,5 +40,6 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a user's stores, workspace and Dagster home out of every test."""
     stores = ("FEATUREKIT_HOME", "FEATUREKIT_LAKE", "FEATUREKIT_LEDGER", "FEATUREKIT_WAREHOUSE")
+    stores += ("FEATUREKIT_ONLINE_STORE", "FEATUREKIT_REDIS_URL")
     for name in (*stores, "FEATUREKIT_WORKSPACE", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
