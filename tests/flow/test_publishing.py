@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,22 @@ from typer.testing import CliRunner
 from featurekit_dagster import PublishFeaturesConfig, Workspace
 from featurekit_dagster.cli import app
 from featurekit_dagster.errors import NothingToPublish, NotPublished
+from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.execution.publish import Published, queue_missing
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.publish import published_of
 from featurekit_dagster.orchestration.run import failure_text, materialize_in_process, run_due
 from featurekit_dagster.planning.planner import plan_view
+from featurekit_dagster.planning.tasks import Task
 from featurekit_dagster.stores.ledger_records import FEATURE_EXPORT, JobRecord
 from featurekit_dagster.stores.warehouses import WAREHOUSE_VARIABLE
-from tests.flow.payments import RANGE_END, RANGE_START, day, key, keys, payments_workspace, run_asset
+from tests.flow.payments import RANGE_END, RANGE_START, day, key, keys, payments_workspace
 from tests.support.postgres import new_database
 
 
 @pytest.fixture
-def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
-    (tmp_path / "dagster").mkdir()
-    (tmp_path / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.get() as opened:
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as opened:
         yield opened
 
 
@@ -57,8 +57,21 @@ def told(result: dg.ExecuteInProcessResult) -> list[str | None]:
     return [event.partition for event in events if event.asset_key == dg.AssetKey("spending_published")]
 
 
+def materialize(workspace: Workspace, first: int, end: int, *, overwrite: bool = False) -> None:
+    """Materialize days as a run of the view's asset does."""
+    task = Task(
+        view="spending", interval=Interval(day(first), day(end)), online=True, offline=True, overwrite=overwrite
+    )
+    list(run_tasks(workspace.repo.view("spending"), [task], workspace.stores, trigger="manual"))
+
+
+@cache
+def definitions(workspace: Workspace) -> dg.Definitions:
+    return workspace.definitions()
+
+
 def look(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
-    defs = workspace.definitions()
+    defs = definitions(workspace)
     context = dg.build_sensor_context(
         instance=instance, resources={"feature_stores": defs.resources["feature_stores"]}, definitions=defs
     )
@@ -67,14 +80,16 @@ def look(workspace: Workspace, instance: dg.DagsterInstance) -> list[dg.RunReque
 
 
 def run_job(workspace: Workspace, instance: dg.DagsterInstance, name: str, **options: Any) -> dg.ExecuteInProcessResult:
-    job = workspace.definitions().resolve_job_def(name)
+    job = definitions(workspace).resolve_job_def(name)
     return job.execute_in_process(instance=instance, raise_on_error=False, **options)
 
 
 def test_what_was_materialized_is_published_by_the_run_that_the_sensor_asks_for(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    assert run_asset(workspace, "spending", 0, 5, instance).success
+    job = definitions(workspace).resolve_job_def("materialize_spending")
+    tags = {RANGE_START: key(0), RANGE_END: key(4)}
+    assert job.execute_in_process(instance=instance, tags=tags).success
     (waiting,) = exports(workspace)
     assert (waiting.state, waiting.interval) == ("RUNNING", Interval(day(0), day(5)))
     (asked,) = look(workspace, instance)
@@ -91,9 +106,9 @@ def test_what_was_materialized_is_published_by_the_run_that_the_sensor_asks_for(
 
 
 def test_an_overwrite_is_followed_by_as_much_as_it_changes(workspace: Workspace, instance: dg.DagsterInstance) -> None:
-    run_asset(workspace, "spending", 0, 8, instance)
+    materialize(workspace, 0, 8)
     run_due(workspace, instance)
-    run_asset(workspace, "spending", 2, 4, instance, config={"overwrite": True})
+    materialize(workspace, 2, 4, overwrite=True)
     # windows of one day reach into the day after
     assert published(workspace).windows() == days(0, 2).union(days(5, 8))
     newest, _ = exports(workspace)
@@ -104,9 +119,9 @@ def test_an_overwrite_is_followed_by_as_much_as_it_changes(workspace: Workspace,
 
 
 def test_partitions_asked_for_in_the_ui_are_published_again(workspace: Workspace, instance: dg.DagsterInstance) -> None:
-    run_asset(workspace, "spending", 0, 5, instance)
+    materialize(workspace, 0, 5)
     run_due(workspace, instance)
-    asset = workspace.definitions().resolve_assets_def("spending_published")
+    asset = definitions(workspace).resolve_assets_def("spending_published")
     assert asset.asset_deps[dg.AssetKey("spending_published")] == {dg.AssetKey("spending")}
     assert asset.backfill_policy == dg.BackfillPolicy.single_run()
 
@@ -122,8 +137,9 @@ def test_partitions_asked_for_in_the_ui_are_published_again(workspace: Workspace
     assert "nothing of [2023-01-08T00:00Z, 2023-01-10T00:00Z) can be published" in str(failure_text(refused))
 
 
+@pytest.mark.slow
 def test_the_public_job_takes_a_view_and_a_range(workspace: Workspace, instance: dg.DagsterInstance) -> None:
-    run_asset(workspace, "spending", 0, 5, instance)
+    materialize(workspace, 0, 5)
     config = {"view": "spending", "start": "2023-01-02", "end": "2023-01-03"}
     result = run_job(workspace, instance, "feature_publish", run_config=config)
     assert told(result) == keys(1, 2)
@@ -133,12 +149,13 @@ def test_the_public_job_takes_a_view_and_a_range(workspace: Workspace, instance:
     assert failure_text(refused) == str(NotPublished(view="last_payment"))
 
 
+@pytest.mark.slow
 def test_python_and_the_command_line_publish_in_their_process(
     workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featurekit_dagster.sdk.get_workspace", lambda name: workspace)
     handle = workspace.get_feature_view("spending")
-    run_asset(workspace, "spending", 0, 5, instance)
+    materialize(workspace, 0, 5)
     with pytest.warns(UserWarning, match="no Dagster daemon gives a sign of life"):
         (job,) = handle.publish()
     assert (job.state, job.job_type) == ("SUCCESS", "FEATURE_EXPORT")
@@ -158,6 +175,7 @@ def test_python_and_the_command_line_publish_in_their_process(
     assert "its features are not published" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_materialization_without_a_daemon_publishes_too(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     view = workspace.repo.view("spending")
     (run,) = plan_view(view, workspace.snapshot(), workspace.now()).runs
@@ -170,7 +188,7 @@ def test_what_failed_is_tried_again_and_what_was_cancelled_is_left_alone(
     workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WAREHOUSE_VARIABLE, "postgresql://anna:hunter2@127.0.0.1:1/none")
-    run_asset(workspace, "spending", 0, 5, instance)
+    materialize(workspace, 0, 5)
     (result,) = run_due(workspace, instance)
     (job,) = exports(workspace)
     assert (job.state, job.next_attempt_at is not None, len(job.attempts)) == ("RUNNING", True, 1)
@@ -190,7 +208,7 @@ def test_a_database_is_published_to_where_one_is_named(
 ) -> None:
     monkeypatch.setenv(WAREHOUSE_VARIABLE, new_database(postgres_url))
     workspace = payments_workspace(tmp_path, now=day(12), publish_features_config=PublishFeaturesConfig())
-    run_asset(workspace, "spending", 0, 5, instance)
+    materialize(workspace, 0, 5)
     (result,) = run_due(workspace, instance)
     assert told(result) == keys(0, 5)
     with published(workspace).warehouse.session() as session:
