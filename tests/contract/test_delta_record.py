@@ -33,7 +33,7 @@ COVERAGES = st.lists(st.sets(st.integers(-400, 400), max_size=12), min_size=1, m
 def test_coverage_survives_the_clean_up_of_the_log_after_many_commits(tmp_path: Path) -> None:
     store, covered = DeltaOfflineStore(tmp_path), IntervalSet()
     for number in range(COMMITS):
-        day = number + number // 50  # three holes
+        day = number + 4 * number // COMMITS  # three holes
         replace(store, [("a", T0 + day * DAY, float(day))], days(day, day + 1), coverage=covered, epoch=7)
         covered = covered.union([days(day, day + 1)])
     assert forget_log(store.location("view")) == 1
