@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import pytest
 from junitparser import JUnitXml
@@ -36,7 +37,9 @@ from featurekit_dagster import (
 )
 from featurekit_dagster.errors import EventsNotUsable, ReadError
 from featurekit_dagster.execution.integration_report import IntegrationReport
+from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.orchestration.integration_test import run_integration_test
+from tests.flow.payments import break_days, day, payments_workspace
 
 DAY, NOW = timedelta(days=1), datetime(2024, 3, 4, 12, tzinfo=UTC)
 SCHEMA = [Field("user", String), Field("paid_at", Timestamp), Field("amount", Float64)]
@@ -225,6 +228,27 @@ def test_the_report_holds_no_values_and_becomes_junit_xml(tmp_path: Path, file: 
     report.write_junit(tmp_path / "report.xml")
     (suite,) = JUnitXml.fromfile(str(tmp_path / "report.xml"))
     assert (suite.name, suite.tests, suite.failures) == ("integration test, batch: spending", 3, 1)
+
+
+@pytest.mark.slow
+def test_the_public_job_tests_the_views_it_is_given_and_tells_the_ledger(tmp_path: Path) -> None:
+    workspace = payments_workspace(tmp_path, now=day(4))
+    job = workspace.definitions().resolve_job_def("integration_test_batch")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert job.execute_in_process(instance=instance, run_config={"views": ["spending"]}).success
+        break_days(tmp_path, range(12))
+        failing = job.execute_in_process(
+            instance=instance, run_config={"views": ["last_payment"], "from_source": True}, raise_on_error=False
+        )
+    assert not failing.success
+    shown = {record.view: record for record in workspace.jobs()}
+    assert {(record.kind, record.state) for record in shown.values()} == {
+        ("INTEGRATION_TEST_BATCH", "SUCCESS"),
+        ("INTEGRATION_TEST_BATCH", "FAILURE"),
+    }
+    assert shown["spending"].stats == {"steps_passed": 12, "steps_failed": 0, "steps_skipped": 0}
+    assert "failed at transformation" in (shown["last_payment"].reason or "")
+    assert workspace.stores.coverage(workspace.repo.view("spending"), "offline") == IntervalSet()
 
 
 def test_what_cannot_be_tested_so_is_refused(tmp_path: Path, file: Path) -> None:
