@@ -299,5 +299,4 @@ def path_of(view: FeatureView, stores: WorkspaceStores) -> str | None:
     """Return where a view is published: the warehouse and the name of the view in it; None where it is not."""
     if view.publish is None:
         return None
-    published = Published.of(view, stores)
-    return f"{published.warehouse.place}#{published.table.schema}.{published.table.name}"
+    return f"{open_warehouse(stores.home).place}#{stores.workspace}.{view.name}"

@@ -80,6 +80,7 @@ class Warehouse(ABC):
     """
 
     longest_name_bytes: int | None = None
+    has_index = False
 
     def __init__(self, place: str) -> None:
         self.place = place
@@ -134,7 +135,7 @@ class Warehouse(ABC):
         with self.session() as session:
             if _identity(session, table) != table.identity:
                 _drop(session, table)
-                _create(session, table, fields)
+                _create(session, table, fields, has_index=self.has_index)
             inside = f"{VALID_FROM} >= {_time(span.start)} AND {VALID_FROM} < {_time(span.end)}"
             ((before,),) = session.run(f"SELECT count(*) FROM {_changes(table)} WHERE {inside}")
             session.run(f"DELETE FROM {_changes(table)} WHERE {inside}")
@@ -201,7 +202,7 @@ def _record(session: WarehouseSession, table: WarehouseTable, runs: IntervalSet)
     session.run(f"INSERT INTO {_of(table, _RECORD)} VALUES {rows}")
 
 
-def _create(session: WarehouseSession, table: WarehouseTable, fields: Sequence[Field]) -> None:
+def _create(session: WarehouseSession, table: WarehouseTable, fields: Sequence[Field], *, has_index: bool) -> None:
     session.run(f"CREATE SCHEMA IF NOT EXISTS {quote(table.schema)}")
     session.run(
         f"CREATE TABLE IF NOT EXISTS {_of(table, _RECORD)} (name VARCHAR NOT NULL, identity VARCHAR NOT NULL, start_us "
@@ -210,6 +211,8 @@ def _create(session: WarehouseSession, table: WarehouseTable, fields: Sequence[F
     )
     columns = ", ".join(f"{quote(field.name)} {session.type_of(field)}" for field in fields)
     session.run(f"CREATE TABLE {_changes(table)} ({columns})")
+    if has_index:  # by which the changes of a window are found
+        session.run(f"CREATE INDEX ON {_changes(table)} ({VALID_FROM})")
     session.run(f"CREATE VIEW {_of(table, table.name)} AS {_view(table)}")
     _record(session, table, IntervalSet())
 

@@ -45,6 +45,7 @@ class PostgresWarehouse(Warehouse):
     """
 
     longest_name_bytes = 63
+    has_index = True
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
