@@ -63,7 +63,7 @@ class Result:
 class Setting:
     """A workspace with one view whose tiles begin on a given day, and random tiles for it."""
 
-    def __init__(self, folder: Path, keys: int, first_day: int) -> None:
+    def __init__(self, folder: Path, keys: int, first_day: int, online_store: str | None = None) -> None:
         self.folder, self.keys, self.first_day = folder, keys, first_day
         end = EPOCH + (first_day + TILES) * DAY
         config = FileConfig(uri=str(folder / "none.parquet"), file_format="parquet", timestamp_field="ts")
@@ -85,7 +85,7 @@ class Setting:
         def view(events: Any) -> Any:  # noqa: ANN401 - never called
             return events
 
-        self.workspace = Workspace("benchmark", [view], home=folder / "home", clock=end)
+        self.workspace = Workspace("benchmark", [view], home=folder / "home", clock=end, online_store=online_store)
         self.handle = self.workspace.get_feature_view("view")
         stores = self.workspace.stores
         self.store, self.layout = stores.online, stores.online_layout(view)

@@ -208,7 +208,8 @@ class LedgerOnOtherHost(Unsupported):
         self.location = location
         super().__init__(
             f"the ledger at {location} belongs to another host, and a SQLite ledger serves one; use a home of this "
-            "host's own, or keep the ledger that several hosts share in PostgreSQL"
+            "host's own, or keep what several hosts share on servers: the ledger in PostgreSQL (FEATUREKIT_LEDGER) and "
+            "what is served in Redis (FEATUREKIT_ONLINE_STORE)"
         )
 
 

@@ -26,6 +26,10 @@ def patiently(call: Callable[[], _T], *, away: tuple[type[Exception], ...], plac
     Raises:
         OnlineStoreUnavailable: The server has not answered for too long.
     """
+    try:
+        return call()  # most calls are answered, and the rest is not for nothing
+    except away:
+        pass
     retrying = Retrying(
         stop=stop_after_delay(_PATIENCE_SECONDS),
         wait=wait_random_exponential(multiplier=0.05, max=_LONGEST_WAIT_SECONDS),

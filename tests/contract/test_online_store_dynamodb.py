@@ -36,9 +36,15 @@ from tests.contract.test_online_store_streams import (
     test_state_is_written_with_the_records_and_the_first_start_stays,
 )
 from tests.support.online_records import TILES, Tiles, tile_records, write
-from tests.support.online_servers import dynamodb_config, dynamodb_store
+from tests.support.online_servers import drop_dynamodb_tables, dynamodb_config, dynamodb_store
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _few_tables() -> Iterator[None]:
+    yield
+    drop_dynamodb_tables()
 
 
 @pytest.fixture

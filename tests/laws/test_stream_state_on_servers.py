@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.laws import test_stream_state
 from tests.laws.test_stream_state import Play, plays
-from tests.support.online_servers import dynamodb_config, valkey_url
+from tests.support.online_servers import drop_dynamodb_tables, dynamodb_config, valkey_url
 
 SOAK = bool(os.environ.get("FEATUREKIT_SOAK"))
 SLOW: Any = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -33,6 +33,7 @@ def test_online_on_valkey_is_the_oracle(play: Play) -> None:
 @settings(max_examples=25 if SOAK else 1, suppress_health_check=SLOW)
 @given(play=plays())
 def test_online_on_dynamodb_is_the_oracle(play: Play) -> None:
+    drop_dynamodb_tables()
     url = f"dynamodb://us-east-1/t{uuid.uuid4().hex}?endpoint_url={dynamodb_config().endpoint_url}"
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FEATUREKIT_ONLINE_STORE", url)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+import boto3
 
 from featurekit_dagster.domain.online_stores import DynamoConfig, RedisConfig, online_store_at
 from featurekit_dagster.stores.dynamodb_table import open_dynamodb
@@ -60,7 +64,17 @@ def valkey_store(place: Path) -> RemoteOnlineStore:
 
 def dynamodb_store(place: Path) -> RemoteOnlineStore:
     """Open a store of its own for a folder, the same one for the same real folder."""
-    return open_dynamodb(dynamodb_config(), within=str(place.resolve()))
+    name = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:20]
+    return open_dynamodb(replace(dynamodb_config(), table_prefix=f"t{name}"))
+
+
+def drop_dynamodb_tables() -> None:
+    """Delete all tables; the emulator copies all of them for every transaction."""
+    config = dynamodb_config()
+    client = boto3.client("dynamodb", region_name=config.region, endpoint_url=config.endpoint_url)
+    for table in client.list_tables()["TableNames"]:
+        client.delete_table(TableName=table)
+    client.close()
 
 
 OPENERS: dict[str, Callable[[Path], OnlineStore]] = {
