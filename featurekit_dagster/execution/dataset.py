@@ -146,6 +146,7 @@ def generate_dataset(
     *,
     check: Callable[[], None] = _ignore,
     log: Callable[[str], None] = _ignore,
+    report: Callable[[dict[str, int]], object] = _ignore,
 ) -> dict[str, int]:
     """Make a dataset, or go on making it, and return counts of what was done.
 
@@ -157,6 +158,7 @@ def generate_dataset(
         read: Says how its rows are read.
         check: Called before each commit; raises when the job is to end.
         log: Takes a line on progress after each bucket.
+        report: Takes counts of what is stored after each bucket.
 
     Raises:
         DatasetTaken: The name is another job's by now, or what was begun was deleted.
@@ -174,7 +176,7 @@ def generate_dataset(
             raise DatasetChanged(name=name, views=changed)
         making = _Making(name, job_id, found[1], found[2], stores, read(found[1]), lease)
         if name not in stores.datasets.names():
-            making.append_buckets(check, log)
+            making.append_buckets(check, log, report)
             check()
             making.finish()
         return making.counts()
@@ -193,7 +195,9 @@ class _Making:
     lease: Lease
     done_before: int = 0
 
-    def append_buckets(self, check: Callable[[], None], log: Callable[[str], None]) -> None:
+    def append_buckets(
+        self, check: Callable[[], None], log: Callable[[str], None], report: Callable[[dict[str, int]], object]
+    ) -> None:
         """Store the buckets that are not stored yet."""
         datasets, total = self.stores.datasets, bucket_count(self.request, self.spine)
         self.done_before = done = datasets.buckets(self.name)
@@ -208,6 +212,7 @@ class _Making:
                 self.name, bucket, rows.add_column(0, ROW, numbers), epoch=self.lease.epoch, job_id=self.job_id
             )
             log(f"dataset {self.name}: bucket {bucket + 1:,} of {total:,}, {first + rows.num_rows:,} rows")
+            report({"rows": first + rows.num_rows, "buckets": bucket + 1, "buckets_in_all": total})
 
     def _versions(self) -> dict[str, OfflineVersion]:
         """Return the versions that all buckets are made of: those of the first attempt."""

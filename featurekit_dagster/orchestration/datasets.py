@@ -169,7 +169,12 @@ def _carry_out(run: ChoreRun) -> Mapping[str, int]:
     """Make the dataset of a job."""
     repo, stores = run.workspace.repo, run.stores
     read = partial(dataset_reader, repo=repo, stores=stores)
-    return generate_dataset(run.request[DATASET], run.job.id, repo, stores, read, check=run.check, log=run.log)
+
+    def report(counts: Mapping[str, int]) -> None:
+        stores.ledger.report_chore(run.job.id, stats=counts)
+
+    name = run.request[DATASET]
+    return generate_dataset(name, run.job.id, repo, stores, read, check=run.check, log=run.log, report=report)
 
 
 _CONFIG = {

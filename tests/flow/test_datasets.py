@@ -187,6 +187,7 @@ def test_job_that_is_cancelled_half_way_goes_on_where_it_was(shared: Workspace, 
     assert failed
     assert (job.state, job.get_dataset()) == ("MANUALLY_CANCELLED", None)
     assert 2 <= done < ROWS // 3
+    assert shared.stores.ledger.job(job.id).stats["buckets"] == done
     job.retry()
     job.complete()
     whole = made(shared, asked(shared, "whole", spine, bucket_rows=ROWS))
