@@ -199,6 +199,14 @@ class FeatureView:
         return self.is_stream or self.is_table
 
     @property
+    def is_rewritten_online(self) -> bool:
+        """Whether batch jobs of a stream view replace online what the stream has brought, so that it covers the rest.
+
+        Source: semantics of `compaction_enabled`.
+        """
+        return self.is_stream and self.is_aggregate and self.compaction_enabled
+
+    @property
     def is_continuous(self) -> bool:
         """Whether windows end at the very instant asked for instead of at the end of a tile."""
         return self.is_aggregate and self.stream_processing_mode is StreamProcessingMode.CONTINUOUS

@@ -290,7 +290,8 @@ def _write_online(
 ) -> OnlineWrite | None:
     """Upsert what can be served of the interval's rows; None where nothing of it is complete yet.
 
-    Of a stream view an overwrite replaces what the stream has written too, any other job only adds to it.
+    Of a stream view an overwrite replaces what the stream has written too, any other job only adds to it, unless the
+    view's jobs all replace it.
     """
     now = stores.clock()
     part = complete_part(view, task.interval, now)
@@ -303,7 +304,7 @@ def _write_online(
         covered=stores.coverage(view, ONLINE).union([part]),
         epoch=lease.epoch,
         replace=part if view.is_aggregate else None,
-        keep_stream=view.is_stream and not task.overwrite,
+        keep_stream=view.is_stream and not (task.overwrite or view.is_rewritten_online),
         combine=larger_tiles(view, layout),
     )
 

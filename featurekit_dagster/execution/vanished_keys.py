@@ -34,7 +34,7 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
 
     Args:
         view: The feature view; nothing happens without aggregates.
-        task: What is to be done; nothing happens unless it overwrites online.
+        task: What is to be done; nothing happens unless it replaces what is online.
         stores: Where the tiles are.
         rows: The interval's new tiles.
         epoch: Epoch of the lease that the writer holds.
@@ -43,7 +43,8 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
         How many keys have vanished.
     """
     part = complete_part(view, task.interval, stores.clock())
-    if part is None or not (view.is_aggregate and task.online and task.overwrite):
+    replaces = task.online and (task.overwrite or view.is_rewritten_online)
+    if part is None or not (view.is_aggregate and replaces):
         return 0
     layout = stores.online_layout(view)
     vanished = [

@@ -211,10 +211,10 @@ def _wanted_in(
     """Return what should be materialized in a store; while it is built anew, also all that there was before.
 
     Of what there was, nothing before the materialization start, nothing that is not complete on today's grid. Online
-    a stream brings itself what is after its start, so batch jobs only write what is before.
+    a stream brings itself what is after its start, so batch jobs only write what is before, unless they replace it.
     """
     whole = IntervalSet([] if wanted is None else [wanted])
-    streamed = snapshot.stream_starts.get(view.name)
+    streamed = None if view.is_rewritten_online else snapshot.stream_starts.get(view.name)
     if store == ONLINE and streamed is not None:
         whole = _before(whole, floor_time(streamed, view.batch_schedule))
     start, end = view.materialization_start, last_complete_end(view, now)

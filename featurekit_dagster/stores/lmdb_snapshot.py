@@ -137,14 +137,13 @@ class StoredView:
         rest = b"" if trimmed_us is None else _TRIMMED.pack(trimmed_us)
         transaction.put(self.marker_key, _MARKER_HEAD.pack(self.signature, epoch) + spans + rest)
 
-    def mark_trimmed(self, transaction: lmdb.Transaction[bytes], since_us: int) -> None:
-        """Put into the coverage marker that records before a time are trimmed away."""
-        raw = transaction.get(self.marker_key)
-        if raw is not None:
-            spans, trimmed_us = _split_marker(raw)
-            end = _MARKER_HEAD.size + len(spans) * _SPAN.size
-            newest = since_us if trimmed_us is None else max(since_us, trimmed_us)
-            transaction.put(self.marker_key, raw[:end] + _TRIMMED.pack(newest))
+    def mark_trimmed(self, transaction: lmdb.Transaction[bytes], since_us: int, epoch: int) -> None:
+        """Put into the coverage marker that records before a time are trimmed away; a stream may have had none yet."""
+        raw = transaction.get(self.marker_key) or _MARKER_HEAD.pack(self.signature, epoch)
+        spans, trimmed_us = _split_marker(raw)
+        end = _MARKER_HEAD.size + len(spans) * _SPAN.size
+        newest = since_us if trimmed_us is None else max(since_us, trimmed_us)
+        transaction.put(self.marker_key, raw[:end] + _TRIMMED.pack(newest))
 
 
 class LmdbSnapshot:

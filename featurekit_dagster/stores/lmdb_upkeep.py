@@ -78,7 +78,7 @@ def trim(view: StoredView, since_us: int | None, epoch: int, check: Callable[[],
             return Trimmed(removed=0, values_before=0, values_after=0, bytes_before=0, bytes_after=0)
     generation = view.generation()
     if since_us is not None:
-        generation.write_under(epoch, lambda t: _mark(t, view, generation, since_us))
+        generation.write_under(epoch, lambda t: _mark(t, view, generation, since_us, epoch))
     walk = _Walk(view, since_us, view.keys.generation_prefix)
     while not walk.is_over:
         check()
@@ -87,10 +87,10 @@ def trim(view: StoredView, since_us: int | None, epoch: int, check: Callable[[],
     return walk.found
 
 
-def _mark(transaction: Transaction, view: StoredView, generation: Generation, since_us: int) -> None:
+def _mark(transaction: Transaction, view: StoredView, generation: Generation, since_us: int, epoch: int) -> None:
     """Let readers know from when on the records are whole."""
     open_generation(transaction, generation)
-    view.mark_trimmed(transaction, since_us)
+    view.mark_trimmed(transaction, since_us, epoch)
 
 
 @dataclass(frozen=True, slots=True)
