@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import NotFoundError, WrongJobKind
+from featurekit_dagster.execution.open_interval import queue_open_interval
 from featurekit_dagster.execution.overwriting import overwrite_caution
 from featurekit_dagster.job_waiting import wait_for_job
 from featurekit_dagster.materialization_arguments import (
@@ -62,7 +63,8 @@ class MaterializationMethods:
 
         Args:
             start_time: First instant inside, on the epoch grid of `batch_schedule`; naive is UTC.
-            end_time: First instant after, on the grid; at most the end of the last complete interval.
+            end_time: First instant after, on the grid; at most the end of the last complete interval. An online job of
+                a stream view may also be for just the current interval: it writes what there is up to now.
             online: Whether the online store is written.
             offline: Whether the offline store is written.
             use_tecton_managed_retries: Whether a failed attempt is followed by others: after 5 minutes, then twice as
@@ -87,8 +89,12 @@ class MaterializationMethods:
         flags = {"online": online, "offline": offline, "overwrite": overwrite}
         wanted = use_tecton_managed_retries if managed_retries is None else managed_retries
         check_flags(view.name, **flags, use_tecton_managed_retries=wanted)
-        interval = check_interval(view, start_time, end_time, workspace.now())
+        alone = online and not offline and not overwrite
+        interval = check_interval(view, start_time, end_time, workspace.now(), is_open=alone)
         check_stores(view, online=online, offline=offline)
+        if interval.end > workspace.now():
+            policy = MANAGED if wanted else ONCE
+            return queue_open_interval(view, interval, workspace.stores, trigger="manual", policy=policy).id
         workspace.check_partitions([view])
         (job,) = workspace.stores.queue(
             view,

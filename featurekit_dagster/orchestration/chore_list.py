@@ -12,6 +12,7 @@ from featurekit_dagster.orchestration.consistency import ONLINE_OFFLINE_CONSISTE
 from featurekit_dagster.orchestration.datasets import DATASETS
 from featurekit_dagster.orchestration.deletion import KEY_DELETION
 from featurekit_dagster.orchestration.integration_chores import INTEGRATION_TEST_OF_BATCH, INTEGRATION_TEST_OF_STREAM
+from featurekit_dagster.orchestration.open_interval import OPEN_INTERVAL
 from featurekit_dagster.orchestration.publish import FEATURE_PUBLISH
 from featurekit_dagster.orchestration.resources import BoundWorkspace
 
@@ -24,6 +25,7 @@ CHORES: tuple[Chore, ...] = (
     ONLINE_OFFLINE_CONSISTENCY,
     INTEGRATION_TEST_OF_BATCH,
     INTEGRATION_TEST_OF_STREAM,
+    OPEN_INTERVAL,
 )
 """One for each public job that carries out chores."""
 

@@ -96,7 +96,15 @@ def split_tasks(
     )
 
 
-def check_interval(view: FeatureView, start: datetime, end: datetime, now: datetime) -> Interval:
+def open_interval(view: FeatureView, now: datetime) -> Interval:
+    """Return the batch interval that has begun and not ended."""
+    start = last_complete_end(view, now)
+    return Interval(start, start + view.batch_schedule)
+
+
+def check_interval(
+    view: FeatureView, start: datetime, end: datetime, now: datetime, *, is_open: bool = False
+) -> Interval:
     """Return the interval that a person asked for, if it may be materialized.
 
     Args:
@@ -104,6 +112,7 @@ def check_interval(view: FeatureView, start: datetime, end: datetime, now: datet
         start: First instant inside; naive is UTC.
         end: First instant after; naive is UTC.
         now: Time of asking; the end may be at most `floor(now, batch_schedule)`, data delay not counted.
+        is_open: Whether it may be the current interval, too; of a stream view that is written online only then.
 
     Raises:
         MisalignedInterval: An end is off the epoch grid of `batch_schedule`.
@@ -111,7 +120,8 @@ def check_interval(view: FeatureView, start: datetime, end: datetime, now: datet
         IntervalNotComplete: The end is after the last complete interval.
         PlanError: The start is not before the end, the view writes no store, or it has no batch materialization.
 
-    Source: Manually Trigger Materialization, Triggering a new materialization job.
+    Source: Manually Trigger Materialization, Triggering a new materialization job; Streaming Materialization (the
+    online job for the period after a stream's start).
     """
     first = view.materialization_start
     if view.is_table:
@@ -130,6 +140,8 @@ def check_interval(view: FeatureView, start: datetime, end: datetime, now: datet
     if start < first:
         raise BeforeFeatureStart(view=view.name, given=format_time(start), first=format_time(first))
     last = last_complete_end(view, now)
+    if is_open and view.is_stream and view.online and Interval(start, end) == open_interval(view, now):
+        return Interval(start, end)
     if end > last:
         raise IntervalNotComplete(view=view.name, given=format_time(end), last=format_time(last))
     return Interval(start, end)

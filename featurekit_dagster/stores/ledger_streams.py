@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, selec
 from sqlalchemy.engine import Row
 
 from featurekit_dagster.errors import JobStateError, StreamFollowed
-from featurekit_dagster.intervals import from_us, to_us
+from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.job_state import JobEvent, JobState
-from featurekit_dagster.stores.ledger_claims import Place, lose_dead
+from featurekit_dagster.stores.ledger_claims import Place, cover, lose_dead
 from featurekit_dagster.stores.ledger_generations import check_not_retired
 from featurekit_dagster.stores.ledger_jobs import JobBook
 from featurekit_dagster.stores.ledger_lifecycle import Move, begin_attempt, carry_out, insert_jobs, is_live
@@ -130,6 +130,11 @@ class StreamBook(JobBook):
         newest = select(func.max(jobs.c.sequence)).where(own).group_by(jobs.c.batch)
         with self._engine.connect() as connection:
             return read_jobs(connection, own, or_(jobs.c.sequence.in_(newest), jobs.c.state.in_(ACTIVE_STATES)))
+
+    def cover_online(self, workspace: str, view: str, generation: int, interval: Interval) -> None:
+        """Record that what a stream had lost is online now; the interval may end amid a batch interval."""
+        with self._write() as connection:
+            cover(connection, Place(workspace, view, generation), ("online",), interval)
 
     def pause_stream(self, workspace: str, view: str) -> None:
         """Let nobody follow a view's stream until it is resumed; a loop that does ends after its next commit."""
