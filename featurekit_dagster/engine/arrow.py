@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ def arrow_type(dtype: DataType) -> pa.DataType:
 
 def arrow_schema(fields: Iterable[Field]) -> pa.Schema:
     """Return the Arrow schema of declared columns."""
+    return _schema(tuple(fields))
+
+
+@lru_cache(maxsize=1024)
+def _schema(fields: tuple[Field, ...]) -> pa.Schema:
     return pa.schema([(field.name, arrow_type(field.dtype)) for field in fields])
 
 

@@ -48,6 +48,9 @@ def conform_table(view: FeatureView, table: pa.Table, advice: str = "convert it 
     Raises:
         OutputSchemaMismatch: A column is missing, too much, or has values that its declared type cannot hold.
     """
+    schema = arrow_schema(view.columns)
+    if table.schema.equals(schema):
+        return table if table.schema.metadata is None else table.replace_schema_metadata(None)
     faults = column_faults(view, table.column_names)
     columns = []
     for field in view.columns:
@@ -62,7 +65,7 @@ def conform_table(view: FeatureView, table: pa.Table, advice: str = "convert it 
                 faults.append(f"column {field.name!r} is {got}, declared {field.dtype}; {advice}")
     if faults:
         raise OutputSchemaMismatch(view=view.name, faults=faults)
-    return pa.table(columns, schema=arrow_schema(view.columns))
+    return pa.table(columns, schema=schema)
 
 
 def _conformed(column: pa.ChunkedArray, dtype: DataType) -> pa.ChunkedArray:

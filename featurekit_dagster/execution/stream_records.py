@@ -38,8 +38,10 @@ def stream_records(view: FeatureView, rows: pa.Table) -> pa.Table:
         names = [ONLINE_TIMESTAMP if name == view.timestamp_field else name for name in rows.column_names]
         return rows.rename_columns(names)
     tiles = event_cells(rows, keys=view.tile_keys, timestamp=view.timestamp_field, partials=view.partials)
-    times = microseconds(tiles[ANCHOR_TIME])[0]
     timed_partials = view.online_partials[len(view.partials) :]
+    if view.tile_us == 1 and not timed_partials:  # each event is a tile, of its own time
+        return tiles if view.secondary_key is None else _nested(view, tiles)
+    times = microseconds(tiles[ANCHOR_TIME])[0]
     for own, timed in zip(_ordered(view.partials) if timed_partials else [], timed_partials, strict=True):
         tiles = tiles.append_column(timed.name, _times_of(tiles[own.name], times, is_list=own.kind != "last"))
     starts = pa.array(floor_us(times, view.tile_us or 1)).cast(TIMESTAMP)
