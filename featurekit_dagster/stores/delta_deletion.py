@@ -90,11 +90,13 @@ class DeltaDeletion:
         self._view, self._open, self._direct, self._tries = view, open_table, is_direct, tries
         self._time, self._match = time_column, _Match(keys, time_column)
         self._is_holder: dict[str, bool] = {}
+        self._table: DeltaTable | None = None
+        self._known: tuple[int, dict[str, _File]] = (-1, {})
 
     def left(self) -> tuple[str, ...]:
         """Return the partitions with a row that is to go; see `KeyDeletion.left`."""
-        table = self._open()
-        files = _files(table, self._time)
+        table = self._newest()
+        files = self._files(table)
         self._look(table, files)
         return tuple(sorted({file.partition for path, file in files.items() if self._is_holder[path]}))
 
@@ -119,11 +121,25 @@ class DeltaDeletion:
         )
         return len(deleted)
 
+    def _newest(self) -> DeltaTable:
+        """Return the table as it is now; opening it anew would read its whole log again for every commit."""
+        if self._table is None:
+            self._table = self._open()
+        else:
+            self._table.update_incremental()
+        return self._table
+
+    def _files(self, table: DeltaTable) -> dict[str, _File]:
+        """Return what the log says of each data file of a version."""
+        if self._known[0] != table.version():
+            self._known = table.version(), _files(table, self._time)
+        return self._known[1]
+
     def _rewrite(self, partition: str, job_id: str, epoch: int) -> RowsRemoved:
         """Try one commit on the table as it is now; a conflict raises CommitFailedError and leaves it as it was."""
-        table = self._open()
+        table = self._newest()
         check_lease(table, self._view, epoch)
-        before = {path: file for path, file in _files(table, self._time).items() if file.partition == partition}
+        before = {path: file for path, file in self._files(table).items() if file.partition == partition}
         self._look(table, before)
         spans = self._spans(before)
         if spans == []:
@@ -131,6 +147,7 @@ class DeltaDeletion:
         kind = DELETED if len(before) == 1 else MERGED
         told = {MAINTENANCE: kind, PARTITION: partition, f"{OURS}job_id": job_id, f"{OURS}view": self._view}
         where = " OR ".join(_in_span(self._time, span) for span in spans or ())
+        self._table = None  # what has failed to be written must not be gone on with
         with self._rows_left(table, partition, before, spans) as rows:
             write_deltalake(
                 table,
@@ -140,7 +157,8 @@ class DeltaDeletion:
                 commit_properties=commit_properties(told, coverage_of(table), partition_size_of(table), epoch),
                 writer_properties=writer_properties(rows.schema),
             )
-        after = {path: file for path, file in _files(table, self._time).items() if file.partition == partition}
+        self._table = table
+        after = {path: file for path, file in self._files(table).items() if file.partition == partition}
         self._is_holder.update(dict.fromkeys(after.keys() - before.keys(), False))
         return RowsRemoved(
             rows=sum(file.rows for file in before.values()) - sum(file.rows for file in after.values()),
