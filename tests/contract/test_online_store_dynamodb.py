@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,26 +18,33 @@ from featurekit_dagster.stores.dynamodb_commits import GUARD, ItemChange, LargeC
 from featurekit_dagster.stores.dynamodb_table import DynamoTable, open_dynamodb
 from featurekit_dagster.stores.online import OnlineStore
 from featurekit_dagster.stores.remote_table import ABSENT
-from tests.contract.test_online_store import (
-    TestCoverage,
-    TestRefusals,
-    TestRows,
-    TestSnapshots,
-    TestTiles,
-    TestWildcard,
-)
+from tests.contract.test_online_store import TestRows, TestTiles, TestWildcard
 from tests.contract.test_online_store_streams import (
     test_a_batch_tile_replaces_a_streams_and_is_not_added_to,
     test_a_new_holder_keeps_what_is_stored_and_shuts_out_the_former_one,
-    test_dead_letters_wait_until_they_are_taken_away_and_are_numbered_for_good,
-    test_marks_are_remembered_until_they_are_forgotten_and_nobody_marks_twice,
-    test_of_rows_the_newest_wins_and_batch_beats_stream,
     test_rows_of_a_tile_are_combined_with_each_other_and_with_what_is_stored,
-    test_rows_that_their_tile_cannot_hold_are_refused_alone,
     test_state_is_written_with_the_records_and_the_first_start_stays,
 )
 from tests.support.online_records import TILES, Tiles, tile_records, write
 from tests.support.online_servers import drop_dynamodb_tables, dynamodb_config, dynamodb_store
+
+if os.environ.get("FEATUREKIT_SOAK"):
+    from tests.contract.test_online_store import TestCoverage, TestRefusals, TestSnapshots
+    from tests.contract.test_online_store_streams import (
+        test_a_replacing_batch_write_keeps_a_streams_tiles_if_it_is_told_to,
+        test_dead_letters_wait_until_they_are_taken_away_and_are_numbered_for_good,
+        test_marks_are_remembered_until_they_are_forgotten_and_nobody_marks_twice,
+        test_nobody_marks_events_of_a_time_of_which_marks_were_forgotten,
+        test_of_rows_the_newest_wins_and_batch_beats_stream,
+        test_rows_that_their_tile_cannot_hold_are_refused_alone,
+    )
+    from tests.contract.test_online_tombstones import (
+        test_lifted_tombstones_stand_in_nobodys_way_any_more,
+        test_no_write_brings_a_deleted_key_back,
+        test_tombstones_hold_for_every_generation,
+        test_what_is_before_the_cutoff_goes_and_the_tile_that_it_cuts_with_it,
+        test_without_keys_every_stored_key_is_looked_at,
+    )
 
 pytestmark = pytest.mark.slow
 
