@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from featurekit_dagster.domain.windows import format_duration
-from featurekit_dagster.errors import JobFailedException, JobTimeoutException
+from featurekit_dagster.errors import EndlessJob, JobFailedException, JobTimeoutException
 from featurekit_dagster.planning.job_state import JobState
+from featurekit_dagster.stores.ledger_records import STREAM
 
 if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
@@ -29,6 +30,7 @@ def wait_for_job(workspace: Workspace, job_id: str, timeout: timedelta | None) -
     Raises:
         JobFailedException: The job is in any state but RUNNING and SUCCESS.
         JobTimeoutException: The time is over; the job goes on.
+        EndlessJob: It follows a stream.
         NotFoundError: There is no such job.
     """
     started, pause, said = time.monotonic(), _FIRST_POLL_SECONDS, False
@@ -36,6 +38,8 @@ def wait_for_job(workspace: Workspace, job_id: str, timeout: timedelta | None) -
         job = workspace.stores.ledger.job(job_id)
         if job.state == JobState.SUCCESS:
             return job
+        if job.kind == STREAM and job.state == JobState.RUNNING:
+            raise EndlessJob(view=job.view, job_id=job.id)
         if job.next_attempt_at is not None and _run_without_daemon(workspace, job, said=said):
             said = True
             continue

@@ -119,6 +119,7 @@ class MaterializationMethods:
         Raises:
             JobFailedException: The job is in any state but RUNNING and SUCCESS.
             JobTimeoutException: The time is over; the job goes on.
+            EndlessJob: It follows a stream, so it never succeeds.
             NotFoundError: There is no such job.
 
         Source: Manually Trigger Materialization, Waiting for job completion.

@@ -95,6 +95,7 @@ from featurekit_dagster.errors.stores import (
 )
 from featurekit_dagster.errors.streams import (
     DuplicateEvents,
+    EndlessJob,
     EventsRefused,
     IngestError,
     NoSuchShare,
@@ -130,6 +131,7 @@ __all__ = [
     "DeclarationError",
     "DeletionNotRetried",
     "DuplicateEvents",
+    "EndlessJob",
     "EventsNotUsable",
     "EventsRefused",
     "FeatureKitError",

@@ -75,6 +75,22 @@ class StreamFollowed(StreamError):
         )
 
 
+class EndlessJob(StreamError, TectonValidationError):
+    """Somebody would wait for the end of a job that follows a stream.
+
+    Args:
+        view: The feature view.
+        job_id: The job.
+    """
+
+    def __init__(self, *, view: str, job_id: str) -> None:
+        self.view, self.job_id = view, job_id
+        super().__init__(
+            f"{view}: job {job_id} follows a stream and goes on until it is told to end, so it is not waited for; "
+            "get_job shows its stats, and featurekit stream status how far it is"
+        )
+
+
 class NoSuchShare(StreamError, TectonValidationError):
     """A run was told to follow a part of a stream that is not divided so.
 

@@ -14,6 +14,7 @@ from featurekit_dagster import BatchTriggerType, Workspace
 from featurekit_dagster.errors import (
     BeforeFeatureStart,
     DeclarationError,
+    EndlessJob,
     IntervalNotComplete,
     JobStateError,
     MisalignedInterval,
@@ -195,6 +196,15 @@ def test_a_job_of_another_kind_is_shown_by_get_job_alone(workspace: Workspace, s
         )
     assert spending.list_materialization_jobs() == []
     assert [each.job_type for each in spending.list_jobs()] == [spending.get_job(job.id).job_type] == ["DELETION"]
+
+
+def test_a_job_that_follows_a_stream_is_not_waited_for(workspace: Workspace, spending: FeatureViewHandle) -> None:
+    place = {"workspace": workspace.name, "view": "spending", "generation": 1}
+    job = workspace.stores.ledger.follow_stream(**place, run_id="run", code_version="a")
+    assert refusal(EndlessJob, spending.wait_for_materialization_job, job.id, HOUR) == (
+        f"spending: job {job.id} follows a stream and goes on until it is told to end, so it is not waited for; "
+        "get_job shows its stats, and featurekit stream status how far it is"
+    )
 
 
 def test_a_job_that_has_not_ended_is_not_retried(spending: FeatureViewHandle) -> None:
