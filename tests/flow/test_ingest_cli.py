@@ -58,7 +58,7 @@ def _serving(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[bytes]
 
 def _children(pid: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 
