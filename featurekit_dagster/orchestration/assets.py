@@ -10,15 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import MaterializationFailed, PlanError
-from featurekit_dagster.orchestration.checks import CONSISTENT, CheckOutcome, check_specs, check_view
-from featurekit_dagster.orchestration.consistency import outcome_of
+from featurekit_dagster.orchestration.checks import CheckOutcome, check_specs, check_view
 from featurekit_dagster.orchestration.materializations import (
     ADOPTED,
     MaterializationRequest,
@@ -30,7 +28,6 @@ from featurekit_dagster.orchestration.reconcile import restate_after_run
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import JOB_BATCH, TRIGGER, run_tags, view_key, view_spec
 from featurekit_dagster.planning.planner import check_interval
-from featurekit_dagster.serving.consistency import check_consistency
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 OnPartition = Callable[[str], None]
@@ -127,8 +124,6 @@ def view_asset(
         chosen = {check.name for check in context.selected_asset_check_keys}
         if not context.selected_asset_keys:
             found: Iterator[dg.AssetMaterialization | CheckOutcome] = check_view(view, stores, workspace.now())
-            if CONSISTENT in chosen:
-                found = chain(found, [outcome_of(view, check_consistency(view, stores))])
         else:
             run = AssetRun(view, key, workspace, stores, context.instance, context.log)
             if TRIGGER not in context.run.tags:  # so that the view's runs are found whatever started them
@@ -159,7 +154,8 @@ def asset_job_of(view: FeatureView, asset: dg.AssetsDefinition) -> AssetJob:
     """Return the job that materializes partitions of one view; its schedule runs it, and `dagster job` can."""
     return dg.define_asset_job(
         f"materialize_{'__'.join(asset.key.path)}",
-        selection=dg.AssetSelection.assets(asset),
+        # without the check of consistency, which looks at every key online
+        selection=dg.AssetSelection.assets(asset).without_checks() | dg.AssetSelection.checks(*asset.check_keys),
         description=f"Materialize partitions of {view.name}.",
         tags=run_tags(view),
         executor_def=dg.in_process_executor,

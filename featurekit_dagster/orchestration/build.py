@@ -8,6 +8,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import DeclarationError
 from featurekit_dagster.orchestration.assets import asset_job_of, view_asset
 from featurekit_dagster.orchestration.chore_list import chore_jobs, chore_schedules
+from featurekit_dagster.orchestration.consistency import consistency_check
 from featurekit_dagster.orchestration.due_jobs import due_jobs_sensor
 from featurekit_dagster.orchestration.jobs import backfill_job, overwrite_job
 from featurekit_dagster.orchestration.maintenance import maintenance_job, maintenance_schedule
@@ -56,6 +57,7 @@ def build_definitions(workspace: BoundWorkspace, prefix: str | None = None) -> d
             *assets.values(),
             *(published_asset(view, workspace, prefix) for view in published_views(workspace)),
         ],
+        asset_checks=[consistency_check(view, workspace, prefix) for view in views if view.online],
         jobs=[*jobs.values(), *streams.values(), *public, refill, *chores.values()],
         schedules=[
             *schedules,

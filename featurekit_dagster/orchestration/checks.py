@@ -24,7 +24,7 @@ from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SCHEMA, INSIDE_COVERAGE, UNIQUE_ROWS, UP_TO_DATE = "schema", "inside_coverage", "unique_rows", "up_to_date"
-FRESH, CONSISTENT = "fresh", "online_as_offline"
+FRESH = "fresh"
 
 _OFFLINE_CHECKS = {
     SCHEMA: "The offline table has the declared columns, with the declared types.",
@@ -32,9 +32,6 @@ _OFFLINE_CHECKS = {
     UNIQUE_ROWS: "No two rows of the offline table have the same join keys and time.",
 }
 _FRESH = "The newest event of the stream is no older than the view's expected_feature_freshness."
-_CONSISTENT = (
-    "Online reads of a sample of join keys answer what is stored offline; looked at when it is asked for alone."
-)
 _UP_TO_DATE = "Every interval whose sources are complete is materialized in every store that the view writes."
 
 
@@ -77,7 +74,6 @@ def check_specs(view: FeatureView, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """Return the checks of a view, in the order in which they are made."""
     described = {**(_OFFLINE_CHECKS if view.offline else {}), UP_TO_DATE: _UP_TO_DATE}
     described |= {FRESH: _FRESH} if view.expected_feature_freshness is not None else {}
-    described |= {CONSISTENT: _CONSISTENT} if view.online else {}
     return [dg.AssetCheckSpec(name, asset=key, description=text) for name, text in described.items()]
 
 

@@ -14,9 +14,9 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import ReadError, TectonValidationError
 from featurekit_dagster.intervals import Interval
-from featurekit_dagster.orchestration.checks import CONSISTENT, CheckOutcome
+from featurekit_dagster.orchestration.checks import CheckOutcome
 from featurekit_dagster.orchestration.chores import Chore, ChoreRun, run_chore
-from featurekit_dagster.orchestration.resources import BoundWorkspace
+from featurekit_dagster.orchestration.resources import BoundWorkspace, resource_key
 from featurekit_dagster.orchestration.translator import view_key
 from featurekit_dagster.planning.grid import last_complete_end
 from featurekit_dagster.planning.planner import stores_of
@@ -24,6 +24,7 @@ from featurekit_dagster.serving.consistency import SAMPLE, ConsistencyReport, ch
 from featurekit_dagster.stores.ledger_records import CONSISTENCY, JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
+CONSISTENT = "online_as_offline"
 WEEKLY = "0 5 * * 0"
 DIFFERENCES = ("mismatched", "missing", "extra")
 _DIFFERS, _MOST_NAMES = "differs:", 20
@@ -81,6 +82,31 @@ def outcome_of(view: FeatureView, report: ConsistencyReport) -> CheckOutcome:
         counts=dict(counts_of(report)),
         warns=view.is_stream,
     )
+
+
+def consistency_check(
+    view: FeatureView, workspace: BoundWorkspace, prefix: str | None = None
+) -> dg.AssetChecksDefinition:
+    """Return the asset check of an online view, which the job tells too; materializations by its own job leave it out.
+
+    Args:
+        view: A view that is an asset and is written online.
+        workspace: The workspace it is declared in.
+        prefix: First part of the asset key, if wanted.
+    """
+    resource = resource_key(prefix)
+
+    def check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        stores = getattr(context.op_execution_context.resources, resource).open(workspace)
+        return outcome_of(view, check_consistency(view, stores)).result(view_key(view, prefix))
+
+    decorated: dg.AssetChecksDefinition = dg.asset_check(
+        asset=view_key(view, prefix),
+        name=CONSISTENT,
+        description="Online reads of a sample of join keys answer what is stored offline.",
+        required_resource_keys={resource},
+    )(check)
+    return decorated
 
 
 def _events(

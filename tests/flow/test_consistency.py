@@ -130,7 +130,7 @@ def test_the_check_is_made_when_it_is_asked_for_alone_and_by_no_materialization(
         result = run_asset(workspace, "spending", 0, 4, instance)
         assert "online_as_offline" not in {e.check_name for e in result.get_asset_check_evaluations()}
         alone = dg.materialize(
-            [defs.get_assets_def("spending")],
+            [defs.get_assets_def("spending"), *(defs.asset_checks or ())],
             instance=instance,
             resources=dict(defs.resources or {}),
             selection=dg.AssetSelection.checks(key),
