@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from featurekit_dagster import Workspace
-from featurekit_dagster.errors import LeaseHeld, NotPublished
+from featurekit_dagster.errors import JobStopped, LeaseHeld, NotPublished
 from featurekit_dagster.execution.publish import Published, publish, queue_missing, queue_range
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.serving.published import changes_in
@@ -93,6 +93,31 @@ def test_a_job_that_died_between_the_warehouse_and_the_ledger_is_done_again(work
     (done,) = export(workspace)
     assert done.stats["rows_replaced"] == done.stats["rows"] > 0
     assert published(workspace).windows() == days(2, 6)
+    assert rows_published(workspace) == rows_expected(workspace, days(2, 6))
+
+
+def test_a_cancelled_job_keeps_the_pieces_that_it_has_published(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurekit_dagster.execution.publish._LONGEST_PIECE", DAY)
+    ledger = workspace.stores.ledger
+    (waiting,) = ledger.unfinished_chores("world", FEATURE_EXPORT)
+    job = ledger.begin_chore(waiting.id, run_id=None)
+    looks = 0
+
+    def check() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 4:  # before each piece, and before it is written
+            raise JobStopped(job_id=job.id)
+
+    with pytest.raises(JobStopped):
+        publish(published(workspace), job, lambda *asked: changes(workspace, *asked), check)
+    assert published(workspace).windows() == days(2, 4)
+    assert rows_published(workspace) == rows_expected(workspace, days(2, 4))
+    ledger.fail(job.id, reason="told to end")
+    (done,) = export(workspace)
+    assert (done.stats["windows"], done.stats["rows_replaced"]) == (2, 0)
     assert rows_published(workspace) == rows_expected(workspace, days(2, 6))
 
 
