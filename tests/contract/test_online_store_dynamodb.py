@@ -45,6 +45,11 @@ if os.environ.get("FEATUREKIT_SOAK"):
         test_what_is_before_the_cutoff_goes_and_the_tile_that_it_cuts_with_it,
         test_without_keys_every_stored_key_is_looked_at,
     )
+    from tests.contract.test_online_upkeep import (
+        test_a_generation_moves_to_its_other_slot_in_one_step,
+        test_rows_before_a_time_go,
+        test_tiles_before_a_time_go_and_the_rest_stays_as_it_was,
+    )
 
 pytestmark = pytest.mark.slow
 
