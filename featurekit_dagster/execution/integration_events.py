@@ -18,11 +18,14 @@ import pyarrow.compute as pc
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import FunctionConfig, SourceRange
+from featurekit_dagster.domain.stream_sources import PushConfig
 from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, to_arrow
 from featurekit_dagster.engine.duck import connect, literal, quoted
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.engine.transform import with_utc_timestamps
 from featurekit_dagster.errors import EventsNotUsable, SourceError
+from featurekit_dagster.execution.ingest import event_payloads
+from featurekit_dagster.execution.stream_post_processing import PostProcessor
 from featurekit_dagster.intervals import Interval
 
 GIVEN, GENERATED, OWN = "given", "generated", "source"
@@ -41,12 +44,14 @@ class InputEvents:
         rows: The rows; times in UTC microseconds.
         time_column: The column by which the source is cut to intervals; None where it is handed over whole.
         origin: Where they came from.
+        records: The same events as a stream brings them, where they look otherwise than the rows.
     """
 
     parameter: str
     rows: pa.Table
     time_column: str | None
     origin: str
+    records: Sequence[bytes] | None = None
 
     def before(self, time: datetime) -> pa.Table:
         """Return the rows that were there at a time, which all are where nothing tells their time."""
@@ -161,7 +166,7 @@ def generated_events(
     count: int = EVENTS,
 ) -> InputEvents:
     """Return events that are made up, with times in an interval of whole batch intervals."""
-    schema = input_schema(view, parameter, used)
+    schema = _sent_schema(view) or input_schema(view, parameter, used)
     time_column = time_column_of(view, used, schema.names)
     chance = random.Random(f"{seed}/{view.name}/{parameter}")  # noqa: S311 - no secret is made of it
     times = _times(interval, view.batch_schedule, count, chance)
@@ -169,7 +174,30 @@ def generated_events(
     makers = _Makers(view, times, chance, frozenset(unique))
     arrays = [makers.column(column, is_time=column.name == time_column) for column in schema]
     rows = _in_utc(pa.table(arrays, schema=pa.schema([(c.name, a.type) for c, a in zip(schema, arrays, strict=True)])))
-    return InputEvents(parameter=parameter, rows=rows, time_column=time_column, origin=GENERATED)
+    made, records = _processed(view, rows)
+    time_column = time_column_of(view, used, made.column_names)
+    return InputEvents(parameter=parameter, rows=made, time_column=time_column, origin=GENERATED, records=records)
+
+
+def _sent_schema(view: FeatureView) -> pa.Schema | None:
+    """Return the columns of records that are sent to a push source, where its `post_processor` makes rows of them."""
+    config = None if view.stream_source is None else view.stream_source.stream_config
+    if not isinstance(config, PushConfig) or config.post_processor is None or not config.input_schema:
+        return None
+    return arrow_schema(config.input_schema)
+
+
+def _processed(view: FeatureView, sent: pa.Table) -> tuple[pa.Table, list[bytes] | None]:
+    """Return the rows that a push source makes of sent records, and the records; rows as they are without that."""
+    source = view.stream_source
+    if source is None or _sent_schema(view) is None:
+        return sent, None
+    config = source.stream_config
+    assert isinstance(config, PushConfig)
+    assert config.post_processor is not None
+    by_row = config.post_processor_mode != "pandas"
+    processor = PostProcessor(config.post_processor, source.schema or view.columns, by_row=by_row)
+    return _in_utc(processor.apply(sent).rows), event_payloads(sent.to_pylist(), list)
 
 
 def _times(interval: Interval, schedule: timedelta, count: int, chance: random.Random) -> list[datetime]:

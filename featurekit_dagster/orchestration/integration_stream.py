@@ -54,6 +54,8 @@ def stream_steps(bench: Bench, records: Sequence[bytes] | None) -> None:
         bench: The view in its workspace.
         records: Records of the stream; by default the rows of the events as JSON.
     """
+    (given,) = bench.tested.events.values()
+    records = given.records if records is None else records
     events, begin = _events_and_begin(bench, records)
     _same_code(bench, events if records is not None else _payloads(_ordered(bench)))
     view = bench.tested.view

@@ -24,6 +24,7 @@ from featurekit_dagster import (
     FileConfig,
     FilteredSource,
     Float64,
+    Int64,
     KafkaConfig,
     PushConfig,
     StreamProcessingMode,
@@ -198,6 +199,18 @@ def test_a_sound_stream_view_passes_every_step(tmp_path: Path, mode: str) -> Non
     names = [step.name for step in report.steps]
     assert {"stream_as_batch", "bootstrap", "stream", "freshness", "materialization", "recomputed"} <= set(names)
     assert report.step("stream").counts["events"] == 36
+
+
+@pytest.mark.slow
+def test_records_that_a_push_source_makes_rows_of_are_made_up_as_they_are_sent(tmp_path: Path) -> None:
+    def in_euros(record: dict[str, Any]) -> dict[str, Any]:
+        return {"user": record["who"], "paid_at": record["paid_at"], "amount": record["cents"] / 100}
+
+    sent = [Field("who", String), Field("cents", Int64), Field("paid_at", Timestamp)]
+    config = PushConfig(timestamp_field="paid_at", post_processor=in_euros, input_schema=sent)
+    report = checked(tmp_path, stream_view(config, tmp_path / "table", as_they_are))
+    assert states(report) == {}
+    assert report.step("stream").counts["events"] == 60
 
 
 @pytest.mark.slow
