@@ -37,6 +37,22 @@ def test_status_says_what_the_run_has_said_last(workspace: Workspace) -> None:
     assert json.loads(output("job", job.id, "--json"))["interval"]["end_time"] is None
 
 
+def test_status_adds_up_what_the_runs_of_one_stream_have_said(workspace: Workspace) -> None:
+    facts = {"workspace": workspace.name, "view": "paid", "generation": 1, "code_version": "c", "groups": 2}
+    ledger = workspace.stores.ledger
+    jobs = [ledger.follow_stream(**facts, group=group, run_id=f"run {group}") for group in range(2)]
+    for job, newest, watermark in zip(jobs, (5_000_000, 9_000_000), (4_000_000, 2_000_000), strict=True):
+        times = {"newest_event_us": newest, "watermark_us": watermark, "retention_seconds": 3600}
+        ledger.report_stream(job.id, {"events": 10, "lag": 1, **times})
+    ledger.fail(jobs[1].id, reason="the broker is away")
+    ledger.cancel(jobs[1].id)
+    (found,) = json.loads(output("stream", "status", "--json"))
+    assert (found["events"], found["lag"], found["state"]) == (20, 2, "1 RUNNING, 1 MANUALLY_CANCELLED")
+    assert (found["newest_event"], found["watermark"]) == ("1970-01-01T00:00:09Z", "1970-01-01T00:00:02Z")
+    assert [(each["share"], each["run_id"]) for each in found["shares"]] == [("1 of 2", "run 0"), ("2 of 2", "run 1")]
+    assert found["warning"].startswith("paid: its stream keeps events for 1h, less than the batch_schedule 1d;")
+
+
 def test_a_stream_is_paused_and_resumed(workspace: Workspace) -> None:
     assert output("stream", "pause", "paid") == (
         "Paused the stream of paid; featurekit stream resume paid lets it go on where it is.\n"
