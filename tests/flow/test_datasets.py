@@ -55,17 +55,19 @@ def materialized(folder: Path) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace of which everything is materialized; tests give their datasets names of their own."""
-    return materialized(tmp_path_factory.mktemp("payments"))
-
-
-@pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a workspace of which everything is materialized."""
     folder = tmp_path_factory.mktemp("untouched")
     materialized(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace of which everything is materialized; tests give their datasets names of their own."""
+    folder = tmp_path_factory.mktemp("payments")
+    shutil.copytree(untouched, folder, dirs_exist_ok=True)
+    return payments_workspace(folder, now=day(12))
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def spine() -> pd.DataFrame:
     return pd.DataFrame({"user_id": [USERS[n % 3] for n in range(ROWS)], "asked_at": times, "label": range(ROWS)})
 
 
-def asked(workspace: Workspace, name: str, spine: Any, bucket_rows: int = 10) -> DatasetJob:
+def asked(workspace: Workspace, name: str, spine: Any, bucket_rows: int = 15) -> DatasetJob:
     frame = workspace.get_feature_service("fraud").get_features_for_events(spine)
     job: DatasetJob = frame.start_dataset_job(name, extra_config={"bucket_rows": bucket_rows})
     return job
@@ -107,10 +109,7 @@ def test_dataset_of_a_frame_has_its_rows_and_says_how_it_came_about(shared: Work
     frame = shared.get_feature_service("fraud").get_features_for_events(spine)
     job = frame.start_dataset_job("from_frame", extra_config={"bucket_rows": 10}, job_retry_times=0)
     assert (job.get_dataset(), job.progress, job.state) == (None, (0, 4), "RUNNING")
-    with pytest.warns(UserWarning, match="no Dagster daemon"):
-        job.wait_for_completion(timedelta(minutes=1))
-    dataset = job.get_dataset()
-    assert dataset is not None
+    dataset = made(shared, job)
     assert job.progress == (4, 4)
     assert dataset.to_dataframe().to_arrow().to_pylist() == frame.to_arrow().to_pylist()
     assert dataset.get_spine_dataframe().to_pandas().drop(columns="asked_at").equals(spine.drop(columns="asked_at"))
@@ -120,8 +119,7 @@ def test_dataset_of_a_frame_has_its_rows_and_says_how_it_came_about(shared: Work
     amount = dataset.statistics["spending__amount_sum_1d_1d"]
     assert (amount["min"], sum(amount["histogram"]["counts"])) == (AMOUNT + 1, ROWS * (1 - amount["null_rate"]))
     (record,) = [each for each in shared.jobs() if each.id == job.id]
-    assert (record.kind, record.view, record.state) == ("DATASET_GENERATION", "", "SUCCESS")
-    assert record.stats == {"rows": ROWS, "features": 3, "buckets": 4, "buckets_before": 0}
+    assert (record.kind, record.view, record.max_attempts) == ("DATASET_GENERATION", "", 1)
 
 
 def test_dataset_of_the_launchpad_reads_a_query(
@@ -145,6 +143,7 @@ def test_dataset_of_the_launchpad_reads_a_query(
     assert not any(user in line for line in logged for user in USERS)
     (record,) = shared.get_feature_view("spending").list_jobs()[:1]
     assert (record.job_type, record.state) == ("DATASET_GENERATION", "SUCCESS")
+    assert record.stats == {"rows": ROWS // 2, "features": 2, "buckets": 1, "buckets_before": 0}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,9 @@ def test_job_that_is_cancelled_half_way_goes_on_where_it_was(shared: Workspace, 
     assert 2 <= done < ROWS // 3
     assert shared.stores.ledger.job(job.id).stats["buckets"] == done
     job.retry()
-    job.complete()
+    with pytest.warns(UserWarning, match="no Dagster daemon"):
+        job.wait_for_completion(timedelta(minutes=5))
+    assert job.get_dataset() is not None
     whole = made(shared, asked(shared, "whole", spine, bucket_rows=ROWS))
     resumed = shared.get_dataset("cancelled")
     assert resumed.manifest["content_sha256"] == whole.manifest["content_sha256"]
@@ -210,6 +211,7 @@ def test_all_buckets_are_of_one_version_whatever_is_written_in_between(
     assert dataset.reproduce().is_equal
 
 
+@pytest.mark.slow
 def test_what_is_not_covered_at_the_first_bucket_is_refused_for_all(
     own: Workspace, spine: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -249,7 +251,7 @@ def test_rows_that_are_no_longer_those_of_the_manifest_are_told(own: Workspace, 
 
 def test_rows_of_two_declarations_never_make_one_dataset(own: Workspace, spine: pd.DataFrame, tmp_path: Path) -> None:
     job = asked(own, "changing", spine)
-    assert ended_by(lambda: make(own, job, buckets=2))
+    assert ended_by(lambda: make(own, job, buckets=1))
     whole = made(own, asked(own, "whole", spine))
     other = payments_workspace(tmp_path, now=day(12), data_delay=HOUR)
     with pytest.raises(DatasetChanged) as refused:
@@ -295,6 +297,7 @@ def test_dataset_is_archived_and_deleted(own: Workspace, spine: pd.DataFrame) ->
         remove_dataset(own.stores, "training")
 
 
+@pytest.mark.slow
 def test_history_is_saved_under_a_given_name_or_one_that_is_made_up(shared: Workspace, spine: pd.DataFrame) -> None:
     service = shared.get_feature_service("fraud")
     frame = service.get_historical_features(spine, save=True)
@@ -314,7 +317,6 @@ def test_dataset_of_a_time_range_has_no_spine(shared: Workspace) -> None:
     view = shared.get_feature_view("spending")
     keys = pd.DataFrame({"user_id": USERS[:2]})
     frames = {
-        "range": view.get_features_in_range(day(2), day(9)),
         "range_of_two": view.get_features_in_range(day(2), day(9), entities=keys),
         "history": view.get_historical_features(start_time=day(2), end_time=day(9)),
         "rows": shared.get_feature_view("last_payment").get_features_in_range(day(2), day(9), max_lookback=2 * HOUR),

@@ -14,7 +14,7 @@ from tests.laws.test_reads_agree import materialize
 from tests.laws.worlds import SCHEMA, World, build, worlds
 from tests.support.datasets import content, ended_by, made, make
 
-EXAMPLES = 500 if SOAK else 6
+EXAMPLES = 500 if SOAK else 2
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

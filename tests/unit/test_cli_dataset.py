@@ -14,7 +14,7 @@ from featurekit_dagster import Workspace
 from featurekit_dagster.cli import app
 from featurekit_dagster.dataset_handles import DatasetJob
 from featurekit_dagster.execution.materialize import run_tasks
-from tests.support.datasets import ended_by, make
+from tests.support.datasets import make
 from tests.unit.cli_runner import bind, output
 from tests.unit.cli_shop import DAY, FIRST_DAY, USERS, shop_workspace, write_purchases
 
@@ -31,7 +31,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return bound
 
 
-def test_dataset_is_made_shown_verified_archived_and_deleted(workspace: Workspace, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_dataset_is_made_from_a_file(workspace: Workspace, tmp_path: Path) -> None:
     times = [FIRST_DAY + day * DAY for day in range(2, 6)]
     rows = pa.table({"user_id": [USERS[0]] * 4, "seen_at": times})
     csv.write_csv(rows, tmp_path / "spine.csv")
@@ -40,17 +41,21 @@ def test_dataset_is_made_shown_verified_archived_and_deleted(workspace: Workspac
     stored = workspace.get_dataset("training").to_dataframe().to_arrow()
     expected = workspace.get_feature_view("spend").get_features_for_events(rows).to_arrow()
     assert stored.to_pylist() == expected.to_pylist()
+
+
+def test_dataset_is_shown_verified_archived_and_deleted(workspace: Workspace) -> None:
+    make(workspace, workspace.get_feature_view("spend").create_dataset("training", HELD))
     (line,) = json.loads(output("dataset", "list", "--json"))
     assert {name: line[name] for name in ("name", "of", "rows", "state")} == {
         "name": "training",
         "of": "spend",
-        "rows": 4,
+        "rows": 20,
         "state": "ready",
     }
     shown = output("dataset", "show", "training", width=200)
     assert "Dataset training of spend" in shown
     assert "█" in shown
-    assert json.loads(output("dataset", "show", "training", "--json"))["rows"] == 4
+    assert json.loads(output("dataset", "show", "training", "--json"))["rows"] == 20
     assert output("dataset", "verify", "training").startswith("training: the same rows, ")
     output("dataset", "archive", "training")
     assert output("dataset", "list") == "There are no datasets.\n"
@@ -67,7 +72,7 @@ def test_dataset_that_waits_is_listed_with_its_progress(workspace: Workspace) ->
     assert "RUNNING, 0 of 1" in output("dataset", "list")
     assert f"of job {job.id}" in _refused(*command)
     assert "is being made by job" in _refused("dataset", "delete", "queued")
-    assert not ended_by(lambda: make(workspace, DatasetJob(workspace, job.id, "queued")))
+    make(workspace, DatasetJob(workspace, job.id, "queued"))
     assert workspace.get_dataset("queued").row_count == 20
 
 

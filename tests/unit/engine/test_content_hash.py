@@ -17,7 +17,7 @@ from featurekit_dagster.engine.storable import storable, type_text
 from featurekit_dagster.errors import UnstorableColumns
 from tests.conftest import SOAK
 
-EXAMPLES = 1_000 if SOAK else 25
+EXAMPLES = 1_000 if SOAK else 8
 
 TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "integer": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
