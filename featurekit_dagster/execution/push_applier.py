@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -86,14 +85,21 @@ class PushApplier:
         try:
             while not self._stop.is_set():
                 for view in self._views:
-                    with suppress(OperationalError):  # the ledger was busy for long; the next look is soon
-                        view.look()
+                    self._look_at(view)
                 is_waiting = any(view.waits_for_run for view in self._views)
                 self._stop.wait(_SECONDS_BETWEEN_TRIES if is_waiting else _SECONDS_BETWEEN_LOOKS)
         finally:
             self.is_applying = False
             for view in self._views:
                 view.end(HANDED_OVER)
+
+    def _look_at(self, view: _Following) -> None:
+        try:
+            view.look()
+        except OperationalError:
+            return  # the ledger was busy for long; the next look is soon
+        except Exception as error:  # noqa: BLE001 - the other views of the source go on
+            view.failed(error)
 
 
 @dataclass(slots=True)
@@ -125,7 +131,7 @@ class _Following:
                 self._begin()
             return
         if self._attempt.ended.is_set():
-            self._failed(self._attempt.error)
+            self.failed(self._attempt.error)
             self.end("")
         elif why := self._attempt.told():
             _log.info("view=%s is applied by this process no longer: %s", self.view.name, why)
@@ -140,7 +146,8 @@ class _Following:
         if attempt is not None:
             attempt.end(why)
 
-    def _failed(self, error: BaseException | None) -> None:
+    def failed(self, error: BaseException | None) -> None:
+        """Try again after a while, which grows."""
         lasted = time.monotonic() - self._began >= STEADY_AFTER.total_seconds()
         self._failures = 1 if lasted else self._failures + 1
         self._due = time.monotonic() + FOLLOWED.wait_after(self._failures).total_seconds()
@@ -164,7 +171,7 @@ class _Following:
             self._ask_to_end(ledger.job(held.job_id))
             return
         except FeatureKitError as refused:
-            self._failed(refused)
+            self.failed(refused)
             return
         self._began = self._noted = time.monotonic()
         holder = f"ingest process {os.getpid()}"

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from featurekit_dagster import Workspace
-from featurekit_dagster.execution import push_applier
+from featurekit_dagster.execution import push_applier, stream_attempt
 from featurekit_dagster.ingest_app import IngestLimits
 from featurekit_dagster.planning.generations import StoredShape
+from featurekit_dagster.planning.job_state import RetryPolicy
 from featurekit_dagster.planning.stream_code import stream_code
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.support.push import ingest_server, payment, payments_workspace
@@ -137,3 +139,23 @@ def test_a_call_beside_a_server_waits_for_it(tmp_path: Path, wait: timedelta) ->
         assert (result.sequence, result.visible) == (2, True if wait else None)
         assert server.send([payment(7)]).json()["visible"] is True
     assert _paid(workspace)["count"] == 3
+
+
+def test_a_server_goes_on_after_a_loop_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = payments_workspace(tmp_path)
+    quick = RetryPolicy(max_attempts=10, max_lost=10, first_wait=timedelta(milliseconds=100))
+    monkeypatch.setattr(push_applier, "FOLLOWED", quick)
+    opened = stream_attempt.open_reader
+    failures = iter([OSError("secret-value")])
+
+    def broken(*given: Any, **named: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return opened(*given, **named)
+
+    monkeypatch.setattr(stream_attempt, "open_reader", broken)
+    with ingest_server(workspace, PATIENT, applies=True) as server:
+        assert server.send([payment(7)]).json()["visible"] is True
+    job = _newest(workspace)
+    assert [attempt.state for attempt in job.attempts] == ["ERROR", "CANCELLED"]
+    assert "secret" not in str(job.attempts[0].reason)
