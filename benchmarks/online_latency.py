@@ -101,6 +101,8 @@ def measure(store: str, keys: int, reads: int) -> None:
             "reads": reads,
             "load_cpu_us_per_key": 1e6 * load / keys,
         }
+        for form in (ask, get):
+            timed(form, users)  # brings what is asked for into memory
         halves: dict[str, list[tuple[np.ndarray, float]]] = {"ours": [], "raw": []}
         for part in (users[: reads // 2], users[reads // 2 :]):
             for form, read in (("ours", ask), ("raw", get)):
