@@ -10,12 +10,15 @@ import pyarrow as pa
 from featurekit_dagster.domain.feature_view import FeatureReference, FeatureView
 from featurekit_dagster.domain.repo import Repository
 from featurekit_dagster.engine.storable import storable
+from featurekit_dagster.errors import SpineError
 from featurekit_dagster.planning.dataset_request import DatasetKind, DatasetRequest
+from featurekit_dagster.serving.frame import column_names
 from featurekit_dagster.serving.historical import checked_spine, entity_keys, features_for_spine
 from featurekit_dagster.serving.history import history
 from featurekit_dagster.serving.ranges import features_in_range
 from featurekit_dagster.serving.spine import Spine
 from featurekit_dagster.serving.stored import StoredRows
+from featurekit_dagster.stores.datasets import ROW
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 
@@ -97,6 +100,14 @@ def checked_dataset_spine(references: Sequence[FeatureReference], frame: Any, re
         request: What is asked for; its time column may be left out when there is only one.
 
     Raises:
-        SpineError: A column is missing, of the wrong type, or has the name of a feature.
+        SpineError: A column is missing, of the wrong type, or has a name that it cannot have in a dataset.
     """
-    return checked_spine(references, frame, request.timestamp_key, request.separator)
+    spine = checked_spine(references, frame, request.timestamp_key, request.separator)
+    names = [*column_names(spine.original), *request.feature_columns, ROW]
+    met: dict[str, list[str]] = {}
+    for name in names:
+        met.setdefault(name.lower(), []).append(name)
+    alike = next((same for same in met.values() if len(same) > 1), None)
+    if alike is not None:
+        raise SpineError(f"columns {' and '.join(alike)} would be one in a Delta table, which ignores case; rename one")
+    return spine

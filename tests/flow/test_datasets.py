@@ -348,6 +348,15 @@ def test_bucket_without_a_single_time_has_rows_without_features(shared: Workspac
         shared.get_feature_service("fraud").create_dataset("never", spine, "asked_at")
 
 
+@pytest.mark.parametrize("column", ["LABEL", "SPENDING__amount_sum_1d_1d", "_featurekit_row"])
+def test_column_that_delta_would_take_for_another_is_refused(
+    shared: Workspace, spine: pd.DataFrame, column: str
+) -> None:
+    with pytest.raises(SpineError, match=f"{column} would be one|{column} and"):
+        shared.get_feature_view("spending").create_dataset("never", spine.assign(**{column: 1}), "asked_at")
+    assert "never" not in shared.stores.datasets.begun()
+
+
 def test_empty_spine_makes_an_empty_dataset(shared: Workspace, spine: pd.DataFrame) -> None:
     dataset = made(shared, asked(shared, "empty", spine.head(0)))
     assert (dataset.row_count, dataset.to_dataframe().columns) == (0, dataset.columns)
