@@ -224,8 +224,9 @@ class StreamFollower:
                 found = self._without_long_keys(found, records, str(error), batches[0].partition)
         self._batches, self._watermark = [], found.watermark
         self._forgotten_us = max((us for us in (self._forgotten_us, commit.forget_us) if us is not None), default=None)
+        has_letters = [name for name, known in stored.items() if known.refused != self._checkpoints[name].refused]
         self._checkpoints = {**self._checkpoints, **stored}
-        for name in stored:
+        for name in has_letters:
             self._move_letters(name)
         self._tell_ledger()
         return written
