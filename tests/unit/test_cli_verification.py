@@ -62,6 +62,7 @@ def test_files_and_views_that_do_not_fit_are_refused(shop: Workspace, tmp_path: 
         assert said in result.output.replace("\n", " ").replace("│ ", "")
 
 
+@pytest.mark.slow
 def test_stores_that_are_the_same_end_with_0_and_others_with_1(shop: Workspace) -> None:
     view, stores = shop.repo.view(VIEW), shop.stores
     interval = Interval(FIRST_DAY, FIRST_DAY + 10 * DAY)
