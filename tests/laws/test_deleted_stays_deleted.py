@@ -51,7 +51,7 @@ from tests.support.visits import (
 
 USERS = (1, 2, 3, None)
 END = day(5)
-EXAMPLES = 150 if SOAK else 8
+EXAMPLES = 150 if SOAK else 4
 numbers = st.integers(1, 4)
 visits = st.lists(st.tuples(st.sampled_from(USERS), st.integers(0, 95), st.integers(-9, 9)), min_size=4, max_size=16)
 steps = st.lists(
