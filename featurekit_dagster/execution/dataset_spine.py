@@ -101,18 +101,24 @@ def opened_spine(given: Any, keys: Sequence[Field]) -> Iterator[SpineReader]:
         with _opened_file(Path(given), keys) as reader:
             yield reader
     else:
-        with connect() as con:
-            try:
-                found = con.sql(str(given))
-                if found is None:
-                    raise QueryRefused(view=_SPINE, reason="it is no query of rows; give one SELECT")
-                reader = found.to_arrow_reader(_BATCH_ROWS)
-                yield SpineReader(reader.schema, reader)
-            except duckdb.Error as error:
-                # the engine's own words may quote a value of a row, but not before the first row
-                kind = type(error).__name__
-                reason = str(error).splitlines()[0] if isinstance(error, duckdb.ProgrammingError) else kind
-                raise QueryRefused(view=_SPINE, reason=reason) from None
+        with _opened_query(str(given)) as reader:
+            yield reader
+
+
+@contextmanager
+def _opened_query(query: str) -> Iterator[SpineReader]:
+    with connect() as con:
+        try:
+            statements = con.extract_statements(query)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise QueryRefused(view=_SPINE, reason="it is no query of rows; give one SELECT")
+            reader = con.sql(query).to_arrow_reader(_BATCH_ROWS)
+            yield SpineReader(reader.schema, reader)
+        except duckdb.Error as error:
+            # of other errors the engine's words may quote a value of a row
+            is_known = isinstance(error, duckdb.ParserException | duckdb.BinderException | duckdb.CatalogException)
+            reason = str(error).splitlines()[0] if is_known else type(error).__name__
+            raise QueryRefused(view=_SPINE, reason=reason) from None
 
 
 def is_file(given: str | Path) -> bool:
