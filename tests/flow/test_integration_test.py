@@ -26,7 +26,9 @@ from featurekit_dagster import (
     Float64,
     Int64,
     KafkaConfig,
+    PublishFeaturesConfig,
     PushConfig,
+    RedisConfig,
     StreamProcessingMode,
     StreamSource,
     String,
@@ -219,10 +221,17 @@ def test_nothing_of_the_users_stores_is_touched(tmp_path: Path, file: Path, monk
     monkeypatch.setenv("FEATUREKIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FEATUREKIT_LAKE", str(tmp_path / "home" / "lake"))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FEATUREKIT_ONLINE_STORE", "redis://127.0.0.1:1")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "mine").write_text("mine")
     before = dict(files(tmp_path))
-    assert checked(tmp_path, batch_view(file, as_they_are), from_source=True).passed
+    view = batch_view(
+        file,
+        as_they_are,
+        online_store=RedisConfig(primary_endpoint="redis://127.0.0.1:2", authentication_token=""),
+        publish_features_config=PublishFeaturesConfig(),
+    )
+    assert checked(tmp_path, view, from_source=True).passed
     assert dict(files(tmp_path)) == before
 
 
