@@ -4,9 +4,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -25,7 +31,7 @@ from tests.contract.test_online_store_streams import (
     test_rows_of_a_tile_are_combined_with_each_other_and_with_what_is_stored,
     test_state_is_written_with_the_records_and_the_first_start_stays,
 )
-from tests.support.online_records import TILES, Tiles, tile_records, write
+from tests.support.online_records import TILES, Tiles, stored, tile_records, write
 from tests.support.online_servers import drop_dynamodb_tables, dynamodb_config, dynamodb_store
 
 if os.environ.get("FEATUREKIT_SOAK"):
@@ -150,3 +156,56 @@ def test_a_service_that_is_away_or_refuses_is_told_apart(tmp_path: Path, monkeyp
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(OnlineStoreRefused, match="NoCredentials"):
         open_dynamodb(dynamodb_config()).coverage(TILES)
+
+
+class _Throttled(BaseHTTPRequestHandler):
+    """Leads to the emulator, but throttles some calls and leaves half of what a batch asks for undone."""
+
+    calls = 0
+    target = ""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_POST(self) -> None:
+        """Answer a call."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).calls += 1
+        if type(self).calls in (2, 5):
+            return self._answer(400, b'{"__type":"com.amazon.coral#ProvisionedThroughputExceededException"}')
+        asked, left = json.loads(body), {}
+        if self.headers["X-Amz-Target"].endswith("BatchGetItem"):
+            for table, wanted in asked["RequestItems"].items():
+                half = len(wanted["Keys"]) // 2
+                if half:
+                    left[table] = {**wanted, "Keys": wanted["Keys"][:half]}
+                    wanted["Keys"] = wanted["Keys"][half:]
+        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "content-length")}
+        try:
+            with urlopen(Request(self.target, json.dumps(asked).encode(), kept)) as answer:  # noqa: S310
+                found = json.loads(answer.read())
+        except HTTPError as error:
+            return self._answer(error.code, error.read())
+        return self._answer(200, json.dumps({**found, "UnprocessedKeys": left} if left else found).encode())
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/x-amz-json-1.0")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_throttled_service_is_asked_until_all_is_done() -> None:
+    class Handler(_Throttled):
+        target = dynamodb_config().endpoint_url or ""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        store = open_dynamodb(replace(dynamodb_config(), endpoint_url=url, table_prefix="throttled"))
+        tiles: Tiles = {((f"u{number}",), 0): (number, 1.0) for number in range(20)}
+        write(store, TILES, tile_records(TILES, tiles))
+        assert stored(store, TILES, [(f"u{number}",) for number in range(20)]) == tiles
+        server.shutdown()
+    assert Handler.calls > 10

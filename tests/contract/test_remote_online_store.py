@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from featurekit_dagster.stores import remote_patience
 from featurekit_dagster.stores.redis_table import RedisTable, open_redis
 from featurekit_dagster.stores.remote_environment import RemoteEnvironment, RemoteTransaction
 from featurekit_dagster.stores.remote_table import ABSENT
+from tests.conftest import ROOT
 from tests.contract.test_online_store_streams import TILES as STREAMED
 from tests.contract.test_online_store_streams import commit_of, stream
 from tests.support.online_records import COVERED, HOUR_US, TILES, WILDCARD, Tiles, records, stored, tile_records, write
@@ -258,3 +261,22 @@ def test_two_stores_that_fill_and_stream_at_once_lose_nothing(tmp_path: Path) ->
             done.result()
     found = valkey_store(tmp_path).read(STREAMED, [(user,) for user in users])
     assert found == [[*((hour * HOUR_US, 1, 1.0) for hour in range(10)), (20 * HOUR_US, 10, 5.0)]] * len(users)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(20 if os.environ.get("FEATUREKIT_SOAK") else 2))
+def test_a_killed_writer_leaves_whole_keys_and_no_coverage_of_what_is_not_there(tmp_path: Path, kill: int) -> None:
+    command = [sys.executable, "-m", "tests.support.online_writer", str(tmp_path), "300", "1000", valkey_url()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.05 + 0.17 * (kill * 7 % 5))
+        writer.kill()
+    store = open_redis(config_of(port_of(valkey_url())), within=str(tmp_path))
+    complete = store.coverage(TILES).intervals[0].end_us // HOUR_US
+    rounds = [{row[1] for row in rows} for rows in store.read(TILES, [(f"user {key}",) for key in range(300)])]
+    assert all(len(each) == 1 for each in rounds)
+    assert {number for each in rounds for number in each} <= {complete, complete + 1}
+    again = tile_records(TILES, {(("user 0",), 0): (complete + 2, 0.0)})
+    store.write(TILES, again, covered=IntervalSet(), epoch=complete + 2)
+    assert store.read(TILES, [("user 0",)], 0, HOUR_US) == [[(0, complete + 2, 0.0)]]

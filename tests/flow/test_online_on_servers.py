@@ -94,6 +94,13 @@ def test_the_dagster_job_refills_what_the_store_has_lost(tmp_path: Path, config:
     assert [job.trigger for job in workspace.jobs("remote")][0] == "refill"
 
 
+def test_another_home_serves_what_is_on_the_server(tmp_path: Path, config: RedisConfig) -> None:
+    workspace = opened(tmp_path, config)
+    elsewhere = Workspace(workspace.name, workspace.repo.views, home=tmp_path / "elsewhere", clock=NOW)
+    assert answers(elsewhere, "remote") == answers(workspace, "remote")
+    assert set(answers(elsewhere, "local").values()) == {None}
+
+
 def test_a_view_without_history_cannot_be_refilled(tmp_path: Path) -> None:
     source = write_visits(tmp_path, [visit(1, day(1.5))])
     workspace = Workspace("w", [latest(source, offline=False)], home=tmp_path / "home", clock=NOW)
