@@ -102,14 +102,14 @@ def dealt(events: Sequence[dict[str, Any]], partitions: int) -> dict[str, list[d
 def repeated(sent: dict[str, list[dict[str, Any]]], random: Random) -> timedelta:
     """Let some events come again, anywhere; return the shortest delay, in seconds, that makes no first one late.
 
-    Of events of one key and time the order counts, so these come again in their own partition, and later.
+    Of events of one user and time the order may count, so these come again in their own partition, and later.
     """
     lateness = [max(e["ts"] for e in own[: at + 1]) - own[at]["ts"] for own in sent.values() for at in range(len(own))]
     delay = timedelta(seconds=1 + max(lateness, default=timedelta(0)) // timedelta(seconds=1))
-    moments = Counter((event["user"], event["shop"], event["ts"]) for own in sent.values() for event in own)
+    moments = Counter((event["user"], event["ts"]) for own in sent.values() for event in own)
     originals = [(name, event) for name, own in sent.items() for event in own]
     for name, event in random.sample(originals, len(originals) // 2):
-        is_alone = moments[event["user"], event["shop"], event["ts"]] == 1
+        is_alone = moments[event["user"], event["ts"]] == 1
         other = sent[random.choice(sorted(sent)) if is_alone else name]
         first = 0 if is_alone else sent[name].index(event) + 1
         # before what is newer in its partition, it makes nothing late that was not

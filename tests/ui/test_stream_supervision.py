@@ -135,7 +135,7 @@ def test_a_stream_is_seen_to_be_followed_whatever_happens_to_its_runs(
         wait_for("nothing is lost", lambda: paid(workspace) == EVENTS + 1_000)
         wait_for("the newest run has said how far it is", lambda: 0 in lags(instance)[:1])
 
-    page.goto(f"{dagster.url}/locations/{LOCATION}/jobs/stream_paid/runs")
+    page.goto(f"{dagster.url}/runs")
     for run in (old_run, killed, newest):
         expect(page.get_by_text(run[:8]).first).to_be_visible()
     for status in ("Success", "Started"):

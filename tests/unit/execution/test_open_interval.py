@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from featurekit_dagster import Aggregation, FeatureView, TimeWindow
+from featurekit_dagster import Aggregation, FeatureView, TimeWindow, Workspace
 from featurekit_dagster.errors import IntervalNotComplete, PlanError
+from featurekit_dagster.execution.open_interval import fill_open_interval
 from featurekit_dagster.handles import FeatureViewHandle
+from featurekit_dagster.intervals import Interval
 from featurekit_dagster.serving.vector import PRESENT, UNKNOWN
 from tests.support.clicks import continuous, followed, live, tiled
 from tests.support.followed import Followed
@@ -29,6 +31,11 @@ def begun(folder: Path, declare: Any) -> tuple[Followed, FeatureViewHandle]:
     return world, world.workspace.get_feature_view("live")
 
 
+def fill(view: FeatureView, workspace: Workspace) -> None:
+    """Fill the current day online, without a job."""
+    fill_open_interval(view, Interval(day(3), day(4)), workspace.stores, lambda: None, "test")
+
+
 def filled(handle: FeatureViewHandle) -> str:
     """Fill the current day online, in this process; return the state of its job."""
     job_id = handle.trigger_materialization_job(day(3), day(4), **ONLINE)
@@ -38,14 +45,14 @@ def filled(handle: FeatureViewHandle) -> str:
 
 @pytest.mark.parametrize("declare", [tiled, continuous])
 def test_what_a_stream_had_lost_of_the_current_interval_is_filled(tmp_path: Path, declare: Any) -> None:
-    world, handle = begun(tmp_path, declare)
+    world, _ = begun(tmp_path, declare)
     world.clock.now = NOON + HOUR
     assert set(world.vector(1).statuses.values()) == {UNKNOWN}
-    assert filled(handle) == "SUCCESS"
+    fill(world.view, world.workspace)
     assert (world.online(1), set(world.vector(1).statuses.values())) == ([7.0], {PRESENT})
     assert world.send(visit(1, NOON + HOUR, 8.0)).superseded == 0
     assert world.online(1, NOON + 2 * HOUR) == [15.0]
-    assert filled(handle) == "SUCCESS"
+    fill(world.view, world.workspace)
     assert world.online(1) == [15.0]
 
 
@@ -68,8 +75,7 @@ def test_it_claims_nothing_and_leaves_the_interval_to_the_job_that_comes_when_it
 def test_before_the_stream_began_it_covers_nothing_in_the_ledger(tmp_path: Path) -> None:
     view = tiled(followed(tmp_path, ROWS), TWO_DAYS, online=True)
     workspace = workspace_of(tmp_path, [view], now=NOON)
-    handle = workspace.get_feature_view("live")
-    assert filled(handle) == "SUCCESS"
+    fill(view, workspace)
     (plan,) = workspace.plan()
     assert [task.interval.end for task in plan.tasks] == [day(3)]
 
