@@ -313,14 +313,18 @@ class WorkspaceStores:
         It is the same object until another generation, or another slot of it, is used.
         """
         used = self._using(view)
-        if used.layout.tile_us is None or view.is_stream or not view.online:
-            return used.layout
         known = self._placed.get(view.name)
-        if known is None or known[0] is not used:
-            found = self.online.placed(used.layout)
-            same = (layout for layout in (used.layout, *(known or ())[1:]) if layout == found)
-            known = self._placed[view.name] = (used, next(same, found))
-        return known[1]
+        return known[1] if known is not None and known[0] is used else self._place(view, used)
+
+    def _place(self, view: FeatureView, used: _Used) -> OnlineLayout:
+        """Return the layout of what is used of a view, with the slot and the tile size that the store says."""
+        found, known = used.layout, self._placed.get(view.name)
+        if view.online and not view.is_stream and found.tile_us is not None:
+            placed = self.online.placed(found)
+            same = (layout for layout in (found, *(known or ())[1:]) if layout == placed)
+            found = next(same, placed)
+        self._placed[view.name] = (used, found)
+        return found
 
     def relaid(self, layout: OnlineLayout, epoch: int) -> None:
         """Let reads and writes use another slot of a generation from now on; see `OnlineUpkeep.use`."""

@@ -23,7 +23,7 @@ from tests.laws.worlds import World, build, worlds
 from tests.support.clock import Clock
 from tests.support.oracle import utc
 
-EXAMPLES = 1_000 if SOAK else 12
+EXAMPLES = 1_000 if SOAK else 8
 STEPS = st.lists(
     st.sampled_from(["compact", "compact", "clean up", "later", "later", "overwrite"]), min_size=3, max_size=7
 )
