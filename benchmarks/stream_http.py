@@ -17,6 +17,8 @@ from featurekit_dagster import Workspace
 from featurekit_dagster.ingest_app import ingest_app
 from featurekit_dagster.stores.ingest_keys import IngestKeys
 
+READY = "ready"
+"""A file that a follower makes when it has begun."""
 CONNECTIONS = 8
 _SWITCH_SECONDS = 0.0005
 
@@ -31,6 +33,9 @@ def serve(workspace: Workspace, folder: Path, stop: threading.Event) -> None:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         (folder / "server.json").write_text(json.dumps([listener.getsockname()[1], keys.create("benchmark")]))
+        while not workspace.stores.ledger.stream_jobs(workspace.name, workspace.repo.views[0].name):
+            stop.wait(0.05)
+        (folder / READY).touch()
         stop.wait()
         server.should_exit = True
         thread.join()

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import lmdb
 import numpy as np
 from stream_events import PROBE, RawLoop, event, make_workspace
-from stream_http import ToServer, serve
+from stream_http import READY, ToServer, serve
 
 from featurekit_dagster import StreamProcessingMode
 from featurekit_dagster.execution.stream import run_stream_loop
@@ -35,6 +35,7 @@ TARGET, HTTP = 3.0, "http"
 EVENTS_PER_SECOND = 2_000
 KEYS = 100_000
 _TURN_SECONDS, _PROBE_SECONDS, _WARM_SECONDS, _NAP_SECONDS = 0.005, 0.02, 3.0, 0.001
+_START_SECONDS = 120.0
 _MOST_GROWTH_MB = 20.0
 
 
@@ -103,10 +104,13 @@ def run_child(kind: str, folder: Path, arguments: Sequence[str]) -> None:
         serve(workspace, folder, stop)
         return
     reader = open_reader(view.stream_source, workspace.home, workspace=workspace.name)
+    ready = folder / READY
     if form == "raw":
-        RawLoop(reader, folder / "raw", timedelta(0)).run(stop.is_set)
+        loop = RawLoop(reader, folder / "raw", timedelta(0))
+        ready.touch()
+        loop.run(stop.is_set)
     else:
-        run_stream_loop(view, reader, workspace.stores, stop=stop)
+        run_stream_loop(view, reader, workspace.stores, stop=stop, on_report=lambda _: ready.exists() or ready.touch())
 
 
 def _send(sender: Sender, folder: Path, seconds: float, turn: float = _TURN_SECONDS) -> None:
@@ -175,7 +179,11 @@ def _latencies(script: str, folder: Path, form: str, seconds: float, kafka: Sequ
     with ExitStack() as running:
         follower = running.enter_context(_started(script, "follow", *arguments))
         reader = running.enter_context(_started(script, "read", *arguments))
-        time.sleep(_WARM_SECONDS)  # Python takes its time to start
+        deadline = time.monotonic() + _START_SECONDS
+        while not (folder / READY).exists():  # Python takes its time to start
+            if time.monotonic() > deadline or follower.poll() is not None:
+                sys.exit(f"the {form} follower did not begin")
+            time.sleep(0.05)
         running.enter_context(_started(script, "send", *arguments)).wait()
         reader.terminate()
         seen = np.array(json.loads(reader.communicate()[0]))
