@@ -70,6 +70,8 @@ class DatasetJob:
     def wait_for_completion(self, timeout: timedelta | None = None) -> None:
         """Wait until the job has succeeded; without a daemon to start it, it is carried out in this process.
 
+        One whose process has died on this host is gone on with.
+
         Args:
             timeout: How long to wait; None is for ever.
 
@@ -79,6 +81,7 @@ class DatasetJob:
         """
         from featurekit_dagster.job_waiting import wait_for_job
 
+        self._workspace.stores.ledger.abandon_dead(self._workspace.name)
         wait_for_job(self._workspace, self.id, timeout)
 
     def complete(self) -> None:

@@ -72,7 +72,6 @@ def test_dataset_that_was_cancelled_and_killed_is_that_of_an_uninterrupted_job(f
     assert job.state == "MANUALLY_CANCELLED"
     job.retry()
     assert interrupt(folder, workspace, BUCKETS // 2, lambda process: process.kill()) == -signal.SIGKILL
-    workspace.stores.ledger.abandon_dead(workspace.name)  # as the sensor of due jobs does
     most = [finish(folder, name) for name in ("interrupted", "whole")]
     found = [workspace.get_dataset(name) for name in ("interrupted", "whole")]
     assert found[0].manifest["content_sha256"] == found[1].manifest["content_sha256"]
