@@ -250,6 +250,7 @@ def test_last_partition_tells_from_which_source_columns_the_features_come(
 def test_run_waits_while_another_one_writes_the_view(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     ledger = workspace.stores.ledger
     held = ledger.acquire(f"batch:{workspace.name}/spending", "somebody else")
+    workspace.definitions()  # so that the run begins within the second
     giving_back = threading.Timer(1.0, ledger.release, [held])
     giving_back.start()
     result = run_asset(workspace, "spending", 0, 2, instance)
