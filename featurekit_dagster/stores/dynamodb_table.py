@@ -216,7 +216,11 @@ def open_dynamodb(config: DynamoConfig, *, within: str = "featurekit") -> Remote
             opened.append(DynamoClient(config))
         return opened[0]
 
-    return RemoteOnlineStore(
-        lambda workspace, view: DynamoTable(client(), [within, workspace, view]),
-        f"DynamoDB table {config.table_prefix}",
-    )
+    def disconnect() -> None:
+        while opened:
+            opened.pop().close()
+
+    def table(workspace: str, view: str) -> DynamoTable:
+        return DynamoTable(client(), [within, workspace, view])
+
+    return RemoteOnlineStore(table, f"DynamoDB table {config.table_prefix}", disconnect)

@@ -187,7 +187,14 @@ def open_redis(config: RedisConfig, *, within: str = "featurekit") -> RemoteOnli
             opened.append(patiently(partial(_client, config, settings, number, place), away=_AWAY, place=place))
         return opened[0]
 
-    return RemoteOnlineStore(lambda workspace, view: RedisTable(client(), [within, workspace, view], place), place)
+    def disconnect() -> None:
+        while opened:
+            opened.pop().close()
+
+    def table(workspace: str, view: str) -> RedisTable:
+        return RedisTable(client(), [within, workspace, view], place)
+
+    return RemoteOnlineStore(table, place, disconnect)
 
 
 def _client(config: RedisConfig, settings: dict[str, Any], number: str, place: str) -> Any:

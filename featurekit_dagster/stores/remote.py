@@ -28,11 +28,12 @@ class RemoteOnlineStore(RecordStore):
     Args:
         open_table: Opens the table of a view.
         place: Where it is, for messages; never with a password.
+        disconnect: Closes the connections that the tables share; the next table opens them again.
     """
 
-    def __init__(self, open_table: OpenTable, place: str) -> None:
+    def __init__(self, open_table: OpenTable, place: str, disconnect: Callable[[], None]) -> None:
         super().__init__()
-        self._open_table, self._place = open_table, place
+        self._open_table, self._place, self._disconnect = open_table, place, disconnect
 
     def _open(self, workspace: str, view: str) -> LmdbEnvironment:
         table = self._open_table(workspace, view)
@@ -47,6 +48,11 @@ class RemoteOnlineStore(RecordStore):
 
     def _release(self, environment: LmdbEnvironment) -> None:
         environment.close()
+
+    def close(self) -> None:
+        """Close the connections; the store opens them again when it is next used."""
+        super().close()
+        self._disconnect()
 
     def snapshot(self, layout: OnlineLayout) -> RemoteSnapshot:
         """Return a context that gives coverage, and records that are at least as new."""
