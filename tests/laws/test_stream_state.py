@@ -152,7 +152,8 @@ def bootstrap(view: FeatureView, workspace: Workspace, start: datetime, end: dat
 def follow(view: FeatureView, workspace: Workspace, clock: Clock, play: Play, random: Random) -> None:
     """Read the stream to its end; now and then all loops are killed and others take over."""
     payloads = {name: [document(event) for event in events] for name, events in play.sent.items()}
-    last = max([clock.now, play.world.now.replace(tzinfo=UTC)])
+    # an event from the far future would be refused
+    last = max([clock.now, *(t.replace(tzinfo=UTC) for t in (play.world.now, *(e["ts"] for e in play.world.events)))])
     for epoch in range(1, LIVES + 1):
         loops = []
         for index in range(play.loops):
