@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from pyarrow import ipc
@@ -169,10 +170,11 @@ class DeltaDeletion:
     def _look(self, table: DeltaTable, files: Mapping[str, _File]) -> None:
         """Look into those files that were not looked into yet whether they hold a row that is to go."""
         unknown = [path for path in files if path not in self._is_holder]
-        schema = _stored_schema(table)
         for path, fragment in self._fragments(table, unknown).items():
-            batches = fragment.to_batches(schema=schema, columns=self._match.columns, batch_size=_BATCH_ROWS)
-            self._is_holder[path] = any(self._match.any(batch) for batch in batches)
+            # a fragment's own batches would be decoded ahead, and most files are known by their first one
+            with fragment.open() as opened:
+                batches = pq.ParquetFile(opened).iter_batches(columns=self._match.columns, batch_size=_BATCH_ROWS)
+                self._is_holder[path] = any(self._match.any(batch) for batch in batches)
 
     def _fragments(self, table: DeltaTable, paths: Collection[str]) -> dict[str, ds.Fragment]:
         if not paths:
