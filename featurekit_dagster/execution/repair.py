@@ -89,13 +89,18 @@ def _stored(view: FeatureView, store: str, stores: WorkspaceStores) -> IntervalS
 
 
 def _fits(view: FeatureView, stores: WorkspaceStores) -> bool:
-    """Tell whether a generation has the columns that the declaration needs, in each store that it writes."""
+    """Tell whether a generation has what the declaration needs, in each store that it writes.
+
+    That is its columns, and online tiles of its size or, since tiles are merged there, of a multiple of it.
+    """
     generation = stores.generation(view)
     try:
         if view.offline and stores.offline.schema_faults(view.name, stored_schema(view), generation):
             return False
         if view.online:
-            stores.online.coverage(stores.online_layout(view))
+            layout = stores.online_layout(view)
+            stores.online.coverage(layout)
+            return not layout.tile_us or not view.tile_us or layout.tile_us % view.tile_us == 0
     except (TableMissing, OnlineLayoutMismatch):
         return False
     return True
