@@ -328,7 +328,12 @@ def make_older(place: str) -> None:
     engine = open_engine(place)
     with engine.connect().execution_options(**WRITE) as connection, connection.begin():
         connection.execute(text("DROP TABLE generations"))
-        for table, column in (("jobs", "code_version"), ("views", "code_version"), ("views", "deployed_us")):
+        for table, column in (
+            ("jobs", "request"),
+            ("jobs", "code_version"),
+            ("views", "code_version"),
+            ("views", "deployed_us"),
+        ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("UPDATE facts SET value = '2' WHERE name = 'schema_version'"))
     engine.dispose()
