@@ -19,7 +19,7 @@ from featurekit_dagster.errors import MaterializationFailed
 from featurekit_dagster.execution.materialize import COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE, run_tasks
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.tasks import Task
-from featurekit_dagster.stores import delta, lmdb
+from featurekit_dagster.stores import delta, record_store
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
@@ -105,9 +105,9 @@ class Stopper:
         """Let all that this process commits come by here just before."""
         delta.write_deltalake = self._after(AT_DELTA, delta.write_deltalake)
         Ledger.succeed = self._after(AT_LEDGER, Ledger.succeed)
-        write_records, transact = lmdb.write_records, LmdbEnvironment.transact
+        write_records, transact = record_store.write_records, LmdbEnvironment.transact
 
-        def stop_behind_records(*arguments: Any, **options: Any) -> int:
+        def stop_behind_records(*arguments: Any, **options: Any) -> Any:
             refused = write_records(*arguments, **options)
             self.reached(AT_MARKER)
             return refused
@@ -117,7 +117,7 @@ class Stopper:
             self.reached(f"{AT_ONLINE} {self._transactions}")
             return transact(environment, self._after(f"{INSIDE_ONLINE} {self._transactions}", body))
 
-        lmdb.write_records = stop_behind_records
+        record_store.write_records = stop_behind_records
         LmdbEnvironment.transact = stop_at_transaction
 
     def _after(self, place: str, body: Callable[..., Any]) -> Callable[..., Any]:
