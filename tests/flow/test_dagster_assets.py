@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from featurekit_dagster import Workspace
 from featurekit_dagster.execution import materialize
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.orchestration import materializations as materializations_module
 from featurekit_dagster.orchestration.materializations import MaterializationRequest, materializations
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from tests.flow.payments import (
@@ -247,14 +248,20 @@ def test_last_partition_tells_from_which_source_columns_the_features_come(
     assert set(lineage.deps_by_column) == {"user_id", "paid_at", "amount_sum_1d_1d", "amount_count_1d_1d"}
 
 
-def test_run_waits_while_another_one_writes_the_view(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+def test_run_waits_while_another_one_writes_the_view(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger = workspace.stores.ledger
-    held = ledger.acquire(f"batch:{workspace.name}/spending", "somebody else")
-    workspace.definitions()  # so that the run begins within the second
-    giving_back = threading.Timer(1.0, ledger.release, [held])
-    giving_back.start()
+    held, looks = ledger.acquire(f"batch:{workspace.name}/spending", "somebody else"), []
+
+    def give_back_at_the_second_look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            ledger.release(held)
+
+    monkeypatch.setattr(materializations_module, "time", SimpleNamespace(sleep=give_back_at_the_second_look))
     result = run_asset(workspace, "spending", 0, 2, instance)
-    giving_back.join()
+    assert len(looks) == 2
     assert list(materialized(result, "spending")) == keys(0, 2)
     assert "waiting: " in "\n".join(entry.user_message for entry in instance.all_logs(result.run_id))
 
