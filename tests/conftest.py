@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SOAK = bool(os.environ.get("FEATUREKIT_SOAK"))
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's background jobs ignore it; Dagster then ignores SIGTERM as well, and so do the processes that it ends
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("quick", max_examples=50, deadline=None, print_blob=True)
 settings.register_profile(
