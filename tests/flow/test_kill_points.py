@@ -18,7 +18,7 @@ from featurekit_dagster.execution.materialize import CLAIMED, COMPUTED, WRITTEN_
 from tests.support import killed_run
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 50 if os.environ.get("FEATUREKIT_SOAK") else 3
+ROUNDS = 50 if os.environ.get("FEATUREKIT_SOAK") else 2
 DURING_ONLINE_WRITE = f"during the online write, after {WRITTEN_OFFLINE}"
 POINTS = [CLAIMED, COMPUTED, WRITTEN_OFFLINE, DURING_ONLINE_WRITE, WRITTEN_ONLINE]
 LONGEST_DELAY_SECONDS = 0.06  # about as long as the write takes

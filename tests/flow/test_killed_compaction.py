@@ -19,7 +19,7 @@ from featurekit_dagster.planning.online_tiles import largest_tile_us
 from tests.support.killed_compaction import WINDOWS, declared
 from tests.support.visits import materialize, visit, write_visits
 
-ROUNDS = 50 if os.environ.get("FEATUREKIT_SOAK") else 4
+ROUNDS = 50 if os.environ.get("FEATUREKIT_SOAK") else 3
 USERS = range(1, 301)
 
 

@@ -23,7 +23,7 @@ from tests.support.dagster_processes import dagster_deployment, wait_for
 from tests.support.random_writers import DAYS, STORES, WorkerProcess, make_source, make_views, open_stores, span, stamps
 
 DEFINITIONS = ROOT / "tests" / "support" / "random_writers_definitions.py"
-ROUNDS = range(10 if SOAK else 2)
+ROUNDS = range(10 if SOAK else 1)
 STEPS = 10
 PATIENCE_SECONDS = 600
 
