@@ -69,6 +69,9 @@ def test_kafka_tells_ends_lag_and_lost_offsets(mock_kafka: str) -> None:
     begun = {batch.partition: batch.position for batch in reader.poll(10, MOMENT)}
     assert begun == {f"ends/{number}": "10" for number in range(4)}
     stream.append(_events(40, 20))
+    deadline = time.monotonic() + 30  # the ends are those that came with the last fetch of each partition
+    while sum(lag.events or 0 for lag in reader.lag()) < 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert sum(lag.events or 0 for lag in reader.lag()) == 20
     drain(reader, 6, 20, seen)
     assert _flat(seen) == _events(40, 20)
