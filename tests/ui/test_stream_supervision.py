@@ -42,7 +42,7 @@ workspace = payments_workspace(folder / "data", late=late, expected_feature_fres
 defs = workspace.definitions()
 """
 USER = "secret-user-anna"
-EVENTS = 150_000  # more than the first second brings
+EVENTS = 600_000  # more than the first second brings
 
 
 @pytest.fixture
