@@ -17,7 +17,7 @@ from featurekit_dagster.errors import FeatureKitError, JobNotWaiting, JobStateEr
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
 from featurekit_dagster.orchestration.materializations import MANUAL, SCHEDULE
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import KIND, TRIGGER, VIEW, view_key
+from featurekit_dagster.orchestration.translator import KIND, TRIGGER, UNFINISHED, VIEW, view_key
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import stores_of
 from featurekit_dagster.stores.ledger_records import JobRecord
@@ -31,13 +31,6 @@ _JOB_ID_FIELD = dg.Field(
 )
 Told = dg.AssetMaterialization | dg.AssetCheckEvaluation
 Events = Callable[[BoundWorkspace, WorkspaceStores, JobRecord, str | None], Iterable[Told]]
-_UNFINISHED = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +151,7 @@ def chore_requests(
         if chore is None or job.request is None:
             continue
         runs = instance.get_runs(dg.RunsFilter(job_name=chore.name(prefix), tags={JOB: job.id}))
-        if any(run.status in _UNFINISHED for run in runs):
+        if any(run.status in UNFINISHED for run in runs):
             continue
         begun = {attempt.run_id for attempt in job.attempts}
         if any(run.status is dg.DagsterRunStatus.CANCELED and run.run_id not in begun for run in runs):
@@ -273,7 +266,7 @@ def carry_out_job(
         JobStopped: It was told to end.
     """
     ledger = stores.ledger
-    begun = ledger.begin_chore(job.id, run_id=context.run_id)
+    begun = ledger.begin(job.id, run_id=context.run_id)
     try:
         with stop_watch(ledger, begun.id, None) as watch:
             run = ChoreRun(workspace, stores, begun, context.log.info, context.instance, watch)

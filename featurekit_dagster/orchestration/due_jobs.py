@@ -21,20 +21,12 @@ from featurekit_dagster.orchestration.draining import drain_outdated, overtaken_
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, interval_of_keys, key_range
 from featurekit_dagster.orchestration.publish import queue_unpublished
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import JOB_BATCH, run_tags
+from featurekit_dagster.orchestration.translator import JOB_BATCH, UNFINISHED, run_tags
 from featurekit_dagster.stores.ledger import Ledger
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SECONDS_BETWEEN_LOOKS = 15
-
-UNFINISHED = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,12 @@ from featurekit_dagster.domain.feature_view import BatchTriggerType, FeatureView
 from featurekit_dagster.errors import ChangedDeclaration, OverlappingMaterialization
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.orchestration.assets import AssetJob
-from featurekit_dagster.orchestration.due_jobs import UNFINISHED, due_runs, first_request, newest_views
+from featurekit_dagster.orchestration.due_jobs import due_runs, first_request, newest_views
 from featurekit_dagster.orchestration.materializations import SCHEDULE
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, cron_of, interval_of_keys
 from featurekit_dagster.orchestration.reconcile import reconcile
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import JOB_BATCH, VIEW
+from featurekit_dagster.orchestration.translator import JOB_BATCH, UNFINISHED, VIEW
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import plan_view, split_tasks

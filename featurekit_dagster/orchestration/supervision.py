@@ -15,11 +15,11 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.intervals import format_time, to_us
 from featurekit_dagster.orchestration.checks import check_fresh, newest_event
-from featurekit_dagster.orchestration.due_jobs import UNFINISHED, end_orphans, newest_views
+from featurekit_dagster.orchestration.due_jobs import end_orphans, newest_views
 from featurekit_dagster.orchestration.push_appliers import applied_job, tell_progress
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.streams import CODE_TAG, SHARE_TAG, STREAM_TAG
-from featurekit_dagster.orchestration.translator import view_key
+from featurekit_dagster.orchestration.translator import UNFINISHED, view_key
 from featurekit_dagster.planning.generations import Resolution, StoredShape
 from featurekit_dagster.planning.job_state import FOLLOWED, JobState
 from featurekit_dagster.planning.stream_code import stream_code

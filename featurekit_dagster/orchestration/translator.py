@@ -28,6 +28,15 @@ from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.planner import stores_of
 
 SOURCES = "sources"
+UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+"""States of runs that have not ended."""
+
 KIND, VIEW, TRIGGER = "featurekit/kind", "featurekit/view", "featurekit/trigger"
 JOB_BATCH = "featurekit/batch"
 """Tag of a run that carries out waiting jobs of the ledger: the name of their batch."""

@@ -60,19 +60,6 @@ class ChoreBook(JobBook):
             insert_jobs(connection, [{"id": job_id, **place, **what, **span, **asked}], now_us)
             return read_jobs(connection, jobs.c.id == job_id)[0]
 
-    def begin_chore(self, job_id: str, *, run_id: str | None) -> JobRecord:
-        """Let the next attempt of a chore that waits begin in this process.
-
-        Args:
-            job_id: The job.
-            run_id: The Dagster run that does it.
-
-        Raises:
-            JobNotWaiting: It has ended, was cancelled, or an attempt is under way.
-            NotFoundError: There is no such job.
-        """
-        return self.begin(job_id, run_id=run_id)
-
     def finish_chore(self, job_id: str, *, stats: Mapping[str, int]) -> JobRecord:
         """Record that a chore was done and return its job; coverage stays as it is.
 

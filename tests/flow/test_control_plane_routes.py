@@ -13,7 +13,7 @@ import pytest
 
 from featurekit_dagster import Workspace
 from featurekit_dagster.intervals import Interval, IntervalSet
-from featurekit_dagster.orchestration.due_jobs import UNFINISHED
+from featurekit_dagster.orchestration.translator import UNFINISHED
 from featurekit_dagster.planning.grid import floor_time
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.architecture.python_files import ROOT

@@ -55,7 +55,7 @@ def answers(workspace: Workspace, view: str = "totals") -> dict[int, tuple[float
 def finish(workspace: Workspace, job_id: str) -> JobRecord:
     """Carry a waiting deletion out without Dagster."""
     ledger, stores = workspace.stores.ledger, workspace.stores
-    job = ledger.begin_chore(job_id, run_id=None)
+    job = ledger.begin(job_id, run_id=None)
     removal = KeyRemoval(workspace.repo.view(job.view), stores, job, lambda: None)
     return ledger.finish_chore(job_id, stats=removal.carry_out())
 

@@ -121,7 +121,7 @@ class World:
 
     def finish(self) -> None:
         while self.waiting:
-            job = self.stores.ledger.begin_chore(self.waiting.pop(0), run_id=None)
+            job = self.stores.ledger.begin(self.waiting.pop(0), run_id=None)
             removal = KeyRemoval(self.view, self.stores, job, lambda: None)
             self.stores.ledger.finish_chore(job.id, stats=removal.carry_out())
 
@@ -137,7 +137,7 @@ class World:
     def publish(self) -> None:
         stored = StoredRows.choose(self.view, self.stores, from_source=False)
         job = queue_range(self.view, self.stores, Interval(day(1), END), trigger="test")
-        job = self.stores.ledger.begin_chore(job.id, run_id=None)
+        job = self.stores.ledger.begin(job.id, run_id=None)
 
         def changes(span: Interval, is_continued: bool) -> pa.Table:
             return changes_in(stored, span.start_us, span.end_us, is_continued=is_continued)

@@ -39,7 +39,7 @@ def go_on(workspace: Workspace, on_step: Callable[[str], None] = lambda step: No
     if not deletions(workspace):
         request_deletion(view, pa.table({"user": pa.array(DELETED)}), stores, on_step=on_step)
     stores.ledger.abandon_dead(stores.workspace)
-    job = stores.ledger.begin_chore(deletions(workspace)[0].id, run_id=None)
+    job = stores.ledger.begin(deletions(workspace)[0].id, run_id=None)
     removal = KeyRemoval(view, stores, job, lambda: None, on_step=on_step)
     stores.ledger.finish_chore(job.id, stats=removal.carry_out())
 

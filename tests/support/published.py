@@ -116,7 +116,7 @@ def export(workspace: Workspace, warehouse: Warehouse | None = None) -> list[Job
     view, ledger = workspace.repo.view("seen"), workspace.stores.ledger
     done = []
     for waiting in reversed(ledger.unfinished_chores("world", FEATURE_EXPORT)):
-        job = ledger.begin_chore(waiting.id, run_id=None)
+        job = ledger.begin(waiting.id, run_id=None)
         stored = StoredRows.choose(view, workspace.stores, from_source=False)
 
         def changes(span: Interval, is_continued: bool, stored: StoredRows = stored) -> Any:

@@ -54,7 +54,7 @@ def changes(workspace: Workspace, span: Interval, is_continued: bool) -> Any:
 def test_what_is_overwritten_while_it_is_read_does_not_count_as_published(workspace: Workspace) -> None:
     ledger = workspace.stores.ledger
     (waiting,) = ledger.unfinished_chores("world", FEATURE_EXPORT)
-    job = ledger.begin_chore(waiting.id, run_id=None)
+    job = ledger.begin(waiting.id, run_id=None)
 
     def overtaken(span: Interval, is_continued: bool) -> Any:
         rows = changes(workspace, span, is_continued)
@@ -75,7 +75,7 @@ def test_a_job_that_died_between_the_warehouse_and_the_ledger_is_done_again(work
 
     ledger = workspace.stores.ledger
     (waiting,) = ledger.unfinished_chores("world", FEATURE_EXPORT)
-    job = ledger.begin_chore(waiting.id, run_id=None)
+    job = ledger.begin(waiting.id, run_id=None)
 
     class Dying:
         def __getattr__(self, name: str) -> Any:
@@ -102,7 +102,7 @@ def test_a_cancelled_job_keeps_the_pieces_that_it_has_published(
     monkeypatch.setattr("featurekit_dagster.execution.publish._LONGEST_PIECE", DAY)
     ledger = workspace.stores.ledger
     (waiting,) = ledger.unfinished_chores("world", FEATURE_EXPORT)
-    job = ledger.begin_chore(waiting.id, run_id=None)
+    job = ledger.begin(waiting.id, run_id=None)
     looks = 0
 
     def check() -> None:
@@ -136,7 +136,7 @@ def test_a_warehouse_that_was_lost_is_filled_again_by_the_next_job(workspace: Wo
 def test_one_job_publishes_a_view_at_a_time(workspace: Workspace) -> None:
     ledger = workspace.stores.ledger
     (waiting,) = ledger.unfinished_chores("world", FEATURE_EXPORT)
-    job, own = ledger.begin_chore(waiting.id, run_id=None), published(workspace)
+    job, own = ledger.begin(waiting.id, run_id=None), published(workspace)
     with ledger.lease(own.lease, holder="another"), pytest.raises(LeaseHeld):
         publish(own, job, lambda *asked: changes(workspace, *asked), lambda: None, wait=timedelta(0))
 
