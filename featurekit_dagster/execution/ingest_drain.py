@@ -73,7 +73,9 @@ def drain_push_log(
     log = push.log
     letters = DeadLetters(f"{stores.lake.rstrip('/')}/{stores.workspace}/dead_letters_of_sources/{source.name}")
     app = f"featurekit.push_log.{log.identity()}"
-    DeltaTable.create(uri, pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields]), mode="ignore")
+    schema = pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields])
+    # of those who create it at once all but one fail
+    redone(TRIES, DeltaTable.create, uri, schema, mode="ignore")
     drained, rows, refused = _drained(uri, app), 0, 0
     for _ in itertools.count() if most_commits is None else range(most_commits):
         found = log.read(drained, EVENTS_AT_ONCE)
