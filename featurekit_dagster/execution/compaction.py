@@ -206,7 +206,7 @@ class _Upkeep:
             )
 
     def _rows(self, span: Interval) -> Iterator[tuple[pa.Table, Interval]]:
-        """Yield what is needed in pieces of some rows, each with its interval; one without rows at least."""
+        """Yield what is needed in pieces of some rows, each with its interval: one piece at least."""
         view, schema = self._view, stored_schema(self._view)
         held: list[pa.Table] = []
         start = span.start
@@ -218,7 +218,8 @@ class _Upkeep:
                 if sum(rows.num_rows for rows in held) >= _ROWS_AT_ONCE:
                     yield pa.concat_tables(held), Interval(start, piece.end)
                     held, start = [], piece.end
-        yield pa.concat_tables(held) if held else schema.empty_table(), Interval(start, max(start, span.end))
+        if start < span.end:
+            yield pa.concat_tables(held), Interval(start, span.end)
 
 
 def _counts(before: Trimmed, after: Trimmed) -> Mapping[str, int]:

@@ -20,6 +20,7 @@ from featurekit_dagster import (
 )
 from featurekit_dagster.domain.windows import Span
 from featurekit_dagster.errors import JobStopped, OnlineLayoutMismatch, OnlineTileOverflow
+from featurekit_dagster.execution import compaction
 from featurekit_dagster.execution.compaction import clean_up_view, compact_view
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.online_tiles import is_whole, largest_tile_us
@@ -32,6 +33,7 @@ from tests.support.visits import DAY, HOUR, NOW, day, latest, materialize, total
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 COUNT = Aggregation("visits", "count", TimeWindow(2 * HOUR), name="count")
 NO_PATIENCE = timedelta(0)
+SUMS = {"sum_1d": 24.0, "count_3d": 72, "visits_3d": 72, "mean_3d": 1.0}
 
 
 def upkeep(keep: object, view: FeatureView, world: object) -> dict[str, int]:
@@ -161,6 +163,21 @@ def test_a_compaction_that_is_stopped_anywhere_leaves_answers_and_is_done_by_the
     assert (done["laid_out_anew"], done["values_after"]) == (1, 2)
     after = handle.get_online_features({"user": 1})
     assert (after.to_dict(), set(after.statuses.values())) == (before.to_dict(), {PRESENT})
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 60, 500_000])
+def test_a_compaction_in_pieces_of_any_size_changes_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(compaction, "_ROWS_AT_ONCE", rows_at_once)
+    rows = [visit(user, 8 + n / 24) for user in (1, 2) for n in range(72)]
+    workspace = workspace_of(tmp_path, [totals(write_visits(tmp_path, rows))])
+    materialize(workspace, "totals")
+    view, handle = workspace.repo.view("totals"), workspace.get_feature_view("totals")
+    before = handle.get_online_features({"user": 1}).to_dict()
+    done = compact_view(view, workspace.stores, holder="test", check=lambda: None, patience=NO_PATIENCE)
+    assert (done["laid_out_anew"], done["values_after"]) == (1, 2)
+    assert handle.get_online_features({"user": 1}).to_dict() == before == SUMS
 
 
 def test_a_sum_that_fits_no_larger_tile_stops_the_compaction_and_changes_nothing(tmp_path: Path) -> None:
