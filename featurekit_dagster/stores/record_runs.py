@@ -1,7 +1,7 @@
 """Online records in store order: an Arrow table becomes stored keys and blocks of rows, some rows at a time.
 
-Everything here works on whole columns and writes nothing. `key_codec.py` and `packing.py` say how bytes look, `lmdb.py`
-writes what comes out.
+Everything here works on whole columns and writes nothing. `key_codec.py` and `packing.py` say how bytes look,
+`record_writer.py` writes what comes out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 An environment is what LMDB offers, and what `remote_environment.py` offers over a server: transactions that read a
 consistent state and change it at once. Records lie in key order (generation, join keys, chunk number); before them
-generation 0 holds what is known about each generation: its layout and its coverage marker. `lmdb_writer.py` has the
-write side, `lmdb_snapshot.py` the read side.
+generation 0 holds what is known about each generation: its layout and its coverage marker. `record_writer.py` has the
+write side, `record_snapshot.py` the read side.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, ReadTransaction
-from featurekit_dagster.stores.lmdb_keys import keys_besides, sample_keys
-from featurekit_dagster.stores.lmdb_removal import drop_everything, drop_slots
-from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, StoredView, marked_generations
-from featurekit_dagster.stores.lmdb_stream import (
+from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineWrite
+from featurekit_dagster.stores.online_upkeep import Trimmed
+from featurekit_dagster.stores.record_keys import keys_besides, sample_keys
+from featurekit_dagster.stores.record_removal import drop_everything, drop_slots
+from featurekit_dagster.stores.record_runs import RecordRuns
+from featurekit_dagster.stores.record_snapshot import RecordSnapshot, StoredView, marked_generations
+from featurekit_dagster.stores.record_stream import (
     StreamKeys,
     drop_letters,
     seen_marks,
@@ -28,12 +31,9 @@ from featurekit_dagster.stores.lmdb_stream import (
     stored_letters,
     write_stream,
 )
-from featurekit_dagster.stores.lmdb_tombstones import remove_deleted, set_tombstones, stored_tombstones
-from featurekit_dagster.stores.lmdb_upkeep import clear, holds, placed, trim, use
-from featurekit_dagster.stores.lmdb_writer import write_records
-from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineRemoval, OnlineWrite
-from featurekit_dagster.stores.online_upkeep import Trimmed
-from featurekit_dagster.stores.record_runs import RecordRuns
+from featurekit_dagster.stores.record_tombstones import remove_deleted, set_tombstones, stored_tombstones
+from featurekit_dagster.stores.record_upkeep import clear, holds, placed, trim, use
+from featurekit_dagster.stores.record_writer import write_records
 from featurekit_dagster.stores.stream_state import (
     Combine,
     DeadLetter,
@@ -116,9 +116,9 @@ class RecordStore(ABC):
         skipped = runs.given_rows - written - deleted
         return OnlineWrite(rows_written=written, rows_skipped=skipped, rows_deleted=deleted)
 
-    def snapshot(self, layout: OnlineLayout) -> LmdbSnapshot:
+    def snapshot(self, layout: OnlineLayout) -> RecordSnapshot:
         """Return a context that gives coverage and records of one moment."""
-        return LmdbSnapshot(self._view(layout))
+        return RecordSnapshot(self._view(layout))
 
     def read(
         self,

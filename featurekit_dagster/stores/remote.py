@@ -14,8 +14,8 @@ from featurekit_dagster.stores.remote_snapshot import RemoteSnapshot
 if TYPE_CHECKING:
     from featurekit_dagster.domain.online_stores import OnlineStoreConfig
     from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
-    from featurekit_dagster.stores.lmdb_snapshot import StoredView
     from featurekit_dagster.stores.online import OnlineLayout
+    from featurekit_dagster.stores.record_snapshot import StoredView
     from featurekit_dagster.stores.remote_table import RemoteTable
 
 OpenTable = Callable[[str, str], "RemoteTable"]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of, chunk_suffix
-from featurekit_dagster.stores.lmdb_snapshot import LmdbSnapshot, whole_bounds
 from featurekit_dagster.stores.online import Key, PackedTiles
+from featurekit_dagster.stores.record_snapshot import RecordSnapshot, whole_bounds
 
 if TYPE_CHECKING:
     from featurekit_dagster.stores.remote_environment import RemoteTransaction
@@ -22,7 +22,7 @@ _KEYS_AT_ONCE = 2_000
 _RECORDS_AT_ONCE = 1_000
 
 
-class RemoteSnapshot(LmdbSnapshot):
+class RemoteSnapshot(RecordSnapshot):
     """Reads of one generation (see `OnlineSnapshot`)."""
 
     __slots__ = ()

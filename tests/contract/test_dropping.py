@@ -16,7 +16,7 @@ from pyarrow import fs
 from featurekit_dagster.domain.schema import Field, Int64
 from featurekit_dagster.errors import LeaseLost, TableMissing
 from featurekit_dagster.intervals import IntervalSet
-from featurekit_dagster.stores import lmdb_removal
+from featurekit_dagster.stores import record_removal
 from featurekit_dagster.stores.delta import DeltaOfflineStore
 from featurekit_dagster.stores.delta_files import remove_everything, remove_table
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
@@ -229,6 +229,6 @@ def _cpu_seconds_of_each_transaction(folder: Path) -> list[float]:
             seconds.append(time.thread_time() - started)
             return found
 
-    lmdb_removal.delete_below(Timed(folder, 1 << 30), b"\x00\x01")
+    record_removal.delete_below(Timed(folder, 1 << 30), b"\x00\x01")
     release(environment)
     return seconds

@@ -35,7 +35,7 @@ from featurekit_dagster import (
 from featurekit_dagster.execution.stream import run_stream_loop
 from featurekit_dagster.execution.stream_follower import StreamReport
 from featurekit_dagster.execution.stream_records import TileCombiner
-from featurekit_dagster.stores import lmdb_stream
+from featurekit_dagster.stores import record_stream
 from featurekit_dagster.streams.push_log import PushLogReader, push_log_path
 from tests.support.stream_lists import document
 
@@ -62,7 +62,7 @@ class Deadline:
 
     def watch_transactions(self) -> None:
         """Take note of the steps inside the transaction of a commit."""
-        combine, marks, state = TileCombiner.__call__, lmdb_stream._put_marks, lmdb_stream._put_checkpoints
+        combine, marks, state = TileCombiner.__call__, record_stream._put_marks, record_stream._put_checkpoints
 
         def combined(*arguments: Any) -> Any:
             self.at("combining")
@@ -78,7 +78,7 @@ class Deadline:
             return found
 
         TileCombiner.__call__ = combined  # type: ignore[method-assign]
-        lmdb_stream._put_marks, lmdb_stream._put_checkpoints = marked, put
+        record_stream._put_marks, record_stream._put_checkpoints = marked, put
 
     def committed(self, report: StreamReport) -> None:
         print(f"events {report.events}", flush=True)

@@ -1,4 +1,4 @@
-"""Setting the tombstones of one LMDB environment, and removing the records that they hide, in short transactions."""
+"""Setting the tombstones of one environment, and removing the records that they hide, in short transactions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, ReadTransaction
-from featurekit_dagster.stores.lmdb_sieve import CUTOFF, EACH, HEAD, cutoffs_of, hashes_of, stored_head
-from featurekit_dagster.stores.lmdb_snapshot import StoredView
-from featurekit_dagster.stores.lmdb_writer import bare_value, full_key_of, trailer_of, with_trailers
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineRemoval
 from featurekit_dagster.stores.packing import WORD_BYTES, arrow_type, lead_time
+from featurekit_dagster.stores.record_sieve import CUTOFF, EACH, HEAD, cutoffs_of, hashes_of, stored_head
+from featurekit_dagster.stores.record_snapshot import StoredView
+from featurekit_dagster.stores.record_writer import bare_value, full_key_of, trailer_of, with_trailers
 from featurekit_dagster.stores.tombstones import HASH_BYTES, Tombstones
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Which join keys the embedded online store has, or has tiles of in an interval: a walk over all of a generation."""
+"""Which join keys an online store has, or has tiles of in an interval: a walk over all of a generation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of
 from featurekit_dagster.stores.key_sample import KeySample
 from featurekit_dagster.stores.lmdb_environment import ReadTransaction
-from featurekit_dagster.stores.lmdb_snapshot import StoredView
-from featurekit_dagster.stores.lmdb_writer import full_key_of
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key
 from featurekit_dagster.stores.packing import WORD_BYTES, arrow_type
+from featurekit_dagster.stores.record_snapshot import StoredView
+from featurekit_dagster.stores.record_writer import full_key_of
 
 if TYPE_CHECKING:
     import lmdb

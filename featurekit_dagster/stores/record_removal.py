@@ -1,4 +1,4 @@
-"""Taking a generation, or everything of a view, out of the embedded online store, in short transactions."""
+"""Taking a generation, or everything of a view, out of an online store, in short transactions."""
 
 from __future__ import annotations
 

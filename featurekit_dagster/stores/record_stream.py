@@ -1,4 +1,4 @@
-"""How a stream gets into LMDB: touched tiles are read, combined and written in the transaction of the checkpoint.
+"""How a stream gets into an online store: tiles are read, combined and written in the transaction of the checkpoint.
 
 Beside the records, under generation 0, lie one checkpoint per source partition, what the view has seen of the stream,
 marks of events that came (for the deduplication, by mark and by time), and dead letters until they are taken away.
@@ -15,11 +15,11 @@ import msgpack
 import numpy as np
 
 from featurekit_dagster.errors import DuplicateEvents, LeaseLost
-from featurekit_dagster.stores.lmdb_sieve import Sieve
-from featurekit_dagster.stores.lmdb_writer import Generation, bare_value, open_generation, trailer_of, with_trailers
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, wins
 from featurekit_dagster.stores.packing import Block, IntArray, lead_time
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
+from featurekit_dagster.stores.record_sieve import Sieve
+from featurekit_dagster.stores.record_writer import Generation, bare_value, open_generation, trailer_of, with_trailers
 from featurekit_dagster.stores.stream_state import (
     Combine,
     DeadLetter,

@@ -1,4 +1,4 @@
-"""The tombstones of one LMDB environment, and how records of deleted keys are left out of what is written.
+"""The tombstones of one environment, and how records of deleted keys are left out of what is written.
 
 They lie under the facts of generation 0, which no view has, because they hold for all generations. A write looks for
 them inside its own transaction; where there are none, that is one lookup per transaction.

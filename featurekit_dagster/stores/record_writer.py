@@ -1,7 +1,7 @@
-"""How packed records get into LMDB: short transactions of whole keys, merged with what is stored.
+"""How packed records get into an online store: short transactions of whole keys, merged with what is stored.
 
 The first load of a generation appends; everything later reads what it touches in the same transaction, lets `wins`
-decide and writes whole values back. `lmdb.py` sets the coverage marker after all of it.
+decide and writes whole values back. `record_store.py` sets the coverage marker after all of it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, KeyCodec, chunk_suffix, chunks_of
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
 from featurekit_dagster.stores.lmdb_places import place_key, place_of, stored_place
-from featurekit_dagster.stores.lmdb_sieve import Sieve
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout, wins
 from featurekit_dagster.stores.packing import WORD_BYTES, Block, ValueCodec, lead_time
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
+from featurekit_dagster.stores.record_sieve import Sieve
 from featurekit_dagster.stores.tile_merge import merge_blocks, merge_tiles
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""One layout in one LMDB environment, and consistent reads of it. Used by `lmdb.py`, which says what lies where."""
+"""One layout in one environment, and consistent reads of it. `record_store.py` says what lies where."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from featurekit_dagster.errors import OnlineLayoutMismatch, Unsupported
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.stores.key_codec import SLOT_BIT, KeyCodec, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment
-from featurekit_dagster.stores.lmdb_stream import StreamKeys, decode_progress
-from featurekit_dagster.stores.lmdb_writer import Generation
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key, OnlineLayout, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec
+from featurekit_dagster.stores.record_stream import StreamKeys, decode_progress
+from featurekit_dagster.stores.record_writer import Generation
 from featurekit_dagster.stores.stream_state import StreamProgress
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class StoredView:
         transaction.put(self.marker_key, raw[:end] + _TRIMMED.pack(newest))
 
 
-class LmdbSnapshot:
+class RecordSnapshot:
     """One read transaction on one generation (see `OnlineSnapshot`)."""
 
     __slots__ = ("_marker", "_transaction", "_view")
@@ -154,7 +154,7 @@ class LmdbSnapshot:
     def __init__(self, view: StoredView) -> None:
         self._view = view
 
-    def __enter__(self) -> LmdbSnapshot:
+    def __enter__(self) -> RecordSnapshot:
         view = self._view
         transaction = self._transaction = view.environment.begin_read()
         if transaction is None:

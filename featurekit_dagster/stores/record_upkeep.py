@@ -1,4 +1,4 @@
-"""Upkeep of a generation in LMDB: which slot and tile size it uses, clearing the other slot, and trimming.
+"""Upkeep of a stored generation: which slot and tile size it uses, clearing the other slot, and trimming.
 
 The fact of slot and tile size lies apart from the facts of either slot, so that clearing one leaves it.
 """
@@ -15,12 +15,12 @@ import numpy as np
 from featurekit_dagster.stores.key_codec import SLOT_BIT, chunk_of
 from featurekit_dagster.stores.lmdb_environment import ReadTransaction
 from featurekit_dagster.stores.lmdb_places import place_key, place_of, stored_place
-from featurekit_dagster.stores.lmdb_removal import drop_generation
-from featurekit_dagster.stores.lmdb_snapshot import StoredView
-from featurekit_dagster.stores.lmdb_writer import Generation, full_key_of, open_generation, trailer_of
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineLayout
 from featurekit_dagster.stores.online_upkeep import Trimmed
 from featurekit_dagster.stores.packing import WORD_BYTES, lead_time
+from featurekit_dagster.stores.record_removal import drop_generation
+from featurekit_dagster.stores.record_snapshot import StoredView
+from featurekit_dagster.stores.record_writer import Generation, full_key_of, open_generation, trailer_of
 
 if TYPE_CHECKING:
     import lmdb
