@@ -102,7 +102,7 @@ class DeletionMethods:
             keys: As for `delete_keys`.
 
         Raises:
-            KeysRefused: The frame does not fit; all faults are listed.
+            KeysRefused: The frame does not fit, or a job has yet to delete rows of a key; all faults are listed.
             TectonValidationError: It is no frame, or column names repeat.
         """
         from featurekit_dagster.execution.deletion_request import allow

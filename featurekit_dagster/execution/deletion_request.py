@@ -355,16 +355,28 @@ def allow(view: FeatureView, frame: Any, stores: WorkspaceStores) -> int:
         stores: Where rows and record are kept.
 
     Raises:
-        KeysRefused: The frame does not fit; all faults are listed.
+        KeysRefused: The frame does not fit, or a job has yet to delete rows of a key; all faults are listed.
         TectonValidationError: It is no frame.
     """
     keys = checked_keys(view, frame)
     found = stores.tombstones.load(view.name)
     if found is None:
         return 0
-    known = found.online.cutoffs.keys() | found.offline.cutoffs.keys()
-    lifted = known & set(hashes_of(view, keys, stores))
+    hashes = set(hashes_of(view, keys, stores))
+    if found.pending.cutoffs.keys() & hashes and (faults := list(_unfinished(view, hashes, stores))):
+        raise KeysRefused(view=view.name, faults=faults)
+    lifted = hashes & (found.online.cutoffs.keys() | found.offline.cutoffs.keys())
     stores.tombstones.lift(view.name, lifted)
     if view.online:
         stores.sync_tombstones(view)
     return len(lifted)
+
+
+def _unfinished(view: FeatureView, hashes: set[bytes], stores: WorkspaceStores) -> Iterator[str]:
+    """Yield what is wrong with lifting tombstones now: without them a job would leave the rows, which reads hide."""
+    for job in stores.ledger.unfinished_chores(stores.workspace, DELETION, view.name):
+        asked = DeletionRequest.of(job)
+        keys = kept_keys(asked, stores) if asked.offline else None
+        count = 0 if keys is None else len(hashes.intersection(hashes_of(view, keys, stores)))
+        if count:
+            yield f"job {job.id} has yet to delete rows of {count:,} of them; wait for it or cancel it"

@@ -130,10 +130,25 @@ def test_deleted_keys_are_hidden_at_once_gone_after_the_job_and_kept_out(workspa
 def test_allowed_keys_come_back_with_the_next_overwrite(workspace: Workspace) -> None:
     materialize(workspace, "totals")
     handle, before = workspace.get_feature_view("totals"), answers(workspace)
-    handle.delete_keys(users(1), permanent=True)
+    (job_id,) = handle.delete_keys(users(1), permanent=True)
+    finish(workspace, job_id)
     assert handle.allow_keys(users(1, 2)) == 1
+    assert answers(workspace) == {**before, 1: (None, None)}
     materialize(workspace, "totals", day(1), day(5), overwrite=True)
     assert answers(workspace) == before
+
+
+def test_keys_are_not_allowed_before_their_rows_are_deleted_unless_that_was_cancelled(workspace: Workspace) -> None:
+    materialize(workspace, "totals")
+    handle, before = workspace.get_feature_view("totals"), answers(workspace)
+    (job_id,) = handle.delete_keys(users(1, 2), online=False)
+    with pytest.raises(KeysRefused, match=f"job {job_id} has yet to delete rows of 1 of them; wait for it or cancel"):
+        handle.allow_keys(users(1, 3))
+    assert answers(workspace) == {user: (before[user][0], None if user < 3 else before[3][1]) for user in before}
+    assert handle.allow_keys(users(3)) == 0
+    workspace.stores.ledger.cancel(job_id)
+    assert handle.allow_keys(users(1)) == 1
+    assert answers(workspace) == {**before, 2: (before[2][0], None)}
 
 
 def test_one_store_alone(workspace: Workspace) -> None:
