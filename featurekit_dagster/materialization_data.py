@@ -53,7 +53,7 @@ class MaterializationJobData:
         id: Its name in the ledger.
         workspace: Name of the workspace.
         feature_view: The feature view.
-        feature_service: The feature service that it is about; None of the jobs of a view.
+        feature_service: The feature service whose features a dataset is made of; None of the jobs of a view.
         state: RUNNING, DRAINING, DRAINED, MANUAL_RETRY, MANUAL_CANCELLATION_REQUESTED, MANUALLY_CANCELLED, FAILURE or
             SUCCESS.
         created_at: When it was asked for.
@@ -98,7 +98,7 @@ def job_data(job: JobRecord, dagster_url: str) -> MaterializationJobData:
         id=job.id,
         workspace=job.workspace,
         feature_view=job.view,
-        feature_service=(job.request or {}).get("feature_service"),
+        feature_service=(job.request or {}).get("service"),
         state=job.state,
         created_at=_shown(job.created_at),
         updated_at=_shown(job.updated_at),

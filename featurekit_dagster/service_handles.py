@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featurekit_dagster.dataset_handles import DatasetJob, DatasetOrigin, saved
 from featurekit_dagster.domain.feature_service import FeatureService
 from featurekit_dagster.errors import ReadError
+from featurekit_dagster.materialization_data import MaterializationJobData, job_data
 from featurekit_dagster.serving.frame import FeatureFrame
 from featurekit_dagster.serving.historical import features_for_spine
 from featurekit_dagster.serving.online import OnlineReader
@@ -91,6 +92,14 @@ class FeatureServiceHandle:
         """
         origin = self._origin(spine, timestamp_key, from_source, "__").allowing(allow_gaps)
         return origin.start(name, bucket_rows=bucket_rows, job_retry_times=job_retry_times)
+
+    def list_jobs(self) -> list[MaterializationJobData]:
+        """Return the jobs that make datasets of this service's features, newest first.
+
+        What its views are materialized by are jobs of the views.
+        """
+        of_no_view = [job_data(job, self._workspace.dagster_url) for job in self._workspace.jobs("")]
+        return [job for job in of_no_view if job.feature_service == self.name]
 
     def get_online_features(
         self, join_keys: Mapping[str, Any], include_join_keys_in_response: bool = False

@@ -120,6 +120,8 @@ def test_dataset_of_a_frame_has_its_rows_and_says_how_it_came_about(shared: Work
     assert (amount["min"], sum(amount["histogram"]["counts"])) == (AMOUNT + 1, ROWS * (1 - amount["null_rate"]))
     (record,) = [each for each in shared.jobs() if each.id == job.id]
     assert (record.kind, record.view, record.max_attempts) == ("DATASET_GENERATION", "", 1)
+    (shown,) = [each for each in shared.get_feature_service("fraud").list_jobs() if each.id == job.id]
+    assert (shown.job_type, shown.feature_service, shown.feature_view) == ("DATASET_GENERATION", "fraud", "")
 
 
 def test_dataset_of_the_launchpad_reads_a_query(
