@@ -113,7 +113,7 @@ class PushSource:
 
     def applied(self) -> int | None:
         """Return up to which number of the log all views have it that move with each event; None if there are none."""
-        return min((applied_sequence(self._stores, view) or 0 for view in self.moving), default=None)
+        return min((applied_sequence(self._stores, view, self.log) or 0 for view in self.moving), default=None)
 
     @cached_property
     def moving(self) -> tuple[FeatureView, ...]:
@@ -128,10 +128,13 @@ def open_push_log(stores: WorkspaceStores, source: str) -> PushLog:
     return PushLog(path, source, clock=stores.clock)
 
 
-def applied_sequence(stores: WorkspaceStores, view: FeatureView) -> int | None:
-    """Return up to which number of its source's log a view has it online; None before its first read."""
+def applied_sequence(stores: WorkspaceStores, view: FeatureView, log: PushLog) -> int | None:
+    """Return up to which number of its source's log a view has it online; None before its first read.
+
+    Of a log that was lost and begun anew a view has nothing until it is followed again, however far it had the old one.
+    """
     known = stores.online.checkpoints(stores.online_layout(view)).get(ONLY_PARTITION)
-    return None if known is None or known.position is None else int(known.position)
+    return None if known is None or known.position is None else log.number_of(known.position)
 
 
 def event_payloads(records: Any, columns: Callable[[Any], Sequence[Mapping[str, Any]]]) -> list[bytes]:

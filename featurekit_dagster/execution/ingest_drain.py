@@ -24,7 +24,7 @@ from featurekit_dagster.stores.stream_state import DeadLetter
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.decoding import decode
 from featurekit_dagster.streams.event_types import arrow_type
-from featurekit_dagster.streams.push_log import LogSlice
+from featurekit_dagster.streams.push_log import LogSlice, PushLog
 
 EVENTS_AT_ONCE = 50_000
 
@@ -72,26 +72,27 @@ def drain_push_log(
     push, uri = PushSource(source, views, stores), _table_uri(source)
     log = push.log
     letters = DeadLetters(f"{stores.lake.rstrip('/')}/{stores.workspace}/dead_letters_of_sources/{source.name}")
-    app = f"featurekit.push_log.{log.identity()}"
+    identity = log.identity()
+    app = f"featurekit.push_log.{identity}"
     schema = pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields])
     # of those who create it at once all but one fail
     redone(TRIES, DeltaTable.create, uri, schema, mode="ignore")
     drained, rows, refused = _drained(uri, app), 0, 0
     for _ in itertools.count() if most_commits is None else range(most_commits):
-        found = log.read(drained, EVENTS_AT_ONCE)
-        if not found.records:
+        found = log.read(drained, EVENTS_AT_ONCE, identity)
+        if not found.records or found.log != identity:  # one that was begun anew meanwhile is the next drain's
             break
         decoded = decode(found.records, push.fields, never_null=push.never_null, time_field=push.time_field)
         reasons = {each.index: f"{each.field} {each.rule}".strip() for each in reversed(decoded.refused)}
         if reasons:
-            letters.append(_letters(log.identity(), found, reasons), stores.clock())
+            letters.append(_letters(identity, found, reasons), stores.clock())
         _append(uri, decoded.rows, app, found.last)
         drained, rows, refused = found.last, rows + decoded.rows.num_rows, refused + len(reasons)
     schedules = [view.batch_schedule for view in push.views]
     kept = keep if keep is not None else 2 * max(schedules, default=timedelta(days=1))
     needed = [drained, log.newest_before(stores.clock() - kept)]
-    needed += [applied for view in push.views if (applied := _applied(stores, view)) is not None]
-    log.trim(min(needed))
+    needed += [applied for view in push.views if (applied := _applied(stores, view, log)) is not None]
+    log.trim(min(needed), identity)
     return DrainReport(source.name, rows, refused, drained, log.oldest())
 
 
@@ -102,9 +103,9 @@ def _table_uri(source: StreamSource) -> str:
     return source.batch_config.uri
 
 
-def _applied(stores: WorkspaceStores, view: FeatureView) -> int | None:
+def _applied(stores: WorkspaceStores, view: FeatureView, log: PushLog) -> int | None:
     """Return up to which number a view has the log online; None if it is not written online or was never followed."""
-    return applied_sequence(stores, view) if view.online else None
+    return applied_sequence(stores, view, log) if view.online else None
 
 
 def _drained(uri: str, app: str) -> int:

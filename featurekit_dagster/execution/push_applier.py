@@ -251,10 +251,12 @@ def _apply_here(push: PushSource, stores: WorkspaceStores, sequence: int, deadli
     with stores.ledger.lease(lease_name(stores, push.name), holder, LEASE_TIME):
         for view in push.moving:
             if not may_not_follow(view, stores, loaded_us):
-                _apply_to(view, stores, sequence, deadline, holder)
+                _apply_to(view, push, stores, sequence, deadline, holder)
 
 
-def _apply_to(view: FeatureView, stores: WorkspaceStores, sequence: int, deadline: float, holder: str) -> None:
+def _apply_to(
+    view: FeatureView, push: PushSource, stores: WorkspaceStores, sequence: int, deadline: float, holder: str
+) -> None:
     generation = stores.ledger.open_generation(stores.workspace, view.name, StoredShape.of(view))
     name = f"stream:{stores.workspace}/{view.name}/{generation}:{ONLY_PARTITION}"
     pinned = stores.pinned(view, generation)
@@ -264,7 +266,7 @@ def _apply_to(view: FeatureView, stores: WorkspaceStores, sequence: int, deadlin
         with stores.ledger.lease(name, holder, LEASE_TIME) as lease:
             follower = StreamFollower(view, reader, pinned, {ONLY_PARTITION: lease.epoch}, stores.clock)
             follower.begin()
-            while (applied_sequence(pinned, view) or 0) < sequence and time.monotonic() < deadline:
+            while (applied_sequence(pinned, view, push.log) or 0) < sequence and time.monotonic() < deadline:
                 follower.poll(_POLL)
                 follower.commit()
     finally:

@@ -175,8 +175,8 @@ def _seconds_until_online(bench: Bench, payloads: Sequence[bytes], follower: _Fo
     view, stores = bench.tested.view, bench.workspace.stores
     assert view.stream_source is not None
     began = time.perf_counter()
-    sequence = _logged(bench, payloads)
-    while (applied_sequence(stores, view) or 0) < sequence and follower.error is None:
+    sequence, log = _logged(bench, payloads), open_push_log(stores, view.stream_source.name)
+    while (applied_sequence(stores, view, log) or 0) < sequence and follower.error is None:
         if time.perf_counter() - began > _PATIENCE_SECONDS:
             raise TimeoutError
         time.sleep(_NAP_SECONDS)

@@ -8,6 +8,7 @@ no map to resize, and a new file needs no size.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 import threading
@@ -42,6 +43,8 @@ INSERT OR IGNORE INTO trimmed VALUES (0, 0, lower(hex(randomblob(8))));
 _NEWEST = "SELECT max((SELECT coalesce(max(last), 0) FROM batches), (SELECT up_to FROM trimmed))"
 _READ = "SELECT last, count, records FROM batches WHERE last > ? ORDER BY last"
 
+_log = logging.getLogger("featurekit.stream")
+
 
 def push_log_path(home: Path, workspace: str, source: str) -> Path:
     """Return where the log of a push source is, below the home directory of its workspace."""
@@ -64,10 +67,30 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class LogSlice:
-    """Consecutive records of a log, and the sequence number of the last one."""
+    """Consecutive records of a log.
+
+    Args:
+        records: The records.
+        last: The sequence number of the last one.
+        log: The identity of the log.
+    """
 
     records: Sequence[bytes]
     last: int
+    log: str
+
+    @property
+    def position(self) -> str:
+        """The position behind the records: a number says nothing without the log that it counts in."""
+        return f"{self.log}:{self.last}"
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A connection, and which file it was opened on: one that is put in its place later is another."""
+
+    connection: sqlite3.Connection
+    file: tuple[int, int]
 
 
 class PushLog:
@@ -89,8 +112,8 @@ class PushLog:
         self._pid = os.getpid()
         self._queue: list[_Waiting] = []
         self._queue_lock, self._write_lock, self._read_lock = threading.Lock(), threading.Lock(), threading.Lock()
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
+        self._writer: _Opened | None = None
+        self._reader: _Opened | None = None
         self._lock_file: int | None = None
         self.bell: Bell = bell_of(self._path)
         """Rings when this process has appended something."""
@@ -114,17 +137,23 @@ class PushLog:
         assert mine.last is not None
         return mine.last
 
-    def read(self, after: int, most: int) -> LogSlice:
+    def read(self, after: int, most: int, log: str | None = None) -> LogSlice:
         """Return at most `most` records behind sequence number `after`; none at the end of the log.
+
+        Args:
+            after: A sequence number.
+            most: How many records at most.
+            log: The identity of the log that `after` counts in; of another one the oldest records are returned. By
+                default it is this one.
 
         Raises:
             StreamPositionLost: Records behind `after` were trimmed.
         """
         records: list[bytes] = []
-        last = after
         with self._reading() as connection:
             connection.execute("BEGIN")  # what was trimmed and what is left are of one moment
-            (up_to,) = connection.execute("SELECT up_to FROM trimmed").fetchone()
+            up_to, own = connection.execute("SELECT up_to, log FROM trimmed").fetchone()
+            last = after = after if log in (None, own) else int(up_to)
             if after < up_to:
                 raise StreamPositionLost(
                     source=self.source, partition=ONLY_PARTITION, position=str(after), oldest=str(up_to)
@@ -135,7 +164,7 @@ class PushLog:
                 last += len(row)
                 if len(records) >= most:
                     break
-        return LogSlice(records, last)
+        return LogSlice(records, last, str(own))
 
     def newest(self) -> int:
         """Return the sequence number of the newest record, trimmed or not; 0 before the first."""
@@ -152,15 +181,28 @@ class PushLog:
         with self._reading() as connection:
             return str(connection.execute("SELECT log FROM trimmed").fetchone()[0])
 
+    def number_of(self, position: str) -> int:
+        """Return the sequence number up to which a position has read this log; 0 if it is one of another log."""
+        log, number = _parsed(position)
+        return number if log in (None, self.identity()) else 0
+
     def newest_before(self, when: datetime) -> int:
         """Return the sequence number of the newest record that was logged before an instant; 0 if none was."""
         with self._reading() as connection:
             known = connection.execute("SELECT max(last) FROM batches WHERE appended_us < ?", (to_us(when),))
             return int(known.fetchone()[0] or 0)
 
-    def trim(self, up_to: int) -> None:
-        """Drop whole commits of records up to a sequence number, which nobody is to read any more."""
+    def trim(self, up_to: int, log: str | None = None) -> None:
+        """Drop whole commits of records up to a sequence number, which nobody is to read any more.
+
+        Args:
+            up_to: A sequence number.
+            log: The identity of the log that it counts in; of another one nothing is dropped. By default it is this.
+        """
         with self._writing() as connection:
+            (own,) = connection.execute("SELECT log FROM trimmed").fetchone()
+            if log not in (None, own):
+                return
             (last,) = connection.execute("SELECT max(last) FROM batches WHERE last <= ?", (up_to,)).fetchone()
             if last is not None:
                 connection.execute("DELETE FROM batches WHERE last <= ?", (last,))
@@ -170,9 +212,9 @@ class PushLog:
         """Close the file; the next use opens it again."""
         self._own_process()
         with self._write_lock, self._read_lock:
-            for connection in (self._writer, self._reader):
-                if connection is not None:
-                    connection.close()
+            for opened in (self._writer, self._reader):
+                if opened is not None:
+                    opened.connection.close()
             if self._lock_file is not None:
                 os.close(self._lock_file)
             self._writer = self._reader = self._lock_file = None
@@ -216,9 +258,11 @@ class PushLog:
     @contextmanager
     def _committing(self) -> Iterator[sqlite3.Connection]:
         """Give a connection in a transaction that is committed at the end; the write lock is held."""
-        if self._writer is None:
-            self._writer = self._open()
-        connection = self._writer
+        if self._writer is None or not self._is_in_place(self._writer):
+            if self._lock_file is not None:  # it went with the log, or will
+                os.close(self._lock_file)
+            self._lock_file, self._writer = None, self._opened_again(self._writer)
+        connection = self._writer.connection
         if self._lock_file is None:
             self._lock_file = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # SQLite makes a second process sleep and look again; this lock wakes it at once, in turn.
@@ -239,22 +283,42 @@ class PushLog:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         self._own_process()
         with self._read_lock:
-            if self._reader is None:
-                self._reader = self._open()
+            if self._reader is None or not self._is_in_place(self._reader):
+                self._reader = self._opened_again(self._reader)
+            connection = self._reader.connection
             try:
-                yield self._reader
+                yield connection
             finally:
-                if self._reader.in_transaction:
-                    self._reader.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
-    def _open(self) -> sqlite3.Connection:
+    def _is_in_place(self, opened: _Opened) -> bool:
+        """Tell whether a file that was opened is still the log: SQLite goes on with one that was deleted, unseen."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == opened.file
+
+    def _opened_again(self, before: _Opened | None) -> _Opened:
+        """Open the log that is there now, or begin it."""
+        if before is not None:
+            before.connection.close()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        found = os.fstat(descriptor)
+        os.close(descriptor)
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # NORMAL would lose what was answered for in a power cut
         connection.executescript(_SCHEMA)
-        return connection
+        return _Opened(connection, (found.st_dev, found.st_ino))
+
+
+def _parsed(position: str) -> tuple[str | None, int]:
+    """Return the identity of a log and the number in it; positions of older versions are numbers of any log."""
+    log, _, number = position.rpartition(":")
+    return log or None, int(number)
 
 
 _inherited: list[object] = []
@@ -262,6 +326,9 @@ _inherited: list[object] = []
 
 class PushLogReader:
     """Follows the log of a push source, which has one partition; a first read begins at the oldest record.
+
+    A position has the identity of its log. Of a log that was lost and begun anew every record is read, whatever the
+    number of the position is, also where that happens in the middle of following it.
 
     Args:
         path: The log's file.
@@ -271,6 +338,7 @@ class PushLogReader:
     def __init__(self, path: Path, source: str | None = None) -> None:
         self._log = PushLog(path, source)
         self._next: int | None = None
+        self._identity: str | None = None
         self._is_new = False
 
     def partitions(self) -> tuple[str, ...]:
@@ -279,28 +347,37 @@ class PushLogReader:
 
     def seek(self, positions: Mapping[str, str | None]) -> None:
         """Follow the log from a position on; see `StreamReader.seek`."""
-        self._next, self._is_new = None, False
+        self._next, self._identity, self._is_new = None, None, False
         if ONLY_PARTITION not in positions:
             return
         position = positions[ONLY_PARTITION]
-        self._is_new = position in (None, OLDEST)
-        self._next = self._log.oldest() if position is None or self._is_new else int(position)
+        if position is None or position == OLDEST:
+            self._next, self._is_new = self._log.oldest(), True
+            return
+        self._identity, self._next = _parsed(position)
         newest = self._log.newest()
-        if self._next > newest:  # the log was removed and begun again
+        if self._is_same_log() and self._next > newest:  # or an older version's number: nobody can tell
             raise StreamPositionLost(
-                source=self._log.source, partition=ONLY_PARTITION, position=str(position), oldest=str(newest)
+                source=self._log.source, partition=ONLY_PARTITION, position=str(self._next), oldest=str(newest)
             )
-        self._log.read(self._next, 1)
+        self._log.read(self._next, 1, self._identity)
+
+    def _is_same_log(self) -> bool:
+        return self._identity in (None, self._log.identity())
 
     def poll(self, most: int, timeout: timedelta) -> list[StreamBatch]:
         """Return what was logged next; see `StreamReader.poll`."""
         deadline, nap = time.monotonic() + timeout.total_seconds(), _FIRST_NAP_SECONDS
         while self._next is not None:
             heard = self._log.bell.count
-            found = self._log.read(self._next, most)
+            found = self._log.read(self._next, most, self._identity)
+            if self._identity not in (None, found.log):
+                self._is_new = True
+                _log.warning("source=%s has a log that was begun anew; it is read from its beginning", self._log.source)
+            self._identity = found.log
             if found.records or self._is_new:
                 self._next, self._is_new = found.last, False
-                return [StreamBatch(partition=ONLY_PARTITION, payloads=found.records, position=str(found.last))]
+                return [StreamBatch(partition=ONLY_PARTITION, payloads=found.records, position=found.position)]
             left = deadline - time.monotonic()
             if left <= 0:
                 return []
@@ -313,7 +390,8 @@ class PushLogReader:
         """Return how many records of the log are still to be polled."""
         if self._next is None:
             return ()
-        return (PartitionLag(ONLY_PARTITION, self._log.newest() - self._next),)
+        read = self._next if self._is_same_log() else self._log.oldest()
+        return (PartitionLag(ONLY_PARTITION, self._log.newest() - read),)
 
     def parents(self) -> Mapping[str, Collection[str]]:
         """Return nothing: there is one partition."""

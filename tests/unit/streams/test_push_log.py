@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurekit_dagster.errors import StreamPositionLost
@@ -31,7 +31,7 @@ def _records(first: int, count: int) -> list[bytes]:
 
 def test_records_are_numbered_from_one_in_the_order_of_their_appends(log: PushLog) -> None:
     assert (log.append(_records(1, 3)), log.append([]), log.append(_records(4, 1))) == (3, 3, 4)
-    assert log.read(0, 10) == LogSlice(_records(1, 4), 4)
+    assert log.read(0, 10) == LogSlice(_records(1, 4), 4, log.identity())
     assert log.newest() == 4
 
 
@@ -51,7 +51,7 @@ def test_a_read_is_a_slice_of_what_was_appended(
         everything += added
         assert log.append(added) == len(everything)
     expected = everything[after : after + most]
-    assert log.read(after, most) == LogSlice(expected, after + len(expected))
+    assert log.read(after, most) == LogSlice(expected, after + len(expected), log.identity())
     log.close()
 
 
@@ -147,7 +147,8 @@ def test_the_first_poll_tells_where_an_empty_log_is_begun(tmp_path: Path) -> Non
     reader = PushLogReader(tmp_path / "visits.db")
     reader.seek({ONLY_PARTITION: None})
     (batch,) = reader.poll(10, AT_ONCE)
-    assert (list(batch.payloads), batch.position) == ([], "0")
+    identity = PushLog(tmp_path / "visits.db").identity()
+    assert (list(batch.payloads), batch.position) == ([], f"{identity}:0")
     assert reader.poll(10, AT_ONCE) == []
 
 
@@ -159,7 +160,7 @@ def test_a_waiting_poll_sees_what_another_handle_appends(tmp_path: Path) -> None
         waiting = thread.submit(reader.poll, 10, timedelta(seconds=20))
         log.append(_records(1, 2))
         (batch,) = waiting.result()
-    assert (batch.payloads, batch.position) == (_records(1, 2), "2")
+    assert (batch.payloads, batch.position) == (_records(1, 2), f"{log.identity()}:2")
 
 
 def test_lag_is_what_is_still_to_be_polled(tmp_path: Path) -> None:
@@ -173,14 +174,81 @@ def test_lag_is_what_is_still_to_be_polled(tmp_path: Path) -> None:
     assert [lag.events for lag in reader.lag()] == [2]
 
 
-def test_a_log_that_was_trimmed_or_begun_again_behind_a_position_is_refused(tmp_path: Path) -> None:
+def test_a_log_that_was_trimmed_or_is_shorter_than_a_position_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "visits.db"
     log, reader = PushLog(path), PushLogReader(path)
     log.append(_records(1, 2))
     log.trim(2)
-    for position in ("1", "3"):
-        with pytest.raises(StreamPositionLost, match=f"'visits' .* position {position} "):
+    for position in ("1", "3", f"{log.identity()}:1", f"{log.identity()}:3"):
+        with pytest.raises(StreamPositionLost, match=f"'visits' .* position {position[-1]} "):
             reader.seek({ONLY_PARTITION: position})
+
+
+def test_a_position_of_an_older_version_is_one_of_the_log_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "visits.db"
+    log, reader = PushLog(path), PushLogReader(path)
+    log.append(_records(1, 3))
+    assert log.number_of("2") == 2
+    reader.seek({ONLY_PARTITION: "2"})
+    (batch,) = reader.poll(10, AT_ONCE)
+    assert (batch.payloads, batch.position) == (_records(3, 1), f"{log.identity()}:3")
+
+
+@settings(max_examples=10)
+@given(old=st.integers(0, 9), read=st.integers(0, 9), new=st.integers(0, 9), is_open=st.booleans())
+def test_of_a_log_that_was_begun_anew_every_record_is_read_once(
+    tmp_path_factory: pytest.TempPathFactory, old: int, read: int, new: int, is_open: bool
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "visits.db"
+    log, reader = PushLog(path), PushLogReader(path)
+    log.append(_records(0, old))
+    reader.seek({ONLY_PARTITION: None})
+    position = next((batch.position for batch in reader.poll(max(read, 1), AT_ONCE)), None)
+    _lose(path)
+    if not is_open:  # another process goes on
+        log.close()
+        reader.close()
+        log, reader = PushLog(path), PushLogReader(path)
+        reader.seek({ONLY_PARTITION: position})
+    assert log.append(_records(100, new)) == new
+    assert [lag.events for lag in reader.lag()] == [new]
+    seen: list[bytes] = []
+    for _ in range(new + 1):
+        for batch in reader.poll(2, AT_ONCE):
+            seen += batch.payloads
+            position = batch.position
+    assert seen == _records(100, new)
+    assert position == f"{log.identity()}:{new}"
+    assert [lag.events for lag in reader.lag()] == [0]
+    log.close()
+    reader.close()
+
+
+def test_a_handle_that_was_open_when_the_log_was_deleted_appends_to_the_new_one(log: PushLog, tmp_path: Path) -> None:
+    log.append(_records(1, 2))
+    before, path = log.identity(), tmp_path / "push" / "visits.db"
+    _lose(path)
+    other = PushLog(path)
+    assert (log.append(_records(1, 1)), other.append(_records(2, 1))) == (1, 2)
+    assert log.identity() == other.identity() != before
+    log.close()
+    assert other.read(0, 10).records == PushLog(path).read(0, 10).records == _records(1, 2)
+
+
+def test_numbers_of_a_lost_log_say_nothing_about_the_new_one(log: PushLog, tmp_path: Path) -> None:
+    log.append(_records(1, 4))
+    found = log.read(0, 3)
+    assert log.number_of(found.position) == 3
+    _lose(tmp_path / "push" / "visits.db")
+    log.append(_records(1, 4))
+    assert log.number_of(found.position) == 0
+    log.trim(3, found.log)
+    assert (log.oldest(), log.read(found.last, 1, found.log).records) == (0, _records(1, 1))
+
+
+def _lose(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
 
 
 def test_a_log_that_is_begun_anew_has_another_identity(log: PushLog, tmp_path: Path) -> None:
