@@ -19,7 +19,7 @@ from featurekit_dagster.domain.stream_sources import StreamSource
 from featurekit_dagster.errors import NotAPushSource
 from featurekit_dagster.execution.ingest import PushSource, applied_sequence
 from featurekit_dagster.stores.dead_letters import DeadLetters
-from featurekit_dagster.stores.delta_commits import TRIES, redone
+from featurekit_dagster.stores.delta_commits import TRIES, created, redone
 from featurekit_dagster.stores.stream_state import DeadLetter
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.decoding import decode
@@ -75,8 +75,7 @@ def drain_push_log(
     identity = log.identity()
     app = f"featurekit.push_log.{identity}"
     schema = pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields])
-    # of those who create it at once all but one fail
-    redone(TRIES, DeltaTable.create, uri, schema, mode="ignore")
+    created(uri, schema)
     drained, rows, refused = _drained(uri, app), 0, 0
     for _ in itertools.count() if most_commits is None else range(most_commits):
         found = log.read(drained, EVENTS_AT_ONCE, identity)

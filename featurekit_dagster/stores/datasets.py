@@ -18,7 +18,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from pyarrow import NativeFile, dataset
 
 from featurekit_dagster.errors import LeaseLost, NotFoundError
-from featurekit_dagster.stores.delta_commits import TRIES, redone
+from featurekit_dagster.stores.delta_commits import TRIES, create_table, opened, redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import OURS, lease_epoch_of
 from featurekit_dagster.stores.lake_files import LakeFiles
@@ -157,14 +157,11 @@ class Datasets:
             custom_metadata={f"{OURS}job_id": job_id, _BUCKET: str(bucket)},
             max_commit_retries=0,
         )
-        write_deltalake(
-            table or self.location(name),
-            rows,
-            mode="error" if table is None else "append",
-            storage_options=None if table is not None else self._options,
-            commit_properties=properties,
-            writer_properties=writer_properties(rows.schema),
-        )
+        if table is None:
+            create_table(self.location(name), rows, self._options, properties, partition_by=())
+        else:
+            files = writer_properties(rows.schema)
+            write_deltalake(table, rows, mode="append", commit_properties=properties, writer_properties=files)
 
     def schema(self, name: str) -> pa.Schema:
         """Return names and types of a dataset's own columns.
@@ -244,10 +241,7 @@ class Datasets:
         return False
 
     def _open(self, name: str) -> DeltaTable | None:
-        location = self.location(name)
-        if not DeltaTable.is_deltatable(location, self._options):
-            return None
-        return DeltaTable(location, storage_options=self._options)
+        return opened(self.location(name), self._options)
 
     def _scan(self, name: str) -> dataset.Dataset:
         table = self._open(name)

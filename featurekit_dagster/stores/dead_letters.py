@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, Transaction, write_deltalake
 
-from featurekit_dagster.stores.delta_commits import TRIES, redone
+from featurekit_dagster.stores.delta_commits import TRIES, create_table, opened, redone
 from featurekit_dagster.stores.stream_state import DeadLetter
 
 _SCHEMA = pa.schema(
@@ -50,22 +50,24 @@ class DeadLetters:
     def _append(self, letters: Sequence[DeadLetter], refused_at: datetime) -> None:
         # what is there is looked up anew each time: another loop may have moved the same letters
         name = f"dead letters of {letters[0].partition}"
-        table = DeltaTable(self.location) if DeltaTable.is_deltatable(self.location) else None
+        table = opened(self.location)
         kept = None if table is None else table.transaction_version(name)
         new = [letter for letter in letters if kept is None or letter.number > kept]
         if not new:
             return
         rows = [(letter.partition, letter.number, refused_at, letter.reason, letter.payload) for letter in new]
         columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)]
-        properties = CommitProperties(app_transactions=[Transaction(name, new[-1].number)])
-        write_deltalake(
-            table or self.location, pa.table(columns, schema=_SCHEMA), mode="append", commit_properties=properties
-        )
+        found = pa.table(columns, schema=_SCHEMA)
+        # without the library's retries, which add a first commit's rows to those of the commit that came before it
+        properties = CommitProperties(app_transactions=[Transaction(name, new[-1].number)], max_commit_retries=0)
+        if table is None:
+            create_table(self.location, found, None, properties, partition_by=())
+        else:
+            write_deltalake(table, found, mode="append", commit_properties=properties)
 
     def read(self) -> pa.Table:
         """Return all of them: source partition, number, time, reason, payload."""
-        if not DeltaTable.is_deltatable(self.location):
+        table = opened(self.location)
+        if table is None:
             return _SCHEMA.empty_table()
-        return (
-            DeltaTable(self.location).to_pyarrow_table().sort_by([("partition", "ascending"), ("number", "ascending")])
-        )
+        return table.to_pyarrow_table().sort_by([("partition", "ascending"), ("number", "ascending")])

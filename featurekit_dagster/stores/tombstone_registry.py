@@ -16,10 +16,8 @@ from datetime import datetime
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError, DeltaError
 
-from featurekit_dagster.stores.delta_commits import TRIES, redone
+from featurekit_dagster.stores.delta_commits import TRIES, created, opened, redone
 from featurekit_dagster.stores.lake_files import local_path
 from featurekit_dagster.stores.tombstones import Tombstones
 
@@ -88,9 +86,9 @@ class TombstoneRegistry:
 
     def load(self, view: str) -> Registered | None:
         """Return what is registered for a view as of now; None where nothing ever was."""
-        if not self._exists(view):
+        table = self._found(view)
+        if table is None:
             return None
-        table = DeltaTable(self._location(view))
         with self._lock:
             known = self._known.get(view)
             if known is None or known.online.version != table.version():
@@ -124,7 +122,7 @@ class TombstoneRegistry:
     def lift(self, view: str, hashes: Iterable[bytes]) -> None:
         """Take the tombstones of keys away; those that have none are left at that."""
         listed = ", ".join(f"'{each.hex()}'" for each in sorted(set(hashes)))
-        if listed and self._exists(view):
+        if listed and self._found(view) is not None:
             redone(TRIES, lambda: DeltaTable(self._location(view)).delete(f"hash IN ({listed})"))
 
     def _append(self, view: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -143,27 +141,15 @@ class TombstoneRegistry:
 
     def _opened(self, view: str) -> DeltaTable:
         """Return the table, made where there is none."""
-        location = self._location(view)
-        if not self._exists(view):
-            try:
-                return DeltaTable.create(
-                    location,
-                    DeltaSchema.from_arrow(_SCHEMA),
-                    mode="error",
-                    configuration={_SALT: secrets.token_hex(_SALT_BYTES)},
-                    raise_if_key_not_exists=False,
-                )
-            except DeltaError as error:
-                # "already exists" comes as the base class: somebody else has made it since
-                if isinstance(error, CommitFailedError) or not DeltaTable.is_deltatable(location):
-                    raise
-        return DeltaTable(location)
+        configuration = {_SALT: secrets.token_hex(_SALT_BYTES)}
+        return self._found(view) or created(self._location(view), _SCHEMA, configuration=configuration)
 
-    def _exists(self, view: str) -> bool:
+    def _found(self, view: str) -> DeltaTable | None:
+        """Return the table; None where nothing was ever deleted."""
         location = self._location(view)
-        if self._is_local:
-            return os.path.isdir(f"{local_path(location)}/_delta_log")
-        return DeltaTable.is_deltatable(location)
+        if self._is_local and not os.path.isdir(f"{local_path(location)}/_delta_log"):
+            return None
+        return opened(location)
 
     def _location(self, view: str) -> str:
         return f"{self._root}/{view}"
