@@ -43,8 +43,8 @@ class StreamSourceHandle:
         applied them, or else this process has. Other views have them at their next commit.
 
         Args:
-            records: A list of mappings, or a pandas, polars or Arrow frame; fields as in the source's schema. Times
-                without a zone are UTC.
+            records: A mapping, a list of mappings, or a pandas, polars or Arrow frame; fields as in the source's schema.
+                Times without a zone are UTC.
             dry_run: Only check; what does not fit is in the result.
             wait: How long to wait until CONTINUOUS views have the events online; zero only logs them.
 
@@ -53,7 +53,8 @@ class StreamSourceHandle:
             NotAPushSource: Events cannot be sent to this source.
             TectonValidationError: A value has no place in JSON.
         """
-        result = self._push.ingest(event_payloads(records, _rows), dry_run=dry_run)
+        given = [records] if isinstance(records, Mapping) else records
+        result = self._push.ingest(event_payloads(given, _rows), dry_run=dry_run)
         if result.refused and not dry_run:
             faults = [(each.index, each.field, each.rule) for each in result.refused]
             raise EventsRefused(source=self.name, refused=faults)

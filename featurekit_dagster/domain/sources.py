@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, overload
 
+from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.source_rules import delay_faults, raise_faults, required_text_faults, time_faults
 from featurekit_dagster.domain.wording import described, text_fault
 from featurekit_dagster.errors import DeclarationError
@@ -278,6 +279,8 @@ class BatchSource:
     description: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     owner: str | None = None
+    # Columns of the events that are pushed, of which there is no table before the first of them are drained.
+    pushed: tuple[Field, ...] = field(init=False, compare=False, repr=False, default=())
 
     def __post_init__(self) -> None:
         faults = [fault for fault in [text_fault("name", self.name)] if fault]

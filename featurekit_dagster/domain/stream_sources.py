@@ -207,6 +207,7 @@ class StreamSource:
                 tags=self.tags,
                 owner=self.owner,
             )
+            object.__setattr__(side, "pushed", tuple(self.schema or ()))
             object.__setattr__(self, "batch_source", side)
 
     def __hash__(self) -> int:

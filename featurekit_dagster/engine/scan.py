@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.sources import (
     BatchSource,
     DeltaTableConfig,
@@ -94,9 +95,12 @@ def _scan(con: duckdb.DuckDBPyConnection, parameter: str, source: BatchSource, b
     if isinstance(config, FileConfig):
         return _file_query(con, source, config, bounds)
     if isinstance(config, DeltaTableConfig):
-        if not DeltaTable.is_deltatable(config.uri):
+        if DeltaTable.is_deltatable(config.uri):
+            con.register(f"raw_{parameter}", DeltaTable(config.uri).to_pyarrow_dataset())
+        elif source.pushed:
+            con.register(f"raw_{parameter}", arrow_schema(source.pushed).empty_table())
+        else:
             raise SourceError(source=source.name, reason=f"there is no Delta table at {config.uri}")
-        con.register(f"raw_{parameter}", DeltaTable(config.uri).to_pyarrow_dataset())
     elif isinstance(config, SqlConfig):
         con.register(f"raw_{parameter}", _read_sql(config, bounds))
     else:

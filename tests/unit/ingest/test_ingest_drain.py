@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 from featurekit_dagster import Field, StreamSource, String, Workspace
 from featurekit_dagster.execution import ingest_drain
 from featurekit_dagster.stores.dead_letters import DeadLetters
-from tests.support.push import SCHEMA, log_of, payment, payments_workspace
+from tests.support.push import NOW, SCHEMA, log_of, payment, payments_workspace
 
 
 @pytest.fixture
@@ -38,6 +38,13 @@ def test_each_event_reaches_the_table_once_and_the_log_is_trimmed(workspace: Wor
     assert source.drain().rows == 0
     assert _items(tmp_path) == [0, 1, 2, 3]
     assert log_of(workspace).read(3, 10).last == 4
+
+
+def test_before_the_first_drain_a_push_source_has_no_rows(workspace: Workspace, tmp_path: Path) -> None:
+    view = workspace.get_feature_view("paid")
+    rows = view.run_transformation(NOW - timedelta(days=1), NOW).to_arrow()
+    assert (rows.num_rows, rows.column_names) == (0, ["user", "ts", "amount", "items"])
+    assert not (tmp_path / "payments").exists()
 
 
 def test_events_stay_in_the_log_as_long_as_a_view_may_need_them(workspace: Workspace) -> None:

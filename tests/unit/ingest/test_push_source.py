@@ -36,6 +36,11 @@ def test_events_that_fit_are_logged_in_order(workspace: Workspace, source: Strea
     assert _logged(workspace)[1] == b'{"user":"u2","amount":2.5,"items":2,"ts":"2024-01-10T11:30:00Z"}'
 
 
+def test_one_event_alone_need_not_be_in_a_list(workspace: Workspace, source: StreamSourceHandle) -> None:
+    assert source.ingest(payment(1)).accepted == 1
+    assert len(_logged(workspace)) == 1
+
+
 def test_one_event_that_does_not_fit_keeps_all_out(workspace: Workspace, source: StreamSourceHandle) -> None:
     with pytest.raises(EventsRefused, match=r"event 1: items is no Int64\n  - event 2: user is null") as refused:
         source.ingest([payment(1), payment(2, items=1.9), payment(3, user=None)])
