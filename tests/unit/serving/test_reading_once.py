@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import threading
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -174,17 +173,29 @@ def test_a_summary_tells_aggregations_windows_and_mode(tmp_path: Path) -> None:
 
 
 class Terminal(io.StringIO):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
     def isatty(self) -> bool:
         return True
+
+    def write(self, text: str) -> int:
+        self.written.set()
+        return super().write(text)
+
+
+def timers() -> set[threading.Timer]:
+    return {thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)}
 
 
 def test_a_long_read_shows_its_progress_on_a_terminal_and_takes_it_away(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.0)
     with shown_progress("reading features", 2) as advance:
         advance()
-        time.sleep(0.3)
+        assert terminal.written.wait(60)
         advance()
     assert "reading features" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[2K"), "the line is cleared"
@@ -193,20 +204,22 @@ def test_a_long_read_shows_its_progress_on_a_terminal_and_takes_it_away(monkeypa
 def test_a_short_read_shows_nothing_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    before = threading.active_count()
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 60.0)
+    before = timers()
     with shown_progress("reading features", 1):
-        pass
-    time.sleep(0.05)
+        (timer,) = timers() - before
+    timer.join(50)
+    assert not timer.is_alive()
     assert terminal.getvalue() == ""
-    assert threading.active_count() <= before
 
 
 def test_nothing_is_shown_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setattr(progress, "DELAY_SECONDS", 0.0)
+    before = timers()
     with shown_progress("reading features", 1):
-        time.sleep(0.05)
+        assert timers() <= before, "none waits to write"
     assert written.getvalue() == ""
 
 
