@@ -123,7 +123,7 @@ def read_spine(path: Path, fields: Sequence[Field]) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    from featurekit_dagster.engine.arrow import arrow_type
+    from featurekit_dagster.arrow_types import arrow_type
 
     try:
         if path.suffix.lower() == ".parquet":

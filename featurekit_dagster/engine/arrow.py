@@ -1,53 +1,18 @@
-"""How declared types look in Arrow, and how the frames of other libraries come in."""
+"""How the frames of other libraries come in as Arrow tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_dagster.domain.schema import DataType, Field
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.errors import TectonValidationError
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
 UNCONVERTIBLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for values that it has no type for; its text quotes them."""
-
-_SCALARS = {
-    "String": pa.string(),
-    "Int32": pa.int32(),
-    "Int64": pa.int64(),
-    "Float32": pa.float32(),
-    "Float64": pa.float64(),
-    "Bool": pa.bool_(),
-    "Bytes": pa.binary(),
-    "Timestamp": TIMESTAMP,
-}
-
-
-def arrow_type(dtype: DataType) -> pa.DataType:
-    """Return the Arrow type that stores and returns values of a declared type; timestamps are UTC microseconds."""
-    if dtype.name == "Array":
-        return pa.list_(arrow_type(dtype.children[0]))
-    if dtype.name == "Map":
-        return pa.map_(arrow_type(dtype.children[0]), arrow_type(dtype.children[1]))
-    if dtype.name == "Struct":
-        return pa.struct([(member.name, arrow_type(member.dtype)) for member in dtype.fields])
-    return _SCALARS[dtype.name]
-
-
-def arrow_schema(fields: Iterable[Field]) -> pa.Schema:
-    """Return the Arrow schema of declared columns."""
-    return _schema(tuple(fields))
-
-
-@lru_cache(maxsize=1024)
-def _schema(fields: tuple[Field, ...]) -> pa.Schema:
-    return pa.schema([(field.name, arrow_type(field.dtype)) for field in fields])
 
 
 def to_arrow(frame: Any) -> pa.Table:

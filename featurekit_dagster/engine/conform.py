@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema, arrow_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import DataType, Field
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, arrow_type, floored_to_microseconds
+from featurekit_dagster.engine.arrow import floored_to_microseconds
 from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.errors import OutputSchemaMismatch
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.engine.columns import as_type
 from featurekit_dagster.engine.rollup import ANCHOR_TIME
 from featurekit_dagster.engine.sketches import hll_code

@@ -9,10 +9,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.aggregation import PartialColumn
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
-from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.tiles import build_tiles, event_tile_pieces, event_tiles
 from featurekit_dagster.engine.transform import transform

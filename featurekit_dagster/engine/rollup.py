@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans
-from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.rollup_answers import spread, stack
 from featurekit_dagster.engine.rollup_kernel import Kernel
 from featurekit_dagster.engine.rollup_search import ANCHOR_TIME, EDGE, ask, place

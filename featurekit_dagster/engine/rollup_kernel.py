@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.aggregation import (
     LIST_FUNCTIONS,
     AggregateFeature,
@@ -20,7 +21,6 @@ from featurekit_dagster.domain.aggregation import (
 )
 from featurekit_dagster.domain.schema import Int32
 from featurekit_dagster.domain.windows import Span
-from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.columns import BoolArray, Int64Array, Values, numbers, present
 from featurekit_dagster.engine.keys import first_of_each
 from featurekit_dagster.engine.rollup_answers import Answers, Numbers, Places

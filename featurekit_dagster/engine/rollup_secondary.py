@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans, secondary_keys_name
 from featurekit_dagster.domain.windows import Span
-from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.columns import Int64Array, numbers
 from featurekit_dagster.engine.keys import TimePacking, first_of_each, sort_packed
 from featurekit_dagster.engine.rollup_answers import Slices, as_indices, expand, list_array, spread

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, floored_to_microseconds
+from featurekit_dagster.arrow_types import TIMESTAMP
+from featurekit_dagster.engine.arrow import UNCONVERTIBLE, floored_to_microseconds
 from featurekit_dagster.errors import UnstorableColumns
 
 _WIDER = {

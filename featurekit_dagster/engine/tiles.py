@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.domain.schema import Int64
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.engine.columns import as_type, present
 from featurekit_dagster.engine.duck import literal, quoted
 from featurekit_dagster.engine.rollup import ANCHOR_TIME

@@ -10,10 +10,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema, arrow_type
 from featurekit_dagster.domain.context import MaterializationContext
 from featurekit_dagster.domain.feature_view import PASS_THROUGH, FeatureView
 from featurekit_dagster.domain.sources import BatchSource
-from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_schema, arrow_type, to_arrow
+from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.conform import conform_query, conform_table
 from featurekit_dagster.engine.duck import naive_literal, quoted
 from featurekit_dagster.engine.scan import readable, register_inputs

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.engine.arrow import UNCONVERTIBLE, arrow_type, to_arrow
+from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.content_hash import ContentHash
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.storable import storable

@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from featurekit_dagster.arrow_types import arrow_type, record_type
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import UNCONVERTIBLE, arrow_type, to_arrow
+from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.errors import KeysRefused, SourceError
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import ceil_us
@@ -27,7 +28,6 @@ from featurekit_dagster.planning.online_tiles import first_tile_us, largest_tile
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 from featurekit_dagster.stores.ledger_records import DELETION, JobRecord
 from featurekit_dagster.stores.online import OnlineLayout, OnlineRemoval
-from featurekit_dagster.stores.packing import arrow_type as key_type
 from featurekit_dagster.stores.tombstone_registry import Deletion
 from featurekit_dagster.stores.tombstones import FOR_EVER_US, KeyHasher
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
@@ -232,7 +232,7 @@ def generations_of(view: FeatureView, stores: WorkspaceStores) -> list[int]:
 
 def hashes_of(view: FeatureView, keys: pa.Table, stores: WorkspaceStores) -> list[bytes]:
     """Return the hashes under which tombstones of join keys are kept."""
-    columns = [keys[key.name].cast(key_type(key.dtype)).combine_chunks() for key in view.join_keys]
+    columns = [keys[key.name].cast(record_type(key.dtype)).combine_chunks() for key in view.join_keys]
     return KeyHasher(view.join_keys, stores.tombstones.salt(view.name)).of_columns(columns)
 
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import DeltaTableConfig
 from featurekit_dagster.domain.stream_sources import StreamSource
@@ -23,7 +24,6 @@ from featurekit_dagster.stores.delta_commits import TRIES, created, redone
 from featurekit_dagster.stores.stream_state import DeadLetter
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.decoding import decode
-from featurekit_dagster.streams.event_types import arrow_type
 from featurekit_dagster.streams.push_log import LogSlice, PushLog
 
 EVENTS_AT_ONCE = 50_000

@@ -16,10 +16,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import FunctionConfig, SourceRange
 from featurekit_dagster.domain.stream_sources import PushConfig
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema, to_arrow
+from featurekit_dagster.engine.arrow import to_arrow
 from featurekit_dagster.engine.duck import connect, literal, quoted
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.engine.transform import with_utc_timestamps

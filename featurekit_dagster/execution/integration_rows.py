@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.local import compute_rows
 from featurekit_dagster.engine.sameness import is_same
 from featurekit_dagster.execution.integration_view import ViewUnderTest

@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import connect, quoted
 from featurekit_dagster.errors import EventsRefused, LeaseHeld, NotAPushSource
 from featurekit_dagster.execution.ingest import PushSource, event_payloads

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.domain.stream_sources import PushConfig, StreamSource
-from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.columns import microseconds, rows_where
 from featurekit_dagster.engine.stream_rows import batch_side_fields, transform_events
 from featurekit_dagster.errors import (

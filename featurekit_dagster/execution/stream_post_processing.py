@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.engine.arrow import arrow_schema, to_arrow
+from featurekit_dagster.engine.arrow import to_arrow
 from featurekit_dagster.engine.transform import to_pandas
 from featurekit_dagster.errors import TectonValidationError
 

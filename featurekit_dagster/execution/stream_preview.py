@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.execution.stream_events import EventProcessor

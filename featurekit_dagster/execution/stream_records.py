@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.aggregation import PartialColumn
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import DataType, Field
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.engine.columns import microseconds
 from featurekit_dagster.engine.event_cells import event_cells
 from featurekit_dagster.errors import KeyTooLong

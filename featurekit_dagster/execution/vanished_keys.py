@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Array, Field
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_type
 from featurekit_dagster.execution.online_rows import complete_part
 from featurekit_dagster.execution.stream_records import with_no_times
 from featurekit_dagster.intervals import Interval

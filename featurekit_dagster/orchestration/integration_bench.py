@@ -10,8 +10,8 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.feature_view import FeatureReference
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.local import compute_stored, stored_schema
 from featurekit_dagster.engine.sameness import FeatureDifference, compare_feature
 from featurekit_dagster.execution.integration_report import IntegrationReport, Step

@@ -17,9 +17,9 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.feature_view import StreamProcessingMode
 from featurekit_dagster.domain.windows import format_duration
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.execution.ingest import PushSource, applied_sequence, event_payloads, open_push_log
 from featurekit_dagster.execution.integration_report import Step
 from featurekit_dagster.execution.integration_rows import reasons_in_words, row_difference, stream_rows

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema, arrow_type
 from featurekit_dagster.domain.feature_view import AggregationLeadingEdge, FeatureReference, FeatureView
-from featurekit_dagster.engine.arrow import arrow_schema, arrow_type
 from featurekit_dagster.engine.duck import connect, quoted
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.engine.sameness import FeatureDifference, compare_feature

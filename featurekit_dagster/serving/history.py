@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.columns import microseconds, rows_where, to_column
 from featurekit_dagster.engine.rollup import EDGE
 from featurekit_dagster.intervals import to_us

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.planning.grid import Timing, floor_us

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema
 from featurekit_dagster.domain.aggregation import AggregateFeature, distinct_spans, secondary_keys_name
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
 from featurekit_dagster.engine.buckets import roll_up_in_buckets
 from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.engine.point_in_time import latest_positions

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.columns import rows_at, to_column
 from featurekit_dagster.engine.keys import encode_keys
 from featurekit_dagster.serving.ranges import VALID_FROM, merged, pieces_of

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema
 from featurekit_dagster.domain.aggregation import distinct_spans
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.arrow import TIMESTAMP, arrow_schema
 from featurekit_dagster.engine.columns import microseconds, rows_at, rows_where, to_column
 from featurekit_dagster.engine.comparing import is_default, same_as_previous
 from featurekit_dagster.engine.keys import encode_keys

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP
 from featurekit_dagster.domain.aggregation import AggregateFeature, AggregationFunction
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.domain.windows import TimeWindow, format_duration
-from featurekit_dagster.engine.arrow import TIMESTAMP
 from featurekit_dagster.engine.columns import microseconds, to_column
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.local import compute_rows, tiles_of_events

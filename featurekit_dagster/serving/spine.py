@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.schema import DataType
-from featurekit_dagster.engine.arrow import TIMESTAMP, UNCONVERTIBLE, arrow_type, floored_to_microseconds, to_arrow
+from featurekit_dagster.engine.arrow import UNCONVERTIBLE, floored_to_microseconds, to_arrow
 from featurekit_dagster.engine.columns import microseconds, present
 from featurekit_dagster.errors import SpineError, TectonValidationError
 from featurekit_dagster.intervals import to_us

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, AggregateFeature, PartialColumn, partial_columns
 from featurekit_dagster.domain.feature_view import ANCHOR_TIME, FeatureView
 from featurekit_dagster.domain.schema import Field, Timestamp
-from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.buckets import Rows, asked_only
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.local import (

@@ -9,8 +9,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.stores.packing import arrow_type
 from featurekit_dagster.stores.parquet_scan import quote
 from featurekit_dagster.stores.tombstones import KeyHasher, Tombstones
 
@@ -42,7 +42,7 @@ def with_cutoffs(keys: pa.Table, fields: Sequence[Field], found: Tombstones) -> 
         found: The tombstones.
     """
     keys = keys.select([field.name for field in fields])
-    columns = [keys[field.name].cast(arrow_type(field.dtype)).combine_chunks() for field in fields]
+    columns = [keys[field.name].cast(record_type(field.dtype)).combine_chunks() for field in fields]
     cutoffs = list(map(found.cutoffs.get, KeyHasher(fields, found.salt).of_columns(columns)))
     at = np.array([place for place, cutoff in enumerate(cutoffs) if cutoff is not None], np.int64)
     times = pa.array([cutoffs[place] for place in at.tolist()], pa.int64())

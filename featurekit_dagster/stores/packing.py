@@ -26,16 +26,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import (
     Bool,
-    Bytes,
     DataType,
     Field,
     Float32,
     Float64,
     Int32,
     Int64,
-    String,
     Timestamp,
 )
 from featurekit_dagster.stores.cell_codec import decoder, encode_cells, user_value
@@ -49,27 +48,6 @@ _LEAD = struct.Struct("<qQ")
 _ONE = np.uint64(1)
 
 _CODES = {Int32: "q", Int64: "q", Bool: "q", Timestamp: "q", Float32: "d", Float64: "d"}
-_ARROW = {
-    Int32: pa.int32(),
-    Int64: pa.int64(),
-    Float32: pa.float32(),
-    Float64: pa.float64(),
-    Bool: pa.bool_(),
-    Timestamp: pa.timestamp("us", "UTC"),
-    String: pa.large_string(),
-    Bytes: pa.large_binary(),
-}
-
-
-def arrow_type(dtype: DataType) -> pa.DataType:
-    """Return the Arrow type in which the online store takes values of a declared type."""
-    if dtype.fields:
-        return pa.struct([pa.field(member.name, arrow_type(member.dtype)) for member in dtype.fields])
-    if len(dtype.children) == 2:
-        return pa.map_(arrow_type(dtype.children[0]), arrow_type(dtype.children[1]))
-    if dtype.children:
-        return pa.list_(arrow_type(dtype.children[0]))
-    return _ARROW[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +104,7 @@ class ValueCodec:
     def types_beside(self, keys: Sequence[Field]) -> dict[str, pa.DataType]:
         """Return the Arrow types of key columns and value columns, by name; it is always asked with the same keys."""
         if self._types is None:
-            self._types = {field.name: arrow_type(field.dtype) for field in (*keys, *self.fields)}
+            self._types = {field.name: record_type(field.dtype) for field in (*keys, *self.fields)}
         return self._types
 
     @property
@@ -142,7 +120,7 @@ class ValueCodec:
     # ---- many values -----------------------------------------------------------------------------------------------
 
     def column_cells(self, column: int, cells: pa.Array) -> tuple[np.ndarray[Any, Any], BoolArray | None]:
-        """Return an Arrow column of `arrow_type` as a block's cells and NULLs."""
+        """Return an Arrow column of `record_type` as a block's cells and NULLs."""
         dtype = self.fields[column].dtype
         null = cells.is_null().to_numpy(zero_copy_only=False) if cells.null_count else None
         code = _CODES.get(dtype)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of
 from featurekit_dagster.stores.key_sample import KeySample
 from featurekit_dagster.stores.lmdb_environment import ReadTransaction
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, Key
-from featurekit_dagster.stores.packing import WORD_BYTES, arrow_type
+from featurekit_dagster.stores.packing import WORD_BYTES
 from featurekit_dagster.stores.record_snapshot import StoredView
 from featurekit_dagster.stores.record_writer import full_key_of
 
@@ -31,7 +32,7 @@ def keys_besides(view: StoredView, given: pa.Table, interval: Interval) -> list[
     """
     fields = view.layout.key_fields
     distinct = given.select([field.name for field in fields]).group_by([field.name for field in fields]).aggregate([])
-    columns = [distinct[field.name].cast(arrow_type(field.dtype)).combine_chunks() for field in fields]
+    columns = [distinct[field.name].cast(record_type(field.dtype)).combine_chunks() for field in fields]
     known = set(view.keys.encode_columns(columns)[0])
     with ReadTransaction(view.environment) as transaction:
         if transaction is None or transaction.get(view.layout_key) != view.signature:

@@ -12,10 +12,11 @@ import msgpack
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.stores.key_codec import CHUNK_BYTES, chunk_of, chunk_suffix
 from featurekit_dagster.stores.lmdb_environment import LmdbEnvironment, ReadTransaction
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, OnlineRemoval
-from featurekit_dagster.stores.packing import WORD_BYTES, arrow_type, lead_time
+from featurekit_dagster.stores.packing import WORD_BYTES, lead_time
 from featurekit_dagster.stores.record_sieve import CUTOFF, EACH, HEAD, cutoffs_of, hashes_of, stored_head
 from featurekit_dagster.stores.record_snapshot import StoredView
 from featurekit_dagster.stores.record_writer import bare_value, full_key_of, trailer_of, with_trailers
@@ -117,7 +118,7 @@ def _given(view: StoredView, keys: pa.Table) -> tuple[list[bytes], Mapping[bytes
     """Return the stored form of each distinct key, and the whole one of those that are hashed."""
     names = [field.name for field in view.layout.key_fields]
     distinct = keys.select(names).group_by(names).aggregate([])
-    columns = [distinct[field.name].cast(arrow_type(field.dtype)) for field in view.layout.key_fields]
+    columns = [distinct[field.name].cast(record_type(field.dtype)) for field in view.layout.key_fields]
     return view.keys.encode_columns([column.combine_chunks() for column in columns])
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.stores.key_codec import encode_key_columns, split_key
-from featurekit_dagster.stores.packing import arrow_type
 from featurekit_dagster.stores.record_runs import dense_codes
 
 FOR_EVER_US = (1 << 63) - 1
@@ -94,7 +94,7 @@ def hidden_rows(
     """
     if not rows.num_rows or not tombstones.cutoffs:
         return np.zeros(rows.num_rows, bool)
-    columns = [rows[field.name].cast(arrow_type(field.dtype)).combine_chunks() for field in fields]
+    columns = [rows[field.name].cast(record_type(field.dtype)).combine_chunks() for field in fields]
     codes, first_rows = dense_codes(columns)
     hashes = KeyHasher(fields, tombstones.salt).of_columns([column.take(pa.array(first_rows)) for column in columns])
     cutoffs = np.array([tombstones.cutoffs.get(each, NOT_DELETED_US) for each in hashes], np.int64)

@@ -18,11 +18,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema
 from featurekit_dagster.domain.schema import Field, String, Timestamp
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.streams.event_types import (
-    TIMESTAMP,
-    arrow_type,
     column_of,
     decoded_type,
     event_struct,
@@ -119,7 +118,7 @@ class _EventFormat:
 
     def __init__(self, fields: tuple[Field, ...], never_null: frozenset[str], *, allow_unknown: bool) -> None:
         self._fields, self._allow_unknown = fields, allow_unknown
-        self._schema = pa.schema([(field.name, arrow_type(field.dtype)) for field in fields])
+        self._schema = arrow_schema(fields)
         self._nothing = self._schema.empty_table()
         self._getters = [attrgetter(f"c{place}") for place in range(len(fields))]
         self._is_flat = not any(field.dtype.is_nested for field in fields)

@@ -11,26 +11,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.errors import Unsupported
 from featurekit_dagster.intervals import to_us
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
 _NAIVE = pa.timestamp("us")
 _FIRST_US, _LAST_US = (to_us(end.replace(tzinfo=UTC)) for end in (datetime.min, datetime.max))  # noqa: DTZ901
 # Halfway between the largest Float32 and the next power of two; what lies below is rounded to a Float32.
 _FLOAT32_LIMIT = (2 - 2**-24) * 2.0**127
 
-_ARROW: dict[str, pa.DataType] = {
-    "String": pa.string(),
-    "Int32": pa.int32(),
-    "Int64": pa.int64(),
-    "Float32": pa.float32(),
-    "Float64": pa.float64(),
-    "Bool": pa.bool_(),
-    "Bytes": pa.binary(),
-    "Timestamp": TIMESTAMP,
-}
 _UNUSABLE_NAME = re.compile(r'["\\\x00-\x1f]')
 _JSON: dict[str, Any] = {
     "String": str,
@@ -50,17 +40,6 @@ class MemberTime:
 
     def __init__(self, time: datetime) -> None:
         self.time = time
-
-
-def arrow_type(dtype: DataType) -> pa.DataType:
-    """Return the Arrow type of a declared type; timestamps are UTC microseconds."""
-    if dtype.name == "Array":
-        return pa.list_(arrow_type(dtype.children[0]))
-    if dtype.name == "Map":
-        return pa.map_(arrow_type(dtype.children[0]), arrow_type(dtype.children[1]))
-    if dtype.name == "Struct":
-        return pa.struct([(member.name, arrow_type(member.dtype)) for member in dtype.fields])
-    return _ARROW[dtype.name]
 
 
 def event_struct(

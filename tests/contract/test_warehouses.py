@@ -131,7 +131,7 @@ def test_what_is_published_of_a_removed_view_goes_with_it(warehouse: Warehouse, 
 
 
 def test_values_of_all_types_come_back(warehouse: Warehouse) -> None:
-    from featurekit_dagster.engine.arrow import arrow_type
+    from featurekit_dagster.arrow_types import arrow_type
 
     table = table_of(*FEATURES)
     fields = (KEY, *FEATURES, Field(VALID_FROM, Timestamp), Field(ENDED, Bool))

@@ -13,6 +13,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.aggregation import (
     LIST_FUNCTIONS,
     AggregateFeature,
@@ -29,7 +30,7 @@ from featurekit_dagster.engine.tiles import build_tiles
 from featurekit_dagster.intervals import from_us
 from featurekit_dagster.serving.online_rollup import OnlineRollup, compile_rollup, compile_secondary_rollup
 from featurekit_dagster.stores.online import PackedTiles
-from featurekit_dagster.stores.packing import Block, ValueCodec, arrow_type
+from featurekit_dagster.stores.packing import Block, ValueCodec
 from tests.support import oracle
 
 HOUR, HOUR_US = timedelta(hours=1), 3_600_000_000
@@ -100,7 +101,7 @@ def packed(tiles: pa.Table, fields: Sequence[Field]) -> list[PackedTiles]:
             mine = [(hour - chunk * 64, row) for hour, row in rows if hour // 64 == chunk]
             places, slots = pa.array([row for _, row in mine]), np.array([slot for slot, _ in mine])
             cells = [
-                codec.column_cells(at, tiles[field.name].take(places).combine_chunks().cast(arrow_type(field.dtype)))
+                codec.column_cells(at, tiles[field.name].take(places).combine_chunks().cast(record_type(field.dtype)))
                 for at, field in enumerate(fields)
             ]
             owners, batch = np.zeros(len(mine), np.int64), np.ones(len(mine), bool)

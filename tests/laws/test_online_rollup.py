@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurekit_dagster.arrow_types import arrow_type, record_type
 from featurekit_dagster.domain.aggregation import (
     FUNCTION_NAMES,
     LIST_FUNCTIONS,
@@ -24,13 +25,12 @@ from featurekit_dagster.domain.aggregation import (
 )
 from featurekit_dagster.domain.schema import Bool, DataType, Field, Float32, Float64, Int32, Int64, String, Timestamp
 from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow, TimeWindowSeries
-from featurekit_dagster.engine.arrow import arrow_type as engine_type
 from featurekit_dagster.engine.rollup import roll_up
 from featurekit_dagster.errors import AggregationOverflow
 from featurekit_dagster.intervals import from_us
 from featurekit_dagster.serving.online_rollup import OnlineRollup, compile_rollup
 from featurekit_dagster.stores.online import PackedTiles
-from featurekit_dagster.stores.packing import Block, ValueCodec, arrow_type
+from featurekit_dagster.stores.packing import Block, ValueCodec
 from tests.support.oracle import distinct
 
 HOUR_US = 3_600_000_000
@@ -176,7 +176,7 @@ def packed(partials: Sequence[PartialColumn], tiles: Tiles) -> list[PackedTiles]
     found: list[PackedTiles] = [[] for _ in range(KEYS + 1)]
     for (key, chunk), hours in chunks.items():
         cells = [
-            codec.column_cells(at, pa.array([tiles[key, hour][p.name] for hour in hours], arrow_type(p.dtype)))
+            codec.column_cells(at, pa.array([tiles[key, hour][p.name] for hour in hours], record_type(p.dtype)))
             for at, p in enumerate(partials)
         ]
         slots = np.array(hours) - chunk * 64
@@ -189,7 +189,7 @@ def packed(partials: Sequence[PartialColumn], tiles: Tiles) -> list[PackedTiles]
 def offline(features: list[AggregateFeature], tiles: Tiles, edge_us: int) -> list[list[Any]]:
     partials = partial_columns(features)
     places = sorted(tiles)
-    columns = {p.name: pa.array([tiles[at][p.name] for at in places], engine_type(p.dtype)) for p in partials}
+    columns = {p.name: pa.array([tiles[at][p.name] for at in places], arrow_type(p.dtype)) for p in partials}
     columns["key"] = pa.array([key for key, _ in places], pa.int64())
     columns["_anchor_time"] = pa.array([hour * HOUR_US for _, hour in places], pa.timestamp("us", "UTC"))
     edges = pa.array([edge_us] * (KEYS + 1), pa.timestamp("us", "UTC"))

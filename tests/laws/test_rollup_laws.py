@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.aggregation import (
     FUNCTION_NAMES,
     LIST_FUNCTIONS,
@@ -24,7 +25,6 @@ from featurekit_dagster.domain.aggregation import (
 )
 from featurekit_dagster.domain.schema import Bool, Field, Float32, Float64, Int32, Int64, String, Timestamp
 from featurekit_dagster.domain.windows import LifetimeWindow, Span, TimeWindow, TimeWindowSeries, Window
-from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
 from featurekit_dagster.engine.tiles import build_tiles, event_tiles

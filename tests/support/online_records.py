@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import Field, Float64, Int64, String
 from featurekit_dagster.intervals import Interval, IntervalSet, from_us
 from featurekit_dagster.stores.online import Key, OnlineLayout, OnlineStore, OnlineWrite
-from featurekit_dagster.stores.packing import arrow_type
 
 Tiles = dict[tuple[Key, int], tuple[Any, ...]]
 
@@ -49,7 +49,7 @@ def records(layout: OnlineLayout, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     width = len(layout.key_fields)
     names = [*layout.key_fields, Field(layout.time_column, Int64), *layout.value_fields]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    arrays = {f.name: pa.array(column, arrow_type(f.dtype)) for f, column in zip(names, columns, strict=True)}
+    arrays = {f.name: pa.array(column, record_type(f.dtype)) for f, column in zip(names, columns, strict=True)}
     arrays[layout.time_column] = pa.array(map(from_us, columns[width]), pa.timestamp("us", "UTC"))
     return pa.table(arrays)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.aggregation import AggregateFeature, partial_columns
 from featurekit_dagster.domain.schema import (
     Array,
@@ -23,7 +24,6 @@ from featurekit_dagster.domain.schema import (
     Timestamp,
 )
 from featurekit_dagster.domain.windows import TimeWindow
-from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.rollup import ANCHOR_TIME, EDGE, roll_up
 from featurekit_dagster.engine.tiles import build_tiles

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.aggregation import AggregateFeature, partial_columns
 from featurekit_dagster.domain.schema import Array, DataType, Field, Float64, Int64, String
 from featurekit_dagster.domain.windows import LifetimeWindow, TimeWindow, TimeWindowSeries, Window
 from featurekit_dagster.engine import rollup_answers
-from featurekit_dagster.engine.arrow import arrow_type
 from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.rollup import EDGE, roll_up
 from featurekit_dagster.engine.tiles import build_tiles, event_tiles

@@ -218,7 +218,7 @@ def test_a_writer_that_knows_only_the_former_layout_is_refused(tmp_path: Path) -
 def _one_tile(layout: object) -> object:
     import pyarrow as pa
 
-    from featurekit_dagster.engine.arrow import arrow_type
+    from featurekit_dagster.arrow_types import arrow_type
     from featurekit_dagster.stores.online import ANCHOR_TIME, OnlineLayout
 
     assert isinstance(layout, OnlineLayout)

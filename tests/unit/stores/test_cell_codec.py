@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import (
     Array,
     Bool,
@@ -27,7 +28,6 @@ from featurekit_dagster.domain.schema import (
     Timestamp,
 )
 from featurekit_dagster.stores.cell_codec import decoder, encode_cells, user_value
-from featurekit_dagster.stores.packing import arrow_type
 
 ELEMENTS: dict[DataType, st.SearchStrategy[Any]] = {
     Int32: st.integers(-(2**31), 2**31 - 1),
@@ -47,7 +47,7 @@ ELEMENTS: dict[DataType, st.SearchStrategy[Any]] = {
 
 def read_back(dtype: DataType, values: list[Any], skip: int = 0) -> list[Any]:
     """Return a column after it was bytes; the first rows are cut off as Arrow does, which shifts its offsets."""
-    cells = encode_cells(dtype, pa.array(values, arrow_type(dtype)).slice(skip))
+    cells = encode_cells(dtype, pa.array(values, record_type(dtype)).slice(skip))
     decode, convert = decoder(dtype), user_value(dtype)
     raw = [decode(cell) for cell in cells]
     return [value if convert is None else convert(value) for value in raw]
@@ -77,7 +77,7 @@ def test_a_list_comes_back_as_it_was(element: DataType, depth: int, data: st.Dat
 
 def test_a_missing_list_is_empty_bytes_and_an_empty_one_is_not() -> None:
     for dtype in (Array(Int64), Array(String), Array(Array(Float64))):
-        missing, empty = encode_cells(dtype, pa.array([None, []], arrow_type(dtype)))
+        missing, empty = encode_cells(dtype, pa.array([None, []], record_type(dtype)))
         assert missing == b""
         assert decoder(dtype)(missing) is None
         assert empty
@@ -97,12 +97,12 @@ def test_a_missing_list_is_empty_bytes_and_an_empty_one_is_not() -> None:
     ],
 )
 def test_numbers_are_as_narrow_as_the_column_allows(dtype: DataType, values: list[Any], size: int) -> None:
-    (cell,) = encode_cells(Array(dtype), pa.array([values], arrow_type(Array(dtype))))
+    (cell,) = encode_cells(Array(dtype), pa.array([values], record_type(Array(dtype))))
     assert len(cell) == 1 + size * len(values)
 
 
 def test_times_and_truth_values_are_raw_until_a_user_sees_them() -> None:
     time = datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
-    (cell,) = encode_cells(Array(Timestamp), pa.array([[time, None]], arrow_type(Array(Timestamp))))
+    (cell,) = encode_cells(Array(Timestamp), pa.array([[time, None]], record_type(Array(Timestamp))))
     assert list(decoder(Array(Timestamp))(cell)) == [-1, None]
     assert read_back(Array(Array(Bool)), [[[True], None]]) == [[[True], None]]

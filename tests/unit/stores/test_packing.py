@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import (
     Array,
     Bool,
@@ -29,7 +30,7 @@ from featurekit_dagster.domain.schema import (
 from featurekit_dagster.errors import JoinKeyMismatch, KeyTooLong
 from featurekit_dagster.stores.key_codec import KeyCodec, chunk_of, chunk_suffix
 from featurekit_dagster.stores.online import Key, OnlineLayout
-from featurekit_dagster.stores.packing import Block, ValueCodec, arrow_type
+from featurekit_dagster.stores.packing import Block, ValueCodec
 from featurekit_dagster.stores.tile_merge import insert_tiles, merge_blocks
 
 KEY_FIELDS = (
@@ -83,7 +84,7 @@ class TestKeys:
     def test_columns_are_encoded_as_single_keys_are(self, keys: list[Key]) -> None:
         codec = KeyCodec(layout(*KEY_FIELDS))
         columns = list(zip(*keys, strict=True)) if keys else [()] * len(KEY_FIELDS)
-        arrays = [pa.array(c, arrow_type(f.dtype)) for c, f in zip(columns, KEY_FIELDS, strict=True)]
+        arrays = [pa.array(c, record_type(f.dtype)) for c, f in zip(columns, KEY_FIELDS, strict=True)]
         assert codec.encode_columns(arrays) == (list(map(codec.encode, keys)), {})
 
     @pytest.mark.parametrize("field", [Field("k", Int64), Field("k", String)])
@@ -193,7 +194,7 @@ def tile_sets(
 def block(codec: ValueCodec, chunks: list[dict[int, tuple[Any, ...]]], batch: bool = True) -> Block:
     rows = [(owner, slot, cells) for owner, chunk in enumerate(chunks) for slot, cells in sorted(chunk.items())]
     columns = [
-        codec.column_cells(at, pa.array([cells[at] for _, _, cells in rows], arrow_type(field.dtype)))
+        codec.column_cells(at, pa.array([cells[at] for _, _, cells in rows], record_type(field.dtype)))
         for at, field in enumerate(codec.fields)
     ]
     return Block(
@@ -246,7 +247,7 @@ class TestValues:
         fields = [field for field, _ in VALUES.values()]
         codec = ValueCodec(fields, is_tiled=False)
         columns = [
-            codec.column_cells(at, pa.array([row[at + 1] for row in rows], arrow_type(field.dtype)))
+            codec.column_cells(at, pa.array([row[at + 1] for row in rows], record_type(field.dtype)))
             for at, field in enumerate(fields)
         ]
         packed = codec.pack(

@@ -31,8 +31,8 @@ from featurekit_dagster import (
     aggregation_functions,
     stream_feature_view,
 )
+from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.aggregation import AggregateFeature
-from featurekit_dagster.engine.arrow import arrow_schema
 from featurekit_dagster.engine.sketches_of_key import Digest
 from featurekit_dagster.execution.stream_records import TileCombiner, stream_records
 from featurekit_dagster.intervals import to_us
