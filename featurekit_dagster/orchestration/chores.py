@@ -6,15 +6,16 @@ jobs has started carries out the job in its configuration, which somebody asked 
 
 # No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 
 from featurekit_dagster.errors import FeatureKitError, JobNotWaiting, JobStateError, JobStopped, safe_reason
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
+from featurekit_dagster.orchestration.launchpad import with_names
 from featurekit_dagster.orchestration.materializations import MANUAL, SCHEDULE
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, TRIGGER, UNFINISHED, VIEW, view_key
@@ -27,9 +28,12 @@ JOB = "featurekit/job"
 JOB_ID = "job_id"
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 _JOB_ID_FIELD = dg.Field(
-    str, is_required=False, description="A job of the ledger that waits; then nothing else here is looked at."
+    str,
+    is_required=False,
+    description="Id of a job that waits already, as `featurekit jobs` lists it; then nothing else counts here.",
 )
 Told = dg.AssetMaterialization | dg.AssetCheckEvaluation
+Names = Callable[[BoundWorkspace], Iterable[str]]
 Events = Callable[[BoundWorkspace, WorkspaceStores, JobRecord, str | None], Iterable[Told]]
 
 
@@ -80,6 +84,7 @@ class Chore:
             out a job of the ledger gives none; `queue` says what is missing.
         queue: Makes the jobs of what was asked for, given workspace, stores, configuration and trigger.
         carry_out: Does one job and returns counts of what was done. It can be repeated.
+        names: Fields of `config` that take a name, with what returns those that there are.
         events: Returns what a job that was done has materialized or checked, given workspace, stores, job and prefix.
         cron: When a schedule asks for it with the defaults of `config`; None for no schedule.
     """
@@ -90,6 +95,7 @@ class Chore:
     config: Mapping[str, dg.Field]
     queue: Callable[[BoundWorkspace, WorkspaceStores, Mapping[str, Any], str], list[JobRecord]]
     carry_out: Callable[[ChoreRun], Mapping[str, int]]
+    names: Mapping[str, Names] = field(default_factory=dict)
     cron: str | None = None
     events: Events | None = None
 
@@ -102,7 +108,7 @@ def chore_job(chore: Chore, workspace: BoundWorkspace, prefix: str | None = None
     """Return the public job of a kind of chore."""
     op = _op(chore, workspace, prefix, None)
 
-    @dg.config_mapping(config_schema=_schema(chore))
+    @dg.config_mapping(config_schema=_schema(chore, workspace))
     def of_op(given: dict[str, Any]) -> dict[str, Any]:
         return {"ops": {op.name: {"config": dict(given)}}}
 
@@ -206,14 +212,16 @@ def _op(
 
     @dg.op(
         name=f"{chore.name(prefix)}_jobs",
-        config_schema=_schema(chore),
+        config_schema=_schema(chore, workspace),
         required_resource_keys={resource},
         description=chore.description,
     )
     def carry_out(context: dg.OpExecutionContext) -> None:
         opened: FeatureStores = getattr(context.resources, resource)
         stores, failed = opened.open(workspace), []
-        for job in _asked_for(chore, workspace, stores, context):
+        asked = _asked_for(chore, workspace, stores, context)
+        _tag_run(context, asked)
+        for job in asked:
             try:
                 done = carry_out_job(chore, workspace, stores, job, context)
             except JobNotWaiting:
@@ -250,6 +258,14 @@ def _asked_for(
     except FeatureKitError as error:
         refusal = str(error)
     raise dg.Failure(description=refusal, allow_retries=False)
+
+
+def _tag_run(context: dg.OpExecutionContext, asked: Sequence[JobRecord]) -> None:
+    """Let people find a run by its view, if it is about one, and see what asked for it, whatever has started it."""
+    views, triggers = {job.view for job in asked}, {job.trigger for job in asked}
+    found = {VIEW: views, TRIGGER: triggers}
+    tags = {name: min(values) for name, values in found.items() if len(values) == 1 and name not in context.run.tags}
+    context.instance.add_run_tags(context.run_id, {name: value for name, value in tags.items() if value})
 
 
 def carry_out_job(
@@ -300,8 +316,7 @@ def _end_interrupted(stores: WorkspaceStores, job_id: str, context: dg.OpExecuti
 
 def _tell(context: dg.OpExecutionContext, workspace: BoundWorkspace, job: JobRecord, prefix: str | None) -> None:
     """Log what was done, and show it with the view's asset."""
-    facts = ", ".join(f"{name} {count:,}" for name, count in job.stats.items())
-    context.log.info(f"{job.view or workspace.name}: job {job.id} ({job.kind}): {facts or 'done'}")
+    context.log.info(f"{job.view or workspace.name}: job {job.id} ({job.kind}): {counts_in_words(job.stats)}")
     view = next((view for view in workspace.repo.views if view.name == job.view), None)
     if view is None or not stores_of(view):
         return
@@ -310,8 +325,14 @@ def _tell(context: dg.OpExecutionContext, workspace: BoundWorkspace, job: JobRec
     context.log_event(dg.AssetObservation(asset_key=view_key(view, prefix), metadata=metadata))
 
 
-def _schema(chore: Chore) -> dict[str, dg.Field]:
-    return {**chore.config, JOB_ID: _JOB_ID_FIELD}
+def counts_in_words(stats: Mapping[str, int]) -> str:
+    """Return the counts of a job that was done as one line."""
+    return ", ".join(f"{name} {count:,}" for name, count in stats.items()) or "done"
+
+
+def _schema(chore: Chore, workspace: BoundWorkspace) -> dict[str, dg.Field]:
+    named = {name: with_names(chore.config[name], names(workspace)) for name, names in chore.names.items()}
+    return {**chore.config, **named, JOB_ID: _JOB_ID_FIELD}
 
 
 def _tags(chore: Chore) -> dict[str, str]:

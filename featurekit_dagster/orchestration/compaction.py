@@ -82,6 +82,10 @@ def _queued(kind: str, view: FeatureView, stores: WorkspaceStores, trigger: str)
     )
 
 
+def _names(kind: str, workspace: BoundWorkspace) -> Iterable[str]:
+    return (view.name for view in workspace.repo.views if _is_kept(kind, view))
+
+
 def _queue(
     kind: str, workspace: BoundWorkspace, stores: WorkspaceStores, config: Mapping[str, Any], trigger: str
 ) -> list[JobRecord]:
@@ -98,6 +102,7 @@ ONLINE_COMPACTION = Chore(
     job_name="compaction",
     description="Lay out the online tiles of feature views as large as their windows allow, and trim them.",
     config=_CONFIG,
+    names={"views": partial(_names, COMPACTION)},
     queue=partial(_queue, COMPACTION),
     carry_out=partial(_carry_out, compact_view),
     cron="30 3 * * *",
@@ -107,6 +112,7 @@ CLEAN_UP = Chore(
     job_name="online_clean_up",
     description="Remove expired rows, and tiles that no window reaches any more, from the online store.",
     config=_CONFIG,
+    names={"views": partial(_names, ONLINE_CLEAN_UP)},
     queue=partial(_queue, ONLINE_CLEAN_UP),
     carry_out=partial(_carry_out, clean_up_view),
     cron="30 4 * * *",

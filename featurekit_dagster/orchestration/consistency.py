@@ -67,6 +67,10 @@ def _queue(
     ]
 
 
+def _names(workspace: BoundWorkspace) -> Iterable[str]:
+    return (view.name for view in workspace.repo.views if view.online)
+
+
 def counts_of(report: ConsistencyReport) -> dict[str, int]:
     """Return what the ledger keeps of a report: counts, and how many answers of which features differ."""
     differing = [each for each in report.features if each.total][:_MOST_NAMES]
@@ -146,6 +150,7 @@ def consistency_chore(on_report: OnReport | None = None) -> Chore:
         job_name="online_offline_consistency",
         description="Compare what online reads answer with what is stored offline, for a sample of join keys.",
         config=_CONFIG,
+        names={"views": _names},
         queue=_queue,
         carry_out=carry_out,
         events=_events,

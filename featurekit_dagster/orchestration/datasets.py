@@ -178,11 +178,15 @@ def _carry_out(run: ChoreRun) -> Mapping[str, int]:
 
 
 _CONFIG = {
-    "name": dg.Field(str, is_required=False, description="Name of the dataset, unique in the workspace."),
-    "service": dg.Field(str, is_required=False, description="The feature service whose features are wanted."),
+    "name": dg.Field(str, is_required=False, description="Needed: name of the dataset, unique in the workspace."),
+    "service": dg.Field(
+        str, is_required=False, description="Needed, or else a view: the feature service whose features are wanted."
+    ),
     "view": dg.Field(str, is_required=False, description="A feature view, instead of a service."),
     "spine": dg.Field(
-        str, is_required=False, description="A .parquet or .csv file, or a query that DuckDB runs: join keys and times."
+        str,
+        is_required=False,
+        description="Needed: a .parquet or .csv file, or a query that DuckDB runs, with join keys and times.",
     ),
     "timestamp_key": dg.Field(str, is_required=False, description="Time column of the spine, if there are several."),
     "from_source": dg.Field(
@@ -199,6 +203,10 @@ DATASETS = Chore(
     job_name=JOB_NAME,
     description="Join features with given examples, as of the time of each, and keep the result as a named dataset.",
     config=_CONFIG,
+    names={
+        "service": lambda workspace: (service.name for service in workspace.repo.services),
+        "view": lambda workspace: (view.name for view in workspace.repo.views),
+    },
     queue=_queue,
     carry_out=_carry_out,
 )

@@ -17,16 +17,17 @@ from featurekit_dagster.execution.delete_keys import KeyRemoval
 from featurekit_dagster.execution.deletion_request import keys_of_file, request_deletion
 from featurekit_dagster.orchestration.chores import Chore, ChoreRun
 from featurekit_dagster.orchestration.resources import BoundWorkspace
+from featurekit_dagster.planning.planner import stores_of
 from featurekit_dagster.stores.ledger_records import DELETION, JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 JOB_NAME = "delete_keys"
 _CONFIG = {
-    "view": dg.Field(str, is_required=False, description="Name of a feature view or feature table."),
+    "view": dg.Field(str, is_required=False, description="Needed: name of a feature view or feature table."),
     "keys_file": dg.Field(
         str,
         is_required=False,
-        description="Path of a .parquet or .csv file with exactly the join keys, 10,000 at most.",
+        description="Needed: path of a .parquet or .csv file with exactly the join keys, 10,000 at most.",
     ),
     "online": dg.Field(bool, default_value=True, description="Whether they are deleted online."),
     "offline": dg.Field(bool, default_value=True, description="Whether they are deleted offline."),
@@ -69,6 +70,7 @@ KEY_DELETION = Chore(
     job_name=JOB_NAME,
     description="Take join keys out of the online and the offline store, so that nothing brings them back.",
     config=_CONFIG,
+    names={"view": lambda workspace: (view.name for view in workspace.repo.views if stores_of(view))},
     queue=_queue,
     carry_out=_carry_out,
 )

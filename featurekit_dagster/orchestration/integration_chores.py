@@ -5,7 +5,7 @@ A job of the ledger tests one view, in a workspace that is thrown away. A test t
 
 # No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,10 @@ _CONFIG = {
 
 def _is_testable(view: FeatureView, kind: str) -> bool:
     return view.is_stream if kind == STREAM else bool(view.inputs) and not view.is_table
+
+
+def _names(workspace: BoundWorkspace, kind: str) -> Iterable[str]:
+    return (view.name for view in workspace.repo.views if _is_testable(view, kind))
 
 
 def _queue(
@@ -86,6 +90,7 @@ def _chore(kind: str, ledger_kind: str) -> Chore:
         job_name=f"integration_test_{kind}",
         description=f"Test the {kind} pipelines of feature views end to end, in a workspace that is thrown away.",
         config=_CONFIG,
+        names={"views": partial(_names, kind=kind)},
         queue=partial(_queue, kind=kind, ledger_kind=ledger_kind),
         carry_out=partial(_carry_out, kind=kind),
     )

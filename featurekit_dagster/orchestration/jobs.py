@@ -15,6 +15,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import FeatureKitError, PlanError
 from featurekit_dagster.intervals import Interval, as_utc
 from featurekit_dagster.orchestration.assets import AssetRun
+from featurekit_dagster.orchestration.launchpad import some_of
 from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL, MaterializationRequest
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import BATCH, KIND, TRIGGER, VIEW, view_key
@@ -61,7 +62,7 @@ def _range_job(
     full_name, resource = f"{prefix}_{name}" if prefix else name, resource_key(prefix)
     op_name = f"{full_name}_range"
     times_needed = overwrite is True
-    names = ", ".join(sorted(v.name for v in workspace.repo.views if stores_of(v) and not v.is_table))
+    names = some_of(v.name for v in workspace.repo.views if stores_of(v) and not v.is_table)
     schema = {
         "view": dg.Field(str, description=f"Name of the feature view: {names}."),
         "start": dg.Field(str, is_required=times_needed, description=f"First instant inside: {_TIME}"),

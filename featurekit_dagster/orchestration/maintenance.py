@@ -11,6 +11,7 @@ import dagster as dg
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import FeatureKitError, TectonValidationError, safe_reason
 from featurekit_dagster.execution.maintenance import RETENTION, maintain_view
+from featurekit_dagster.orchestration.chores import counts_in_words
 from featurekit_dagster.orchestration.due_jobs import newest_views
 from featurekit_dagster.orchestration.materializations import MANUAL, SCHEDULE
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -150,7 +151,7 @@ def _maintenance_op(workspace: BoundWorkspace, prefix: str | None, on_job: OnJob
 
 def _tell(context: dg.OpExecutionContext, view: FeatureView, job: JobRecord, prefix: str | None) -> None:
     """Log what was done, and show it with the view's asset."""
-    facts = ", ".join(f"{name} {count:,}" for name, count in job.stats.items())
+    facts = counts_in_words(job.stats)
     context.log.info(f"{view.name}: job {job.id} of generation {job.generation}: {facts}")
     metadata: dict[str, Any] = {f"featurekit/{name}": count for name, count in job.stats.items()}
     metadata |= {"featurekit/job": job.id, "featurekit/kind": job.kind, "featurekit/generation": job.generation}

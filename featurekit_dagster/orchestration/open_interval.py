@@ -42,7 +42,8 @@ OPEN_INTERVAL = Chore(
     kind=BATCH,
     job_name="fill_open_interval",
     description="Write online what the batch source of a stream view has of the current interval, up to now.",
-    config={"view": dg.Field(str, is_required=False, description="Name of a stream feature view with online=True.")},
+    config={"view": dg.Field(str, is_required=False, description="Needed: name of a stream view with online=True.")},
+    names={"view": lambda workspace: (view.name for view in workspace.repo.views if view.is_stream and view.online)},
     queue=_queue,
     carry_out=_carry_out,
 )

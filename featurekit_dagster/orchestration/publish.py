@@ -134,6 +134,7 @@ FEATURE_PUBLISH = Chore(
     job_name="feature_publish",
     description="Publish full features of feature views in the warehouse: what is missing, or a range of a view again.",
     config=_CONFIG,
+    names={"view": lambda workspace: (view.name for view in published_views(workspace))},
     queue=_queue,
     carry_out=_carry_out,
     events=_events,

@@ -9,6 +9,7 @@ import dagster as dg
 from featurekit_dagster.errors import FeatureKitError
 from featurekit_dagster.execution.refill import REFILL, Refill, look_for_gaps
 from featurekit_dagster.orchestration.assets import AssetRun
+from featurekit_dagster.orchestration.launchpad import some_of
 from featurekit_dagster.orchestration.materializations import MaterializationRequest
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import BATCH, KIND, TRIGGER, VIEW, view_key
@@ -22,7 +23,7 @@ _DESCRIPTION = "Fill the online store of a feature view with what it lacks of th
 def refill_job(workspace: BoundWorkspace, prefix: str | None = None) -> dg.JobDefinition:
     """Return the job that refills the online store of the view in its configuration."""
     name, resource = f"{prefix}_{JOB_NAME}" if prefix else JOB_NAME, resource_key(prefix)
-    names = ", ".join(sorted(v.name for v in workspace.repo.views if v.online and v.offline and not v.is_table))
+    names = some_of(v.name for v in workspace.repo.views if v.online and v.offline and not v.is_table)
     schema = {"view": dg.Field(str, description=f"Name of the feature view: {names}.")}
 
     @dg.op(name=f"{name}_view", config_schema=schema, required_resource_keys={resource}, description=_DESCRIPTION)

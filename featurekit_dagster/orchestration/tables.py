@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import FeatureKitError, safe_reason
 from featurekit_dagster.execution.table_ingest import finish_ingests, ingest_rows, unfinished_ingests
+from featurekit_dagster.orchestration.chores import counts_in_words
+from featurekit_dagster.orchestration.launchpad import some_of
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, VIEW, table_spec, view_key
 from featurekit_dagster.planning.job_state import JobState
@@ -71,7 +73,7 @@ def ingest_job(workspace: BoundWorkspace, prefix: str | None = None) -> dg.JobDe
     name, resource = _name("ingest", prefix), resource_key(prefix)
     tables = {view.name: view for view in tables_of(workspace)}
     schema = {
-        "table": dg.Field(str, description=f"Name of the feature table: {', '.join(sorted(tables))}."),
+        "table": dg.Field(str, description=f"Name of the feature table: {some_of(tables)}."),
         "file": dg.Field(
             str,
             is_required=False,
@@ -87,13 +89,14 @@ def ingest_job(workspace: BoundWorkspace, prefix: str | None = None) -> dg.JobDe
         given, stores = context.op_config, opened.open(workspace)
         view = tables.get(given["table"])
         if view is None:
-            refusal = f"no feature table named {given['table']!r}; there is {', '.join(sorted(tables))}"
+            refusal = f"no feature table named {given['table']!r}; there is {some_of(tables)}"
             raise dg.Failure(description=refusal, allow_retries=False)
         context.instance.add_run_tags(context.run_id, {VIEW: view.name})
         for job in _done(view, stores, given.get("file"), context.run_id):
             if job.state == JobState.SUCCESS:
                 context.log_event(ingest_event(view, job, prefix))
-            context.log.info(f"{view.name}: job {job.id} is {job.state}{f', {job.reason}' if job.reason else ''}")
+            outcome = f"{job.state}, {job.reason}" if job.reason else counts_in_words(job.stats)
+            context.log.info(f"{view.name}: job {job.id} ({job.kind}): {outcome}")
 
     @dg.config_mapping(config_schema=schema)
     def of_op(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.chores import JOB, JOB_ID, Chore, ChoreRun, chore_job, chore_requests, run_chore
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores
 from featurekit_dagster.orchestration.run import failure_text
+from featurekit_dagster.orchestration.translator import TRIGGER, VIEW
 from featurekit_dagster.stores.ledger_records import CONSISTENCY, JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from tests.flow.payments import day, payments_workspace
@@ -66,6 +67,9 @@ def test_chore_of_the_launchpad_becomes_a_job_with_what_it_counted(
     (found,) = workspace.jobs("spending")
     assert (found.kind, found.state, dict(found.stats)) == (CONSISTENCY, "SUCCESS", {"seen": 3})
     assert [attempt.run_id for attempt in found.attempts] == [result.run_id]
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert (run.tags[VIEW], run.tags[TRIGGER]) == ("spending", "manual")
     refused = job.execute_in_process(run_config={}, instance=instance, resources=resources, raise_on_error=False)
     assert failure_text(refused) == "no view was given; name one"
 
