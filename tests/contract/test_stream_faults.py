@@ -69,7 +69,7 @@ def test_kafka_tells_ends_lag_and_lost_offsets(mock_kafka: str) -> None:
     begun = {batch.partition: batch.position for batch in reader.poll(10, MOMENT)}
     assert begun == {f"ends/{number}": "10" for number in range(4)}
     stream.append(_events(40, 20))
-    deadline = time.monotonic() + 30  # the ends are those that came with the last fetch of each partition
+    deadline = time.monotonic() + 120  # the ends are those that came with the last fetch of each partition
     while sum(lag.events or 0 for lag in reader.lag()) < 20 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert sum(lag.events or 0 for lag in reader.lag()) == 20
@@ -155,9 +155,9 @@ def test_a_waiting_redis_read_ends_with_the_first_entry(tmp_path: Path) -> None:
         reader.seek({ONLY_PARTITION: "0-0/0"})
         threading.Timer(0.2, stream.append, [_events(0, 1)]).start()
         begun = time.monotonic()
-        (batch,) = reader.poll(10, timedelta(seconds=9))
+        (batch,) = reader.poll(10, timedelta(seconds=600))
         assert list(batch.payloads) == _events(0, 1)
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 300, "it waited to the end of its time"
         reader.close()
 
 

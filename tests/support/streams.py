@@ -145,10 +145,10 @@ def servers(folder: Path) -> Iterator[Servers]:
 
 
 def drain(reader: StreamReader, most: int, wanted: int, seen: dict[str, list[bytes]]) -> dict[str, str]:
-    """Poll until `wanted` events more were seen, and return the last positions."""
+    """Poll until `wanted` events more were seen or none came for two minutes, and return the last positions."""
     positions: dict[str, str] = {}
     got = empty = 0
-    while got < wanted and empty < 40:
+    while got < wanted and empty < 480:
         batches = reader.poll(most, MOMENT)
         empty = 0 if batches else empty + 1
         assert sum(len(batch.payloads) for batch in batches) <= most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,6 @@ import pytest
 
 from featurekit_dagster.errors import JobStateError, LeaseHeld, LeaseLost
 from featurekit_dagster.stores.ledger import Ledger
-from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity, current_process
 from tests.support import ledger_client
 from tests.support.clock import Clock
@@ -124,21 +124,12 @@ def test_a_lease_of_a_killed_process_is_taken_over_and_its_jobs_fail(tmp_path: P
     with pytest.raises(LeaseHeld):
         ledger.acquire("a", "next", MINUTE)
     process.kill()
-    # Not waited for yet: a process that has ended but is still listed counts as ended.
-    lease = acquire_within_seconds(ledger, "a")
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, but is still listed
+    lease = ledger.acquire("a", "next", MINUTE)
     ledger_client.end(process)
     assert lease.holder == "next"
     assert (ledger.job(job_id).state, ledger.job(job_id).reason) == ("FAILURE", "its process ended")
     assert ledger.job(own.id).state == "RUNNING"
-
-
-def acquire_within_seconds(ledger: Ledger, name: str) -> Lease:
-    for _ in range(200):
-        try:
-            return ledger.acquire(name, "next", MINUTE)
-        except LeaseHeld:
-            time.sleep(0.02)
-    return ledger.acquire(name, "next", MINUTE)
 
 
 def test_a_with_block_gives_its_lease_back_whatever_happens(ledger: Ledger) -> None:
@@ -166,13 +157,34 @@ def test_a_with_block_waits_for_its_turn(ledger: Ledger) -> None:
 
 
 def test_a_with_block_renews_its_lease_while_it_runs(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db", clock=lambda: datetime.now(UTC))
-    with ledger.lease("a", "job", ttl=timedelta(seconds=1)):
-        time.sleep(1.5)
+    clock, ttl = RenewalClock(datetime(2024, 6, 1, tzinfo=UTC)), timedelta(seconds=0.3)
+    ledger = Ledger(tmp_path / "ledger.db", clock=clock)
+    with ledger.lease("a", "job", ttl=ttl):
+        clock.now += ttl * 0.9
+        clock.wait_for_a_renewal()
+        clock.now += ttl * 0.9
         with pytest.raises(LeaseHeld):
             ledger.acquire("a", "other", MINUTE)
     assert ledger.acquire("a", "other", MINUTE).holder == "other"
     ledger.close()
+
+
+class RenewalClock(Clock):
+    """A clock that counts how often the thread that renews the lease `a` looks at it."""
+
+    looks = 0
+
+    def __call__(self) -> datetime:
+        if threading.current_thread().name == "lease a":
+            self.looks += 1
+        return self.now
+
+    def wait_for_a_renewal(self) -> None:
+        """Return after a renewal that began after this call: the next one begins when it is over."""
+        enough, attempts = self.looks + 2, 6_000
+        while self.looks < enough and (attempts := attempts - 1):
+            time.sleep(0.02)
+        assert attempts, "not renewed in two minutes"
 
 
 def test_the_process_that_asks_is_alive() -> None:
