@@ -1,4 +1,4 @@
-"""The commands about streams: how far they are, pausing and resuming them."""
+"""The commands about streams: how far they are, what they refused, pausing and resuming them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ stream = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Look at the streams of feature views, pause and resume them.",
+    help="Look at the streams of feature views and at what they refused, pause and resume them.",
 )
 
 
@@ -71,6 +71,25 @@ def resume(view: ViewName, workspace: WorkspaceName = None) -> None:
     name = _view(bound, view).name
     bound.stores.ledger.resume_stream(bound.name, name)
     typer.echo(f"Resumed the stream of {name}; its sensor in Dagster starts the run that follows it.")
+
+
+@stream.command()
+def dead_letters(view: ViewName, workspace: WorkspaceName = None, json: AsJson = False) -> None:
+    """Say why events of a stream could not become rows, and how many for each reason; the events are not shown."""
+    from featurekit_dagster.cli_output import open_console, print_json, print_table, short_time
+
+    bound = open_workspace(workspace)
+    letters = bound.stores.dead_letters(_view(bound, view))
+    records = letters.by_reason().to_pylist()
+    if json:
+        print_json(records)
+        return
+    if not records:
+        typer.echo(f"Every event of the stream of {view} has become a row.")
+        return
+    rows = [(each["events"], short_time(each["first"]), short_time(each["last"]), each["reason"]) for each in records]
+    print_table(open_console(), ("Events", "First", "Last", "Reason"), rows)
+    typer.echo(f"The events are in the Delta table {letters.location}")
 
 
 _SHOWN = {

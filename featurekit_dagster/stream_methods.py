@@ -9,6 +9,7 @@ from featurekit_dagster.domain.feature_view import FeatureView
 
 if TYPE_CHECKING:
     import duckdb
+    import pandas as pd
 
     from featurekit_dagster.execution.stream_preview import StreamRun
     from featurekit_dagster.sdk import Workspace
@@ -59,3 +60,12 @@ class StreamMethods:
         return StreamRun(
             self.declaration, preview, connection or duckdb.default_connection(), output_temp_table, checkpoint
         )
+
+    def dead_letters(self) -> pd.DataFrame:
+        """Return the events of the view's stream that could not become rows, by source partition and in their order.
+
+        Returns:
+            One row per event: `partition`, its `number` among the dead letters of the partition, `refused_at`, the
+            `reason`, which names fields and never values, and the `payload` as it came.
+        """
+        return self._workspace.stores.dead_letters(self.declaration).read().to_pandas()

@@ -23,6 +23,14 @@ _SCHEMA = pa.schema(
         ("payload", pa.binary()),
     ]
 )
+_REASONS = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("events", pa.int64()),
+        ("first", pa.timestamp("us", "UTC")),
+        ("last", pa.timestamp("us", "UTC")),
+    ]
+)
 
 
 class DeadLetters:
@@ -64,6 +72,18 @@ class DeadLetters:
             create_table(self.location, found, None, properties, partition_by=())
         else:
             write_deltalake(table, found, mode="append", commit_properties=properties)
+
+    def by_reason(self) -> pa.Table:
+        """Return how often each reason was given: `reason`, `events`, `first`, `last`; the most frequent one first."""
+        table = opened(self.location)
+        if table is None:
+            return _REASONS.empty_table()
+        told = table.to_pyarrow_table(columns=["reason", "refused_at"])
+        counted = told.group_by("reason").aggregate(
+            [("refused_at", "count"), ("refused_at", "min"), ("refused_at", "max")]
+        )
+        counted = counted.rename_columns(_REASONS.names)
+        return counted.sort_by([("events", "descending"), ("reason", "ascending")])
 
     def read(self) -> pa.Table:
         """Return all of them: source partition, number, time, reason, payload."""

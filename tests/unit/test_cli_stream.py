@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from featurekit_dagster import Workspace
+from featurekit_dagster.stores.stream_state import DeadLetter
 from tests.support.push import payments_workspace
 from tests.unit.cli_runner import bind, output
 from tests.unit.cli_shop import shop_workspace
+
+NOON = datetime(2024, 1, 10, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -51,6 +55,35 @@ def test_status_adds_up_what_the_runs_of_one_stream_have_said(workspace: Workspa
     assert (found["newest_event"], found["watermark"]) == ("1970-01-01T00:00:09Z", "1970-01-01T00:00:02Z")
     assert [(each["share"], each["run_id"]) for each in found["shares"]] == [("1 of 2", "run 0"), ("2 of 2", "run 1")]
     assert found["warning"].startswith("paid: its stream keeps events for 1h, less than the batch_schedule 1d;")
+
+
+def test_what_a_stream_refused_is_counted_by_reason_and_not_shown(workspace: Workspace) -> None:
+    letters = workspace.stores.dead_letters(workspace.repo.view("paid"))
+    assert output("stream", "dead-letters", "paid") == "Every event of the stream of paid has become a row.\n"
+    assert json.loads(output("stream", "dead-letters", "paid", "--json")) == []
+    assert workspace.get_feature_view("paid").dead_letters().empty
+    texts = ["paid_at is missing", "amount is no Float64", "paid_at is missing"]
+    refused = [
+        DeadLetter(partition="0", reason=text, payload=b"s3cr3t", number=at) for at, text in enumerate(texts, start=1)
+    ]
+    for at, letter in enumerate(refused):
+        letters.append([letter], NOON + timedelta(minutes=at))
+    printed = output("stream", "dead-letters", "paid", width=160)
+    assert [line.split(maxsplit=3) for line in printed.splitlines() if "is " in line] == [
+        ["2", "2024-01-10T12:00Z", "2024-01-10T12:02Z", "paid_at is missing"],
+        ["1", "2024-01-10T12:01Z", "2024-01-10T12:01Z", "amount is no Float64"],
+    ]
+    assert "s3cr3t" not in printed
+    assert letters.location in printed
+    (first, _) = json.loads(output("stream", "dead-letters", "paid", "--json"))
+    assert first == {
+        "reason": "paid_at is missing",
+        "events": 2,
+        "first": "2024-01-10T12:00Z",
+        "last": "2024-01-10T12:02Z",
+    }
+    frame = workspace.get_feature_view("paid").dead_letters()
+    assert (frame["reason"].tolist(), frame["payload"].tolist()) == (texts, [b"s3cr3t"] * 3)
 
 
 def test_a_stream_is_paused_and_resumed(workspace: Workspace) -> None:
