@@ -21,10 +21,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's background jobs ignore it; Dagster then ignores SIGTERM as well, and so do the processes that it ends
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("quick", max_examples=50, deadline=None, print_blob=True)
-settings.register_profile(
-    "soak", max_examples=2_000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+# how long examples take to be drawn says how busy the machine is
+_SHARED = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=50, **_SHARED)
+settings.register_profile("soak", max_examples=2_000, **_SHARED)
 settings.load_profile("soak" if SOAK else "quick")
 
 

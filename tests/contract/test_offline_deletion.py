@@ -128,7 +128,9 @@ def test_partitions_are_sorted_again_where_files_became_one(store: DeltaOfflineS
 users, shops = st.sampled_from(["a", "b", None]), st.sampled_from([1, 2, None])
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.lists(st.tuples(users, shops, st.integers(0, 71)), max_size=30, unique=True),
     st.lists(st.integers(1, 71), max_size=3, unique=True),

@@ -39,7 +39,9 @@ def test_keys_of_a_wildcard_view_are_whole_keys(store: OnlineStore) -> None:
     assert set(store.keys_besides(WILDCARD, known, hours(0, 10))) == {("a", 1), ("c", None)}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.dictionaries(st.tuples(st.sampled_from(NAMES), st.integers(-200, 200)), st.integers(1, 9), max_size=25),
     st.sets(st.sampled_from(NAMES)),
@@ -64,7 +66,9 @@ def test_a_sample_of_nothing_is_empty(store: OnlineStore) -> None:
     assert store.sample_keys(ROWS, 5, seed=1) == []
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.sets(st.tuples(st.sampled_from(NAMES), st.integers(-70, 70)), max_size=25), st.integers(0, 12))
 def test_a_sample_is_the_head_of_a_larger_one_and_of_keys_with_a_tile_in_the_interval(
     store: OnlineStore, tiles: set[tuple[str | None, int]], count: int

@@ -172,7 +172,9 @@ def test_without_keys_every_stored_key_is_looked_at(store: OnlineStore) -> None:
     assert store.read_prefix(WILDCARD, ("b",)) == {}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.lists(
         st.dictionaries(st.tuples(st.sampled_from(NAMES), st.integers(-70, 140)), st.integers(1, 9), max_size=25),

@@ -45,7 +45,7 @@ def _paid(workspace: Workspace) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("store", ["lmdb", "valkey"])
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(logs=st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=2, max_size=3))
 def test_what_was_sent_counts_once_however_often_the_log_was_begun_anew(
     tmp_path_factory: pytest.TempPathFactory, store: str, logs: list[list[bool]]

@@ -38,7 +38,11 @@ RUNS = st.lists(
 )
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(RUNS)
 def test_a_run_tells_the_partitions_that_now_have_every_store(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[str, tuple[bool, bool], int, int]]
