@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -35,6 +37,7 @@ from featurekit_dagster.execution import turns
 from featurekit_dagster.execution.maintenance import maintain_view
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.generations import StoredShape
+from featurekit_dagster.stores import ledger_leases
 from featurekit_dagster.stores.ledger_records import DELETION, DELTA_MAINTENANCE, JobRecord
 from tests.support import maintained_table
 from tests.support.maintained_table import DAY, HOUR, START, declared, make_source, materialize
@@ -167,11 +170,11 @@ def test_a_generation_that_nothing_uses_any_more_is_removed_by_the_next_maintena
 
 def test_a_batch_job_has_its_turn_between_commits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another writer waits for the lease while the table is maintained, and works before that has ended."""
-    monkeypatch.setattr(turns, "_SECONDS_BETWEEN_PAUSES", 0.0)
+    assert turns._PAUSE_SECONDS > 2 * ledger_leases._LONGEST_POLL_SECONDS
     later = declared(root, 2)
     materialize(later)
     order: list[str] = []
-    sorting = threading.Event()
+    sorting, written = threading.Event(), threading.Event()
 
     def on_step(step: str) -> None:
         order.append(step)
@@ -181,7 +184,13 @@ def test_a_batch_job_has_its_turn_between_commits(root: Path, monkeypatch: pytes
         sorting.wait(60)
         with declared(root, 2).stores.ledger.lease("batch:w/payments", holder="batch", wait=timedelta(seconds=60)):
             order.append("batch")
+        written.set()
 
+    def pause(_: float) -> None:  # as long as the other needs, however busy the machine is
+        assert not order or written.wait(60)
+
+    monkeypatch.setattr(turns, "_SECONDS_BETWEEN_PAUSES", 0.0)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=pause, monotonic=time.monotonic))
     writer = threading.Thread(target=write)
     writer.start()
     (job,) = maintain(later, on_step=on_step)
@@ -255,17 +264,19 @@ def kill_and_go_on(root: Path, days: int, seconds: float) -> None:
     workspace = declared(root, days)
     before, covered = stored(workspace), workspace.stores.offline.coverage("payments")
     command = [sys.executable, "-m", "tests.support.maintained_table", str(root), str(seconds)]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stdout.startswith("begun")
     by_day = DeltaTable(workspace.stores.offline.location("payments")).get_add_actions(flatten=True)  # type: ignore[attr-defined]
     names = pa.table(by_day).column("partition.time_partition").to_pylist()
     assert {names.count(name) for name in set(names)} <= {1, 24}  # after or before, nothing between
     assert (stored(workspace), workspace.stores.offline.coverage("payments")) == (before, covered)
+    (ended,) = [each.state for each in workspace.jobs("payments") if each.kind == DELTA_MAINTENANCE]
     (job,) = maintain(workspace, retention=timedelta(0))
     assert (job.state, files(workspace)) == ("SUCCESS", days)
-    states = {each.state for each in workspace.jobs("payments") if each.kind == DELTA_MAINTENANCE}
-    assert states == {"SUCCESS", "FAILURE"}  # the killed one does not seem to run any more
+    states = [each.state for each in workspace.jobs("payments") if each.kind == DELTA_MAINTENANCE]
+    # the killed one does not seem to run any more; it may have been done
+    assert states == ["SUCCESS", "SUCCESS" if ended == "SUCCESS" else "FAILURE"]
     assert (stored(workspace), workspace.stores.offline.coverage("payments")) == (before, covered)
     on_disk = list(Path(workspace.stores.offline.location("payments")).rglob("*.parquet"))  # type: ignore[attr-defined]
     assert len([file for file in on_disk if "_delta_log" not in file.parts]) == days  # what it left half done is gone

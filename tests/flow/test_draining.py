@@ -80,7 +80,7 @@ def test_a_running_job_of_old_code_ends_and_its_run_begins_no_other(
     (job,) = new.jobs()
     assert job.state == "DRAINING"
     (lake / "go").touch()
-    assert busy.wait(timeout=60) == 0
+    assert busy.wait(timeout=300) == 0
     (job,) = new.jobs()
     assert (job.state, [attempt.state for attempt in job.attempts]) == ("DRAINED", ["CANCELLED"])
     assert not new.stores.offline.exists("tiles")
@@ -92,7 +92,7 @@ def test_the_range_of_a_drained_job_is_filled_by_the_new_code_where_nobody_has_t
     new = declare("fewer")
     look(new)
     (lake / "go").touch()
-    busy.wait(timeout=60)
+    busy.wait(timeout=300)
     (plan,) = new.plan()
     assert [run.interval for run in plan.runs] == [WHOLE]
     run(new)
@@ -109,7 +109,7 @@ def test_the_range_of_a_drained_job_waits_for_a_person_where_somebody_has_to_dec
     old.stores.ledger.succeed(done.id, stats={})  # something is stored that the new code would not have written
     look(new)
     (lake / "go").touch()
-    busy.wait(timeout=60)
+    busy.wait(timeout=300)
     assert (new.plan()[0].runs, new.plan()[0].needs_decision) == ((), True)
     (view,) = new.repo.views
     new.stores.ledger.keep("w", "tiles", StoredShape.of(view))
