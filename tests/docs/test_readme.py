@@ -8,10 +8,13 @@ import inspect
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from featurekit_dagster import batch_feature_view, stream_feature_view
 from featurekit_dagster.cli import app
@@ -119,9 +122,19 @@ def test_every_public_name_is_documented() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert names
-    assert not_documented([f"featurekit {name}" for name in names]) == []
+    root = typer.main.get_command(app)
+    names = [f"featurekit {name}" for name in commands_below(root)]
+    assert {"featurekit plan", "featurekit stream pause", "featurekit dataset verify"} <= set(names)
+    assert not_documented(names) == []
+
+
+def commands_below(group: Any) -> Iterator[str]:
+    """Every command of a group, those of groups inside it with the name of theirs before them."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from (f"{name} {below}" for below in commands_below(command))
+        else:
+            yield name
 
 
 def test_every_aggregation_function_is_documented() -> None:

@@ -34,6 +34,8 @@ def lines(defs: dg.Definitions) -> Iterator[str]:
         yield f"job {job.name}"
     for schedule in sorted(defs.schedules or [], key=lambda schedule: schedule.name):
         yield f"schedule {schedule.name} {schedule.cron_schedule} {schedule.default_status.value}"
+    for sensor in sorted(defs.sensors or [], key=lambda sensor: sensor.name):
+        yield f"sensor {sensor.name} {sensor.minimum_interval_seconds}s {sensor.default_status.value}"
 
 
 def test_definitions_of_the_example_are_as_recorded(project_root: Path) -> None:
