@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from featurekit_dagster.errors import OnlineStoreBusy, OnlineStoreForked
 from featurekit_dagster.intervals import EPOCH, Interval, IntervalSet
-from featurekit_dagster.stores import lmdb_environment
+from featurekit_dagster.stores import record_writer
 from featurekit_dagster.stores.lmdb import LmdbOnlineStore
 from tests.support.online_records import HOUR_US, TILES, Tiles, stored, tile_records, write
 from tests.support.online_writer import HOURS
@@ -174,22 +173,23 @@ class TestProcesses:
         assert store.read(TILES, [("b",)]) == [[(0, 2, 2.0)]]
         store.close()
 
-    def test_transactions_are_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        taken = []
-        transact = lmdb_environment.LmdbEnvironment.transact
+    @pytest.mark.parametrize("record_seconds", [20e-6, 200e-6])
+    def test_as_many_records_go_into_a_transaction_as_fit_into_fifty_milliseconds(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_seconds: float
+    ) -> None:
+        batches: list[int] = []
 
-        def timed(environment: lmdb_environment.LmdbEnvironment, body: Any) -> Any:  # noqa: ANN401 - as given
-            started = time.thread_time()
-            try:
-                return transact(environment, body)
-            finally:
-                taken.append(time.thread_time() - started)
+        class Machine(record_writer._Pace):
+            """A machine on which every record takes the same time."""
 
-        monkeypatch.setattr(lmdb_environment.LmdbEnvironment, "transact", timed)
+            def learn(self, records: int, seconds: float) -> None:
+                batches.append(records)
+                super().learn(records, records * record_seconds)
+
+        monkeypatch.setattr(record_writer, "_Pace", Machine)
         store = LmdbOnlineStore(tmp_path)
-        tiles: Tiles = {((f"user {k}",), hour): (k, 0.5) for k in range(20_000) for hour in range(3)}
-        table = tile_records(TILES, tiles)
-        for _ in range(2):
-            write(store, TILES, table)
-        assert sorted(taken)[len(taken) * 9 // 10] < 0.05
+        write(store, TILES, tile_records(TILES, {((f"user {k}",), 0): (k, 0.5) for k in range(20_000)}))
+        assert sum(batches) == 20_000
+        assert all(records * record_seconds <= 0.05 for records in batches[1:])
+        assert all(records * record_seconds > 0.03 for records in batches[5:-1])
         store.close()
