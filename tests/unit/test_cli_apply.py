@@ -254,7 +254,7 @@ def test_on_a_terminal_a_person_is_asked(folder: Path, answer: str, expected: tu
     process = subprocess.Popen(command, cwd=folder, env=environment, stdin=terminal, stdout=subprocess.PIPE, text=True)
     os.close(terminal)
     os.write(person, f"{answer}\n".encode())
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     os.close(person)
     assert "Do it? [y/N]:" in said
     assert (process.returncode, states(shop_workspace(folder), "spend")) == expected

@@ -100,7 +100,7 @@ def test_failures_are_forgotten_once_an_attempt_lasts(ledger: Ledger, clock: Clo
 
 def test_an_attempt_of_a_dead_process_is_taken_over(ledger: Ledger, tmp_path: Path) -> None:
     command = [sys.executable, "-c", FOLLOW, str(tmp_path / "ledger.db")]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     job = follow(ledger)
     assert [(each.run_id, each.state) for each in job.attempts] == [("lost", "ERROR"), ("run", "RUNNING")]
 
