@@ -88,7 +88,7 @@ class KinesisReader:
         self._iterators, self._behind, self._asked = {}, {}, {}
         for shard, position in self._positions.items():
             if position.startswith("after "):
-                self._iterator(shard)
+                self._look_up(shard)
 
     def poll(self, most: int, timeout: timedelta) -> list[StreamBatch]:
         """Return what comes next; see `StreamReader.poll`."""
@@ -177,6 +177,19 @@ class KinesisReader:
         payloads = [record["Data"] for record in records]
         return StreamBatch(partition=shard, payloads=payloads, position=self._positions[shard])
 
+    def _look_up(self, shard: str) -> None:
+        """Find out whether a shard can be read on where it stands; a service that is too busy is asked by a poll.
+
+        Raises:
+            StreamPositionLost: It cannot.
+            StreamUnavailable: The service cannot be reached, or does not answer us.
+        """
+        try:
+            self._iterator(shard)
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            if _code(error) not in _THROTTLED:
+                raise StreamUnavailable(source=self._source, reason=_code(error)) from error
+
     def _iterator(self, shard: str) -> str:
         """Return where to read a shard on, as the service wants it told."""
         known = self._iterators.get(shard)
@@ -194,9 +207,7 @@ class KinesisReader:
             gone = ("InvalidArgumentException", "ResourceNotFoundException")
             if position.startswith("after ") and _code(error) in gone:
                 raise StreamPositionLost(source=self._source, partition=shard, position=position) from error
-            raise StreamUnavailable(source=self._source, reason=_code(error)) from error
-        except botocore.exceptions.BotoCoreError as error:
-            raise StreamUnavailable(source=self._source, reason=_code(error)) from error
+            raise
         iterator: str = answer["ShardIterator"]
         self._iterators[shard] = iterator
         return iterator

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,13 @@ def mock_kafka() -> Iterator[str]:
     cluster = Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "ignored"})
     yield ",".join(f"{each.host}:{each.port}" for each in cluster.list_topics(timeout=30).brokers.values())
     assert cluster.flush(0) == 0  # the brokers live as long as this producer
+
+
+@pytest.fixture(scope="module")
+def kinesis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server whose streams are of one test each."""
+    with kinesis_server(tmp_path_factory.mktemp("kinesis")) as url:
+        yield url
 
 
 def _topic(brokers: str, name: str) -> KafkaStream:
@@ -179,42 +188,73 @@ def test_the_field_of_a_redis_entry_that_holds_the_event_can_be_named(tmp_path: 
     assert found == [[b"1", b"", b""], [b"2", b"3", b""]]
 
 
-def test_the_children_of_a_split_shard_follow_their_parent(tmp_path: Path) -> None:
-    with kinesis_server(tmp_path) as url:
-        stream, seen = KinesisStream(url), {}
-        stream.append(_events(0, 40))
-        reader = stream.open("latest")
-        before = reader.partitions()
-        reader.seek({shard: "oldest" for shard in before})
-        positions = drain(reader, 10, 15, seen)
-        shard = stream.client.list_shards(StreamName=stream.name)["Shards"][0]
-        span = shard["HashKeyRange"]
-        middle = (int(span["StartingHashKey"]) + int(span["EndingHashKey"])) // 2
-        stream.client.split_shard(StreamName=stream.name, ShardToSplit=shard["ShardId"], NewStartingHashKey=str(middle))
-        stream.append(_events(40, 40))
-        after = reader.partitions()
-        assert len(set(after) - set(before)) == 2
-        reader.seek({name: positions.get(name) or (None if name not in before else "oldest") for name in after})
-        order = []
-        while (shard["ShardId"], ENDED) not in order or len(_flat(seen)) < 80:
-            batches = reader.poll(10, 8 * MOMENT)
-            assert batches, "nothing came while events were missing"
-            for batch in batches:
-                order.append((batch.partition, batch.position))
-                seen.setdefault(batch.partition, []).extend(batch.payloads)
-        reader.close()
+def test_the_children_of_a_split_shard_follow_their_parent(kinesis: str) -> None:
+    stream, seen = KinesisStream(kinesis), {}
+    stream.append(_events(0, 40))
+    reader = stream.open("latest")
+    before = reader.partitions()
+    reader.seek({shard: "oldest" for shard in before})
+    positions = drain(reader, 10, 15, seen)
+    shard = stream.client.list_shards(StreamName=stream.name)["Shards"][0]
+    span = shard["HashKeyRange"]
+    middle = (int(span["StartingHashKey"]) + int(span["EndingHashKey"])) // 2
+    stream.client.split_shard(StreamName=stream.name, ShardToSplit=shard["ShardId"], NewStartingHashKey=str(middle))
+    stream.append(_events(40, 40))
+    after = reader.partitions()
+    assert len(set(after) - set(before)) == 2
+    reader.seek({name: positions.get(name) or (None if name not in before else "oldest") for name in after})
+    order = []
+    while (shard["ShardId"], ENDED) not in order or len(_flat(seen)) < 80:
+        batches = reader.poll(10, 8 * MOMENT)
+        assert batches, "nothing came while events were missing"
+        for batch in batches:
+            order.append((batch.partition, batch.position))
+            seen.setdefault(batch.partition, []).extend(batch.payloads)
+    reader.close()
     assert _flat(seen) == _events(0, 80)
     children = set(after) - set(before)
     begun = [place for place, (name, position) in enumerate(order) if name in children and position.startswith("after")]
     assert order.index((shard["ShardId"], ENDED)) < min(begun)
 
 
-def test_a_stream_that_is_not_there_is_told_without_its_address(tmp_path: Path) -> None:
+def test_kinesis_is_asked_again_where_it_is_too_busy_or_a_place_in_it_has_expired(kinesis: str) -> None:
+    refusals = [
+        ("GetShardIterator", "ProvisionedThroughputExceededException"),
+        ("GetShardIterator", "LimitExceededException"),
+        ("GetRecords", "ProvisionedThroughputExceededException"),
+        ("GetRecords", "ExpiredIteratorException"),
+    ]
+
+    def refuse(model: Any, **_: Any) -> tuple[Any, dict[str, Any]] | None:
+        for place, (operation, code) in enumerate(refusals):
+            if operation == model.name:
+                del refusals[place]
+                return SimpleNamespace(status_code=400), {"Error": {"Code": code}, "ResponseMetadata": {}}
+        return None
+
+    stream = KinesisStream(kinesis)
+    stream.append(_events(0, 40))
+    reader, seen = stream.open(), {}
+    reader.seek(dict.fromkeys(reader.partitions()))
+    positions = drain(reader, 10, 40, seen)
+    reader.close()
+    reader = stream.open()
+    reader._client.meta.events.register(  # type: ignore[attr-defined]
+        "before-call.kinesis", refuse
+    )
+    reader.seek(positions)
+    stream.append(_events(40, 40))
+    drain(reader, 40, 40, seen)
+    reader.close()
+    assert not refusals
+    assert _flat(seen) == _events(0, 80)
+
+
+def test_a_stream_that_is_not_there_is_told_without_its_address(kinesis: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
-    with kinesis_server(tmp_path) as url:
-        config = KinesisConfig(stream_name="none", region="us-west-2", options={"endpoint_url": url, **AWS})
-        with pytest.raises(StreamUnavailable, match="'visits' cannot be read: ResourceNotFoundException"):
-            KinesisReader("visits", config).partitions()
+    config = KinesisConfig(stream_name="none", region="us-west-2", options={"endpoint_url": kinesis, **AWS})
+    with pytest.raises(StreamUnavailable, match="'visits' cannot be read: ResourceNotFoundException"):
+        KinesisReader("visits", config).partitions()
     redis = RedisReader("visits", RedisStreamConfig(url=f"redis://:secret@{nowhere}/0", stream_key="visits"))
     with pytest.raises(StreamUnavailable) as refused:
         redis.seek({ONLY_PARTITION: None})
