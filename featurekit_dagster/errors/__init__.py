@@ -75,6 +75,7 @@ from featurekit_dagster.errors.stores import (
     LeaseHeld,
     LeaseLost,
     LedgerOnOtherHost,
+    LedgerUnavailable,
     LedgerVersionMismatch,
     MaintenanceFailed,
     MaintenanceNotRetried,
@@ -105,6 +106,7 @@ from featurekit_dagster.errors.streams import (
     StreamExtraMissing,
     StreamFollowed,
     StreamPositionLost,
+    StreamStateLost,
     StreamUnavailable,
 )
 from featurekit_dagster.errors.tables import IngestNotRetried, NotAFeatureTable, RowsRefused
@@ -152,6 +154,7 @@ __all__ = [
     "LeaseHeld",
     "LeaseLost",
     "LedgerOnOtherHost",
+    "LedgerUnavailable",
     "LedgerVersionMismatch",
     "MaintenanceFailed",
     "MaintenanceNotRetried",
@@ -200,6 +203,7 @@ __all__ = [
     "StreamExtraMissing",
     "StreamFollowed",
     "StreamPositionLost",
+    "StreamStateLost",
     "StreamUnavailable",
     "TableMissing",
     "TectonValidationError",

@@ -134,6 +134,23 @@ class DuplicateEvents(StreamError):
         )
 
 
+class StreamStateLost(StreamError):
+    """The online store was emptied while a view's stream was followed.
+
+    Args:
+        view: The feature view.
+    """
+
+    retryable = True
+
+    def __init__(self, *, view: str) -> None:
+        self.view = view
+        super().__init__(
+            f"{view}: its online store was emptied while its stream was followed; the stream is read anew from where "
+            f"it begins, and what was before is filled by batch jobs, or at once by: featurekit refill-online {view}"
+        )
+
+
 class IngestError(FeatureKitError):
     """Events cannot be taken."""
 

@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
+from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.online_rows import larger_tiles, online_rows
 from featurekit_dagster.intervals import Interval, IntervalSet, floor_time, from_us
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.online_tiles import largest_tile_us, needed_since_us
-from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
+from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_records import BATCH
 from featurekit_dagster.stores.online import OnlineLayout
@@ -114,7 +115,7 @@ class _Upkeep:
         self._view, self._stores = view, stores.pinned(view, generation)
         self._lease, self._check, self._patience = lease, check, patience
         self._layout = self._stores.online_layout(view)
-        self._online = self._stores.coverage(view, ONLINE)
+        self._online = held_online(view, self._stores)
         self._since_us = needed_since_us(
             view, stores.clock(), self._online, self._stores.coverage(view, OFFLINE) if view.offline else IntervalSet()
         )

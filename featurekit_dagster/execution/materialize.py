@@ -25,6 +25,7 @@ from featurekit_dagster.errors import (
     safe_reason,
 )
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
+from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.online_rows import complete_part, larger_tiles, online_rows
 from featurekit_dagster.execution.publish import outdate, queue_missing
 from featurekit_dagster.execution.vanished_keys import clear_vanished_keys
@@ -301,7 +302,7 @@ def _write_online(
     return stores.online.write(
         layout,
         online_rows(view, rows, part, now),
-        covered=stores.coverage(view, ONLINE).union([part]),
+        covered=held_online(view, stores).union([part]),
         epoch=lease.epoch,
         replace=part if view.is_aggregate else None,
         keep_stream=view.is_stream and not (task.overwrite or view.is_rewritten_online),

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import compute_stored
+from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.online_rows import complete_part, larger_tiles, online_rows
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.planning.generations import StoredShape
@@ -75,7 +76,7 @@ def fill_open_interval(
         written = own.online.write(
             layout,
             online_rows(view, rows, part, now),
-            covered=own.coverage(view, ONLINE).union([part]),
+            covered=held_online(view, own).union([part]),
             epoch=lease.epoch,
             replace=part if view.is_aggregate else None,
             keep_stream=True,

@@ -13,9 +13,10 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import OnlineLayoutMismatch, TableMissing
 from featurekit_dagster.execution.deletion_request import remove_online
+from featurekit_dagster.execution.held_online import note_stream_start, stored_online
 from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.planning.planner import stores_of
-from featurekit_dagster.planning.tasks import OFFLINE
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 
@@ -76,16 +77,15 @@ def _repaired(view: FeatureView, stores: WorkspaceStores) -> Iterator[Repair]:
     for store in stores_of(view):
         found = _stored(view, store, stores)
         before = stores.ledger.restore_coverage(stores.workspace, view.name, store, found, generation)
+        if store == ONLINE and view.is_stream:
+            note_stream_start(view, stores)
         yield Repair(view=view.name, store=store, generation=generation, before=before, after=found)
 
 
 def _stored(view: FeatureView, store: str, stores: WorkspaceStores) -> IntervalSet:
     if store == OFFLINE:
         return stores.offline.coverage(view.name, stores.generation(view))
-    try:
-        return stores.online.coverage(stores.online_layout(view))
-    except OnlineLayoutMismatch:
-        return IntervalSet()  # records of another layout answer nothing
+    return stored_online(view, stores)
 
 
 def _fits(view: FeatureView, stores: WorkspaceStores) -> bool:

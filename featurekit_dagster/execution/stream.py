@@ -58,6 +58,7 @@ def run_stream_loop(
         LeaseHeld: Another loop follows one of the partitions that there are at first.
         LeaseLost: Another loop has taken over one of the partitions; nothing of the last commit was written.
         StreamPositionLost: The stream dropped events that were still to be read.
+        StreamStateLost: The online store was emptied.
         StreamUnavailable: The stream cannot be reached.
         ChangedDeclaration: The view was changed, and nobody has decided what becomes of what is stored.
     """

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.stream_sources import PushConfig
-from featurekit_dagster.errors import DuplicateEvents, KeyTooLong
+from featurekit_dagster.errors import DuplicateEvents, KeyTooLong, LeaseHeld
+from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.stream_events import EventProcessor, PolledEvents
 from featurekit_dagster.execution.stream_records import TileCombiner, long_keys, stream_records
 from featurekit_dagster.intervals import floor_time, from_us, to_us
@@ -207,6 +208,7 @@ class StreamFollower:
 
         Raises:
             LeaseLost: Another loop has taken over; nothing was written.
+            StreamStateLost: The online store was emptied; nothing was written.
         """
         batches, now = self._batches, self._clock()
         self.look_at_lag()
@@ -245,6 +247,7 @@ class StreamFollower:
             seen=found.marks,
             forget_us=self._passed_us(found.watermark, to_us(now)) if self._config.deduplication_columns else None,
             letters=found.letters,
+            is_continued=True,
         )
 
     def _passed_us(self, watermark: Watermark, now_us: int) -> int | None:
@@ -286,10 +289,18 @@ class StreamFollower:
         if self._is_told:
             return
         start_us = self._progress().start_us
-        if start_us is not None:
-            place = (self._stores.workspace, self._view.name, self._layout.generation)
-            self._stores.ledger.stream_started(*place, from_us(start_us))
-            self._is_told = True
+        if start_us is None:
+            return
+        ledger, place = self._stores.ledger, (self._stores.workspace, self._view.name)
+        known = ledger.stream_start(*place, self._layout.generation)
+        if known not in (None, from_us(start_us)):  # the store was emptied since: what jobs had written is gone, too
+            try:
+                with ledger.lease(f"batch:{place[0]}/{place[1]}", holder="stream"):
+                    held_online(self._view, self._stores)
+            except LeaseHeld:
+                return  # it is told by the next commit
+        ledger.stream_started(*place, self._layout.generation, from_us(start_us))
+        self._is_told = True
 
     def _moved(self, found: PolledEvents) -> dict[str, StreamCheckpoint]:
         """Return the checkpoints behind what was polled."""

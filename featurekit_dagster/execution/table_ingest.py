@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import JobStateError, NotAFeatureTable, safe_reason
+from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.online_rows import online_rows
 from featurekit_dagster.execution.table_rows import checked_rows
 from featurekit_dagster.intervals import Interval, from_us
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import MANAGED
-from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
+from featurekit_dagster.planning.tasks import OFFLINE
 from featurekit_dagster.stores.key_codec import KeyCodec
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, INGEST, JobRecord
@@ -238,7 +239,7 @@ def _write_online(ingest: _Ingest, rows: pa.Table) -> dict[str, int]:
     written = stores.online.write(
         stores.online_layout(view),
         online_rows(view, rows.select(stored_schema(view).names), span, stores.clock()),
-        covered=stores.coverage(view, ONLINE).union([span]),
+        covered=held_online(view, stores).union([span]),
         epoch=ingest.lease.epoch,
     )
     return {"rows_online": written.rows_written, "rows_online_skipped": written.rows_skipped}

@@ -15,10 +15,11 @@ import pyarrow as pa
 from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import Array, Field
+from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.online_rows import complete_part
 from featurekit_dagster.execution.stream_records import with_no_times
 from featurekit_dagster.intervals import Interval
-from featurekit_dagster.planning.tasks import ONLINE, Task
+from featurekit_dagster.planning.tasks import Task
 from featurekit_dagster.stores.online import ANCHOR_TIME, Key, OnlineLayout
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
@@ -56,7 +57,7 @@ def clear_vanished_keys(view: FeatureView, task: Task, stores: WorkspaceStores, 
         stores.online.write(
             layout,
             _empty_tiles(view, _key_columns(layout, vanished), part.start_us),
-            covered=stores.coverage(view, ONLINE),
+            covered=held_online(view, stores),
             epoch=epoch,
             replace=part,
         )

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from featurekit_dagster.intervals import IntervalSet, from_us, to_us
 from featurekit_dagster.planning.generations import StoredShape, resolve
@@ -142,11 +142,15 @@ class Ledger(StreamBook, MaintenanceBook, PublishedBook):
             known = select(views.c.created_us).filter_by(**key)
             return from_us(connection.execute(known).scalar_one())
 
-    def stream_started(self, workspace: str, view: str, generation: int, start: datetime) -> None:
-        """Remember from when on a view's stream covers everything online; what is known already stays."""
-        row = {"name": stream_fact(workspace, view, generation), "value": str(to_us(start))}
+    def stream_started(self, workspace: str, view: str, generation: int, start: datetime | None) -> None:
+        """Remember from when on a view's stream covers everything online; None forgets it."""
+        name = stream_fact(workspace, view, generation)
         with self._write() as connection:
-            insert_new(connection, facts, row, None)
+            if start is None:
+                connection.execute(delete(facts).where(facts.c.name == name))
+            else:
+                value = {"value": str(to_us(start))}
+                insert_new(connection, facts, {"name": name, **value}, value)
 
     def stream_start(self, workspace: str, view: str, generation: int) -> datetime | None:
         """Return from when on a view's stream covers everything online; None before it began."""

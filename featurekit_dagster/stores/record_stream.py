@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 
-from featurekit_dagster.errors import DuplicateEvents, LeaseLost
+from featurekit_dagster.errors import DuplicateEvents, LeaseLost, StreamStateLost
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, wins
 from featurekit_dagster.stores.packing import Block, IntArray, lead_time
 from featurekit_dagster.stores.record_runs import RecordRuns, RecordSlab
@@ -121,10 +121,13 @@ def _fenced(
 
     Raises:
         LeaseLost: Somebody has written under a higher epoch.
+        StreamStateLost: Nothing is known of a partition that was taken before.
     """
     found = {}
     for partition in commit.partitions:
         stored = transaction.get(keys.checkpoint + partition.encode())
+        if stored is None and commit.is_continued:
+            raise StreamStateLost(view=generation.layout.view)
         found[partition], current = (StreamCheckpoint(), 0) if stored is None else _decoded(stored)
         epoch = commit.epochs[partition]
         if current > epoch:

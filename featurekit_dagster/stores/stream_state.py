@@ -94,6 +94,7 @@ class StreamCommit:
             which marks were forgotten.
         forget_us: Marks of events up to this time are forgotten; None keeps all.
         letters: New dead letters.
+        is_continued: Whether each of these partitions was taken before, so that the store has to know it.
     """
 
     partitions: Mapping[str, StreamCheckpoint | None]
@@ -102,6 +103,7 @@ class StreamCommit:
     seen: Sequence[tuple[bytes, int]] = ()
     forget_us: int | None = None
     letters: Sequence[DeadLetter] = ()
+    is_continued: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
