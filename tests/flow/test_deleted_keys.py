@@ -125,6 +125,9 @@ def test_deleted_keys_are_hidden_at_once_gone_after_the_job_and_kept_out(workspa
     assert (job.kind, job.stats["rows_deleted"], job.stats["rows"]) == ("BATCH", 8, 4)
     status = handle.deletion_status()
     assert status[["TYPE", "STATUS"]].values.tolist() == [["DELETION", "SUCCESS"]]
+    assert "STATE_MESSAGE" in handle.deletion_status(verbose=True, sort_columns="job_created_at, type").columns
+    assert handle.deletion_status(limit=0).empty
+    assert handle.deletion_status(errors_only=True).empty
 
 
 def test_allowed_keys_come_back_with_the_next_overwrite(workspace: Workspace) -> None:

@@ -98,8 +98,8 @@ def test_a_hole_before_the_stream_began_is_unknown_until_batch_jobs_fill_it(tmp_
 COUNT_OF_TWO_DAYS = Aggregation("visits", "count", TimeWindow(DAY), name="count")
 
 
-def _from_start(source: StreamSource) -> StreamSource:
-    config = replace(source.stream_config, initial_stream_position="trim_horizon")  # type: ignore[call-arg]
+def _from_start(source: StreamSource, **settings: Any) -> StreamSource:
+    config = replace(source.stream_config, initial_stream_position="trim_horizon", **settings)  # type: ignore[call-arg]
     return replace(source, stream_config=config)
 
 
@@ -122,6 +122,35 @@ def test_an_event_late_for_the_batch_job_is_online_and_not_offline_until_an_over
     followed(tmp_path, [late])
     world.materialize(day(2), day(3), overwrite=True)
     assert (world.online(1, NOON), world.offline(1, day(3) - MICROSECOND)) == ([2.0], [2.0])
+
+
+@pytest.mark.parametrize("declare", [tiled, continuous])
+def test_an_event_that_the_stream_drops_as_late_is_offline_where_the_batch_source_has_it(
+    tmp_path: Path, declare: Any
+) -> None:
+    newest, late = visit(1, day(3.25), 1.0), visit(1, day(3.125), 2.0)
+    source = _from_start(followed(tmp_path, [newest, late]), watermark_delay_threshold=10 * MINUTE)
+    window = Aggregation("amount", "sum", TimeWindow(DAY), name="sum")
+    world = Followed(tmp_path, declare(source, window, online=True))
+    world.materialize(day(0), day(3))
+    world.send(newest)
+    assert world.send(late).late == 1
+    world.clock.now = day(4)
+    world.materialize(day(3), day(4), online=False)
+    last = day(4) - MICROSECOND
+    assert (world.online(1, last), world.offline(1, last)) == ([1.0], [3.0])
+    world.clock.now = day(4)
+    world.materialize(day(3), day(4), overwrite=True)
+    assert world.online(1, last) == [3.0]
+
+
+def test_a_commit_writes_a_tile_once_however_many_events_it_has(tmp_path: Path) -> None:
+    world = Followed(tmp_path, tiled(pushed(), online=True))
+    events = [
+        visit(user, NOON - HOUR * tile - at * MINUTE) for user in (1, 2) for tile in (1, 2, 3) for at in range(10)
+    ]
+    assert world.send(*events).rows_written == 2 * 4  # the first event of each tile is at its beginning
+    assert world.send(visit(1, NOON - HOUR)).rows_written == 1
 
 
 def test_a_bootstrap_after_the_stream_began_keeps_what_only_the_stream_has(tmp_path: Path) -> None:
