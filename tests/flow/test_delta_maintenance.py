@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -40,9 +38,9 @@ from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.stores import ledger_leases
 from featurekit_dagster.stores.ledger_records import DELETION, DELTA_MAINTENANCE, JobRecord
 from tests.support import maintained_table
-from tests.support.maintained_table import DAY, HOUR, START, declared, make_source, materialize
+from tests.support.forked import run_forked
+from tests.support.maintained_table import DAY, HOUR, START, declared, maintain_and_die, make_source, materialize
 
-ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 50 if os.environ.get("FEATUREKIT_SOAK") else 8
 
 
@@ -263,10 +261,9 @@ def test_a_failure_is_told_and_the_next_time_goes_on(root: Path, monkeypatch: py
 def kill_and_go_on(root: Path, days: int, seconds: float) -> None:
     workspace = declared(root, days)
     before, covered = stored(workspace), workspace.stores.offline.coverage("payments")
-    command = [sys.executable, "-m", "tests.support.maintained_table", str(root), str(seconds)]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stdout.startswith("begun")
+    killed = run_forked(root, maintain_and_die, root, seconds)
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert killed.said.startswith("begun")
     by_day = DeltaTable(workspace.stores.offline.location("payments")).get_add_actions(flatten=True)  # type: ignore[attr-defined]
     names = pa.table(by_day).column("partition.time_partition").to_pylist()
     assert {names.count(name) for name in set(names)} <= {1, 24}  # after or before, nothing between

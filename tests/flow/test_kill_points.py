@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +14,8 @@ import pytest
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.execution.materialize import CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE
 from tests.support import killed_run
+from tests.support.forked import run_forked
 
-ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 50 if os.environ.get("FEATUREKIT_SOAK") else 2
 DURING_ONLINE_WRITE = f"during the online write, after {WRITTEN_OFFLINE}"
 POINTS = [CLAIMED, COMPUTED, WRITTEN_OFFLINE, DURING_ONLINE_WRITE, WRITTEN_ONLINE]
@@ -45,10 +43,9 @@ def kill_and_run_again(root: Path, undisturbed: Undisturbed, point: str) -> None
     view = killed_run.make_view(undisturbed.view.name, root / "events.parquet")
     if point == DURING_ONLINE_WRITE:
         point = f"{WRITTEN_OFFLINE}+{random.uniform(0.001, LONGEST_DELAY_SECONDS)}"
-    command = [sys.executable, "-m", "tests.support.killed_run", str(root), view.name, point]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert point.partition("+")[0] in killed.stdout.split()
+    killed = run_forked(root, killed_run.run_and_die, root, view.name, point)
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert point.partition("+")[0] in killed.said.split()
     hit = killed_run.START + killed_run.DAY
     assert hit in {task.interval.start for task in killed_run.missing_tasks(view, killed_run.open_stores(root))}
     killed_run.run(root, view)
@@ -77,7 +74,7 @@ def test_a_run_killed_twice_at_different_steps_still_ends_the_same(tmp_path: Pat
     shutil.copy(undisturbed.source, tmp_path / "events.parquet")
     view = killed_run.make_view(undisturbed.view.name, tmp_path / "events.parquet")
     for point in (WRITTEN_OFFLINE, WRITTEN_ONLINE):
-        command = [sys.executable, "-m", "tests.support.killed_run", str(tmp_path), view.name, point]
-        assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
+        killed = run_forked(tmp_path, killed_run.run_and_die, tmp_path, view.name, point)
+        assert killed.code == -signal.SIGKILL, killed.said
     killed_run.run(tmp_path, view)
     assert killed_run.stored(tmp_path, view) == undisturbed.left

@@ -14,6 +14,8 @@ import pytest
 
 from featurekit_dagster.streams.push_log import PushLog
 from tests.support import killed_consumer
+from tests.support.dagster_processes import wait_for
+from tests.support.forked import run_forked
 from tests.support.killed_consumer import EVENTS, USERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,19 +24,13 @@ POINTS = ["polled", "transforming", "combining", "records put", "state put", "co
 LONGEST_DELAY_SECONDS = 0.03  # about three commits
 
 
-def start(root: Path, point: str, commits: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.support.killed_consumer", str(root), point, str(commits)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-
-
 def kill(root: Path, point: str, commits: int, logged: int = EVENTS) -> str:
     """Start a consumer that dies; return where it died, or nothing where it was at the end of the log before."""
-    died = start(root, point, commits)
-    last = died.stdout.split()[-1]
-    if died.returncode == 0:
-        assert last == str(logged)
+    died = run_forked(root, killed_consumer.follow, root, point, commits)
+    if died.code == 0:
+        assert died.said.split()[-1] == str(logged)
         return ""
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert died.code == -signal.SIGKILL, died.said
     return (root / killed_consumer.STEP).read_text().strip()
 
 
@@ -72,7 +68,9 @@ def test_of_two_consumers_of_one_partition_one_is_turned_away_and_sums_are_exact
     command = [sys.executable, "-m", "tests.support.killed_consumer", str(tmp_path), "waits", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]  # type: ignore[call-overload]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    wait_for("one is turned away", lambda: any(process.poll() is not None for process in both))
+    (tmp_path / killed_consumer.ENOUGH).touch()
+    said = [process.communicate(timeout=600)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     assert [("LeaseHeld" in text) for text in said].count(True) == 1
     check(tmp_path)

@@ -2,8 +2,8 @@
 
 After COMMITS commits it dies: at `polled` before the next commit begins, at `transforming` amid making rows, in the
 transaction at `combining` before anything is put, at `records put` and at `state put`, at `committed` before anything
-else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end, and `waits` goes on for some
-seconds there. The step that it was at last stands in ROOT/step, which outlives it.
+else happens, or at `<seconds>` so long after. POINT `end` reads the log to its end, and `waits` goes on there until
+there is a file ROOT/enough. The step that it was at last stands in ROOT/step, which outlives it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,8 @@ from featurekit_dagster.streams.push_log import PushLogReader, push_log_path
 from tests.support.stream_lists import document
 
 NOW = datetime(2024, 3, 2, tzinfo=UTC)
-WAIT_SECONDS = 8.0  # longer than one process may start later than the other
 USERS, EVENTS, PIECE = 50, 20_000 if os.environ.get("FEATUREKIT_SOAK") else 4_000, 50
-STEP, STEP_BYTES = "step", 32
+STEP, STEP_BYTES, ENOUGH = "step", 32, "enough"
 FIELDS = [Field("user", Int64), Field("ts", Timestamp), Field("amount", Int64)]
 
 
@@ -144,15 +142,15 @@ def open_workspace(root: Path, view: FeatureView) -> Workspace:
 
 
 class _Reader(PushLogReader):
-    """Brings the log in small pieces, and says when it is at its end."""
+    """Brings the log in small pieces, and says when it is at its end, and may be."""
 
-    def __init__(self, path: Path, stop: threading.Event | None, seconds: float) -> None:
+    def __init__(self, path: Path, stop: threading.Event | None, mark: Path | None) -> None:
         super().__init__(path)
-        self._stop, self._until = stop, time.monotonic() + seconds
+        self._stop, self._mark = stop, mark
 
     def poll(self, most: int, timeout: timedelta) -> Any:
         found = super().poll(min(most, PIECE), timeout)
-        if not found and self._stop is not None and time.monotonic() >= self._until:
+        if not found and self._stop is not None and (self._mark is None or self._mark.exists()):
             self._stop.set()
         return found
 
@@ -169,7 +167,7 @@ def follow(root: Path, point: str, commits: int) -> None:
         deadline.at("polled")
         return NOW
 
-    reader = _Reader(log_path(root), stop, seconds=WAIT_SECONDS if point == "waits" else 0.0)
+    reader = _Reader(log_path(root), stop, root / ENOUGH if point == "waits" else None)
     run_stream_loop(
         view,
         reader,

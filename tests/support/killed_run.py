@@ -1,4 +1,4 @@
-"""A process that runs materialization jobs and kills itself at a named point; its arguments are ROOT VIEW POINT.
+"""A process that runs materialization jobs and kills itself at a named point.
 
 `POINT` is a step of the recipe, or `<step>+<seconds>` for so long after it. The job of 2 March 2024 is hit.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -141,8 +140,9 @@ def stored(root: Path, view: FeatureView) -> tuple[pa.Table, list[list[tuple[obj
     return rows, records, covered
 
 
-def run_and_die(root: Path, view: FeatureView, point: str) -> None:
-    """Run the missing jobs and die at the given point of the job of 2 March 2024."""
+def run_and_die(root: Path, name: str, point: str) -> None:
+    """Run the missing jobs of a view and die at the given point of the job of 2 March 2024."""
+    view = make_view(name, root / "events.parquet")
     step, _, delay = point.partition("+")
     hit = START + DAY
 
@@ -164,8 +164,3 @@ def run_and_die(root: Path, view: FeatureView, point: str) -> None:
 def die() -> None:
     """End this process at once, as kill -9 does."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    folder, name, where = sys.argv[1:]
-    run_and_die(Path(folder), make_view(name, Path(folder) / "events.parquet"), where)

@@ -1,13 +1,9 @@
-"""A view whose days are written hour by hour, and a process that maintains its table and is killed.
-
-`python -m tests.support.maintained_table ROOT SECONDS`: the process says `begun` and kills itself so long after.
-"""
+"""A view whose days are written hour by hour, and a process that maintains its table and is killed."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -88,8 +84,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(root: Path, seconds: float) -> None:
-    """Maintain the table, and die so long after the first step."""
+def maintain_and_die(root: Path, seconds: float) -> None:
+    """Maintain the table, say `begun` after the first step, and die so long after."""
     workspace = declared(root, 1)
     (view,) = workspace.repo.views
 
@@ -103,7 +99,3 @@ def main(root: Path, seconds: float) -> None:
     for _ in maintain_view(view, workspace.stores, trigger="manual", retention=timedelta(0), on_step=on_step):
         pass
     die()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.job_state import MANAGED, ONCE
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, Task
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
+from tests.support.forked import CONTEXT
 
 DAY = timedelta(days=1)
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -250,9 +250,6 @@ def serve(connection: Connection) -> None:
 class WorkerProcess:
     """A worker process as its parent sees it; a new one takes the place of one that has died."""
 
-    _context = get_context("forkserver")
-    _context.set_forkserver_preload([__name__])
-
     def __init__(self) -> None:
         self.told: list[Any] = []
         """What was told while the last command was carried out."""
@@ -260,8 +257,8 @@ class WorkerProcess:
         self._start()
 
     def _start(self) -> None:
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=serve, args=(theirs,), daemon=True)
+        self._connection, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=serve, args=(theirs,), daemon=True)
         self._process.start()
         self._is_killed = False
         theirs.close()
@@ -283,7 +280,7 @@ class WorkerProcess:
         answer: Any = None
         while True:
             try:
-                assert self._connection.poll(60), "a worker is silent"
+                assert self._connection.poll(300), "a worker is silent"
                 kind, answer = self._connection.recv()
             except (EOFError, ConnectionResetError):
                 self._replace()
@@ -307,7 +304,7 @@ class WorkerProcess:
 
     def _replace(self) -> None:
         """Wait until it has ended, and start another."""
-        self._process.join(20)
+        self._process.join(300)
         assert self._process.exitcode == -signal.SIGKILL, self._process.exitcode
         self._connection.close()
         self._start()
@@ -315,5 +312,5 @@ class WorkerProcess:
     def end(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.join(20)
+        self._process.join(300)
         self._connection.close()
