@@ -152,9 +152,13 @@ def test_two_processes_that_write_one_table_lose_nothing(bucket: str) -> None:
     started = [_writer(root, name, part) for name, part in writers.items()]
     for process in started:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == "ready\n"
     for process in started:
-        process.communicate("go\n", timeout=120)
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        process.communicate(timeout=600)
     assert [process.returncode for process in started] == [0, 0]
     table = DeltaTable(f"{root}/offline/seen/g1")
     rows = table.to_pyarrow_table().to_pylist()
