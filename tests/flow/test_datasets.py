@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +35,7 @@ from featurekit_dagster.execution.materialize import run_tasks
 from featurekit_dagster.orchestration.datasets import DATASETS
 from featurekit_dagster.orchestration.resources import FeatureStores
 from tests.flow.payments import AMOUNT, USERS, day, payments_workspace, write_payments
-from tests.support.datasets import content, ended_by, made, make
+from tests.support.datasets import after_buckets, content, ended_by, made, make
 
 HOUR = timedelta(hours=1)
 ROWS = 36
@@ -170,25 +168,10 @@ def test_run_that_asks_for_no_dataset_says_why(shared: Workspace, config: dict[s
 @pytest.mark.slow
 def test_job_that_is_cancelled_half_way_goes_on_where_it_was(shared: Workspace, spine: pd.DataFrame) -> None:
     job = asked(shared, "cancelled", spine, bucket_rows=3)
-    failed: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            job.complete()
-        except JobFailedException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    while job.progress[0] < 2:
-        time.sleep(0.01)
-    job.cancel()
-    thread.join()
-    done = job.progress[0]
-    assert failed
+    with after_buckets(2, job.cancel), pytest.raises(JobFailedException):
+        job.complete()
     assert (job.state, job.get_dataset()) == ("MANUALLY_CANCELLED", None)
-    assert 2 <= done < ROWS // 3
-    assert shared.stores.ledger.job(job.id).stats["buckets"] == done
+    assert job.progress[0] == shared.stores.ledger.job(job.id).stats["buckets"] == 2
     job.retry()
     with pytest.warns(UserWarning, match="no Dagster daemon"):
         job.wait_for_completion(timedelta(minutes=5))
@@ -196,7 +179,7 @@ def test_job_that_is_cancelled_half_way_goes_on_where_it_was(shared: Workspace, 
     whole = made(shared, asked(shared, "whole", spine, bucket_rows=ROWS))
     resumed = shared.get_dataset("cancelled")
     assert resumed.manifest["content_sha256"] == whole.manifest["content_sha256"]
-    assert shared.stores.ledger.job(job.id).stats["buckets_before"] == done
+    assert shared.stores.ledger.job(job.id).stats["buckets_before"] == 2
 
 
 def test_all_buckets_are_of_one_version_whatever_is_written_in_between(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +15,7 @@ from featurekit_dagster.engine.content_hash import ContentHash
 from featurekit_dagster.engine.storable import storable
 from featurekit_dagster.execution.dataset import generate_dataset
 from featurekit_dagster.orchestration.datasets import dataset_reader
+from featurekit_dagster.stores.datasets import Datasets
 
 
 class Ended(Exception):
@@ -50,6 +53,23 @@ def ended_by(job: Callable[[], object]) -> bool:
     except Ended:
         return True
     return False
+
+
+@contextmanager
+def after_buckets(number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do something in whatever thread makes a dataset, right after so many of its buckets are stored."""
+    append = Datasets.append
+
+    def append_and_act(datasets: Datasets, name: str, bucket: int, *rows: Any, **more: Any) -> None:
+        append(datasets, name, bucket, *rows, **more)
+        if bucket + 1 == number:
+            act()
+
+    Datasets.append = append_and_act  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Datasets.append = append  # type: ignore[method-assign]
 
 
 def content(table: pa.Table) -> str:
