@@ -21,12 +21,14 @@ from featurekit_dagster import Workspace
 from featurekit_dagster.stores.ingest_keys import IngestKeys
 from featurekit_dagster.stores.ledger_processes import ProcessIdentity
 from tests.conftest import ROOT, SOAK
+from tests.support.dagster_processes import wait_for
 from tests.support.push import log_of, payment, payments_workspace
 from tests.support.stream_servers import free_port, process
 from tests.unit.cli_runner import bind, output
 
 MODULE = """
 from pathlib import Path
+from tests.support.dagster_processes import wait_for
 from tests.support.push import payments_workspace
 workspace = payments_workspace(Path("."))
 """
@@ -67,7 +69,7 @@ def _send(port: int, key: str, records: list[dict[str, object]]) -> httpx.Respon
     body = {"workspace": "prod", "source": "payments", "records": records}
     headers = {"Authorization": f"Bearer {key}"}
     url = f"http://127.0.0.1:{port}/ingest?secret=s3cr3t"
-    return httpx.post(url, json=body, headers=headers, timeout=30, verify=False, trust_env=False)
+    return httpx.post(url, json=body, headers=headers, timeout=120, verify=False, trust_env=False)
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +131,7 @@ def _killed_under_load(folder: Path, key: str, first: int) -> int:
         writers = [threading.Thread(target=send, args=(writer,)) for writer in range(4)]
         for writer in writers:
             writer.start()
-        while len(answered) < 10:
-            writers[0].join(0.005)
+        wait_for("some events are answered for", lambda: len(answered) >= 10, pause_seconds=0.005)
         server.send_signal(signal.SIGKILL)
         for writer in writers:
             writer.join()
@@ -160,8 +161,7 @@ def test_what_a_killed_server_answered_for_is_logged_and_online_once(tmp_path: P
     for turn in range(50 if SOAK else 3):
         assert _killed_under_load(tmp_path, key, turn * 1_000_000) >= 10
     with _serving(tmp_path) as (_, port, _):
-        while not _send(port, key, [payment(7)]).json()["visible"]:
-            pass
+        wait_for("events are applied", lambda: _is_applied(port, key, 7))
     _check_online(workspace)
 
 
@@ -170,14 +170,12 @@ def test_of_several_processes_another_one_applies_when_that_one_is_killed(tmp_pa
     workspace = payments_workspace(tmp_path)
     key = IngestKeys.of(workspace.home, "prod").create("shop")
     with _serving(tmp_path, "--workers", "2") as (server, port, _):
-        while not _send(port, key, [payment(7)]).json()["visible"]:
-            pass
+        wait_for("events are applied", lambda: _is_applied(port, key, 7))
         (job,) = workspace.stores.ledger.stream_jobs("prod", "paid")
         applier = _applier(workspace)
         assert applier in [child.pid for child in _children(server.pid)]
         os.kill(applier, signal.SIGKILL)
-        while not _send_again(port, key):
-            pass
+        wait_for("another process applies", lambda: _is_applied(port, key, 14))
         assert _applier(workspace) != applier
         assert workspace.stores.ledger.job(job.id).attempts[0].state == "ERROR"
     _check_online(workspace)
@@ -190,9 +188,9 @@ def _applier(workspace: Workspace) -> int:
     return ProcessIdentity.parse(process).pid
 
 
-def _send_again(port: int, key: str) -> bool:
-    """Send an event, and tell whether it is online; a connection to the killed process is refused or reset."""
+def _is_applied(port: int, key: str, number: int) -> bool:
+    """Send an event, and tell whether it is online; a connection to a killed process is refused or reset."""
     try:
-        return bool(_send(port, key, [payment(14)]).json()["visible"])
+        return bool(_send(port, key, [payment(number)]).json()["visible"])
     except httpx.HTTPError:
         return False

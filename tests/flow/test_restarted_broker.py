@@ -24,6 +24,7 @@ from tests.support.visits import visit, write_visits
 pytestmark = pytest.mark.slow
 
 NOW = datetime(2024, 1, 3, 12, tzinfo=UTC)
+EVERY_WRITE = ("--appendfsync", "always")  # what was answered for outlives a kill
 
 
 def made(folder: Path, config: StreamConfig) -> tuple[FeatureView, Workspace]:
@@ -53,17 +54,17 @@ def followed(view: FeatureView, workspace: Workspace) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(300)
         workspace.stores.online.close()
-    assert errors == []
+    assert (errors, thread.is_alive()) == ([], False)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(900):
+    for _ in range(3_000):
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("not within 90 seconds")
+    raise AssertionError("not within five minutes")
 
 
 def events(first: int, count: int) -> list[bytes]:
@@ -78,7 +79,7 @@ def seen(workspace: Workspace) -> tuple[float | None, int | None]:
 def test_a_redis_server_that_is_killed_and_started_again_while_its_stream_is_followed(tmp_path: Path) -> None:
     port = free_port()
     with ExitStack() as following:
-        with valkey_server(tmp_path, port) as url:
+        with valkey_server(tmp_path, port, options=EVERY_WRITE) as url:
             stream = RedisStream(url)
             stream.append(events(0, 50))
             config = RedisStreamConfig(
@@ -87,8 +88,7 @@ def test_a_redis_server_that_is_killed_and_started_again_while_its_stream_is_fol
             view, workspace = made(tmp_path, config)
             following.enter_context(followed(view, workspace))
             wait_until(lambda: seen(workspace)[1] == 50)
-            time.sleep(1.1)  # the server syncs its log of writes every second
-        with valkey_server(tmp_path, port):
+        with valkey_server(tmp_path, port, options=EVERY_WRITE):
             stream.append(events(50, 50))
             wait_until(lambda: seen(workspace)[1] == 100)
             assert seen(workspace)[0] == sum(range(100))

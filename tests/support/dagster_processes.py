@@ -25,6 +25,7 @@ import dagster as dg
 import yaml
 
 from tests.architecture.python_files import ROOT
+from tests.support.stream_servers import free_port
 
 Process = subprocess.Popen[bytes]
 
@@ -39,13 +40,6 @@ _HEALTH = "{ instance { daemonHealth { allDaemonStatuses { daemonType required h
 _WITH_SIGNALS = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def script(name: str) -> str:
@@ -95,7 +89,9 @@ def graphql(url: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any
     return answer["data"]
 
 
-def wait_for(what: str, condition: Callable[[], bool], timeout_seconds: float = 300) -> None:
+def wait_for(
+    what: str, condition: Callable[[], bool], timeout_seconds: float = 300, *, pause_seconds: float = 0.25
+) -> None:
     """Return when a condition holds.
 
     Raises:
@@ -105,7 +101,7 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_seconds: float = 
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_seconds:.0f} seconds: {what}")
-        time.sleep(0.25)
+        time.sleep(pause_seconds)
 
 
 def is_loaded(url: str) -> bool:
@@ -217,7 +213,10 @@ class DagsterDeployment:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _daemon_beats_since(self, began: float) -> bool:
-        daemons = self.graphql(_HEALTH)["instance"]["daemonHealth"]["allDaemonStatuses"]
+        try:
+            daemons = self.graphql(_HEALTH)["instance"]["daemonHealth"]["allDaemonStatuses"]
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False  # a busy webserver
         needed = [d for d in daemons if d["required"]]
         return bool(needed) and all((d["lastHeartbeatTime"] or 0) > began for d in needed)
 

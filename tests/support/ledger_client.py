@@ -102,7 +102,7 @@ def end(process: subprocess.Popen[str], *, kill: bool = False) -> None:
     """Let a process end, or kill it, and close its pipes."""
     if kill:
         process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def ingest_server(
             time.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+            with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
                 yield IngestServer(workspace, url, key, client)
         finally:
             server.should_exit = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -11,14 +12,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-START_SECONDS = 60.0
+START_SECONDS = 300.0
+_PORTS, _CHANCE = range(12_000, 32_000), random.SystemRandom()
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on now.
+
+    It is none of those that the system gives to connections, so nobody gets it before the server that is started there
+    listens. Tests are shuffled from one seed in all processes, so the chance here is not the one of `random`.
+    """
+    while True:
+        port = _CHANCE.choice(_PORTS)
+        with closing(socket.socket()) as probe:
+            if _binds(probe, port):
+                return port
+
+
+def _binds(probe: socket.socket, port: int) -> bool:
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
