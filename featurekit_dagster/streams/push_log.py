@@ -25,21 +25,11 @@ import msgpack
 from featurekit_dagster.errors import StreamPositionLost
 from featurekit_dagster.intervals import to_us
 from featurekit_dagster.streams.bell import Bell, bell_of
+from featurekit_dagster.streams.push_log_file import LogFile, open_log
 from featurekit_dagster.streams.reading import OLDEST, ONLY_PARTITION, PartitionLag, StreamBatch
 
 _ROW_RECORDS = 1_000
-_BUSY_SECONDS = 60.0
 _FIRST_NAP_SECONDS, _LONGEST_NAP_SECONDS = 0.001, 0.005
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS batches (
-  last INTEGER PRIMARY KEY,
-  count INTEGER NOT NULL,
-  appended_us INTEGER NOT NULL,
-  records BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS trimmed (id INTEGER PRIMARY KEY CHECK (id = 0), up_to INTEGER NOT NULL, log TEXT NOT NULL);
-INSERT OR IGNORE INTO trimmed VALUES (0, 0, lower(hex(randomblob(8))));
-"""
 _NEWEST = "SELECT max((SELECT coalesce(max(last), 0) FROM batches), (SELECT up_to FROM trimmed))"
 _READ = "SELECT last, count, records FROM batches WHERE last > ? ORDER BY last"
 
@@ -85,14 +75,6 @@ class LogSlice:
         return f"{self.log}:{self.last}"
 
 
-@dataclass(slots=True)
-class _Opened:
-    """A connection, and which file it was opened on: one that is put in its place later is another."""
-
-    connection: sqlite3.Connection
-    file: tuple[int, int]
-
-
 class PushLog:
     """Events of a push source in the order in which they were logged, numbered from 1.
 
@@ -112,8 +94,8 @@ class PushLog:
         self._pid = os.getpid()
         self._queue: list[_Waiting] = []
         self._queue_lock, self._write_lock, self._read_lock = threading.Lock(), threading.Lock(), threading.Lock()
-        self._writer: _Opened | None = None
-        self._reader: _Opened | None = None
+        self._writer: LogFile | None = None
+        self._reader: LogFile | None = None
         self._lock_file: int | None = None
         self.bell: Bell = bell_of(self._path)
         """Rings when this process has appended something."""
@@ -258,10 +240,10 @@ class PushLog:
     @contextmanager
     def _committing(self) -> Iterator[sqlite3.Connection]:
         """Give a connection in a transaction that is committed at the end; the write lock is held."""
-        if self._writer is None or not self._is_in_place(self._writer):
+        if self._writer is None or not self._writer.is_at(self._path):
             if self._lock_file is not None:  # it went with the log, or will
                 os.close(self._lock_file)
-            self._lock_file, self._writer = None, self._opened_again(self._writer)
+            self._lock_file, self._writer = None, _opened_again(self._path, self._writer)
         connection = self._writer.connection
         if self._lock_file is None:
             self._lock_file = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -283,8 +265,8 @@ class PushLog:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         self._own_process()
         with self._read_lock:
-            if self._reader is None or not self._is_in_place(self._reader):
-                self._reader = self._opened_again(self._reader)
+            if self._reader is None or not self._reader.is_at(self._path):
+                self._reader = _opened_again(self._path, self._reader)
             connection = self._reader.connection
             try:
                 yield connection
@@ -292,27 +274,12 @@ class PushLog:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
 
-    def _is_in_place(self, opened: _Opened) -> bool:
-        """Tell whether a file that was opened is still the log: SQLite goes on with one that was deleted, unseen."""
-        try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            return False
-        return (found.st_dev, found.st_ino) == opened.file
 
-    def _opened_again(self, before: _Opened | None) -> _Opened:
-        """Open the log that is there now, or begin it."""
-        if before is not None:
-            before.connection.close()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        found = os.fstat(descriptor)
-        os.close(descriptor)
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # NORMAL would lose what was answered for in a power cut
-        connection.executescript(_SCHEMA)
-        return _Opened(connection, (found.st_dev, found.st_ino))
+def _opened_again(path: Path, before: LogFile | None) -> LogFile:
+    """Open the log that is there now, or begin it."""
+    if before is not None:
+        before.connection.close()
+    return open_log(path)
 
 
 def _parsed(position: str) -> tuple[str | None, int]:
