@@ -58,7 +58,6 @@ class PushApplier:
         self._views = [_Following(view, stores, on_applied, loaded_us) for view in push.views if view.online]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"applier of {push.name}", daemon=True)
-        self.is_applying = False
 
     def start(self) -> None:
         """Begin, as soon as no other process applies the source's events."""
@@ -81,7 +80,6 @@ class PushApplier:
 
     def _apply(self) -> None:
         """Keep the views followed until told to stop."""
-        self.is_applying = True
         try:
             while not self._stop.is_set():
                 for view in self._views:
@@ -89,7 +87,6 @@ class PushApplier:
                 is_waiting = any(view.waits_for_run for view in self._views)
                 self._stop.wait(_SECONDS_BETWEEN_TRIES if is_waiting else _SECONDS_BETWEEN_LOOKS)
         finally:
-            self.is_applying = False
             for view in self._views:
                 view.end(HANDED_OVER)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from featurekit_dagster.serving.online_rollup_windows import (
@@ -15,7 +15,6 @@ from featurekit_dagster.serving.online_rollup_windows import (
 from featurekit_dagster.stores.online import TILES_PER_CHUNK, PackedTiles
 from featurekit_dagster.stores.packing import ValueCodec, presence
 
-Rank = Callable[[int], int]
 Columns = Sequence[Sequence[Any]]
 
 
