@@ -263,7 +263,8 @@ class OnlineStore(OnlineUpkeep, Protocol):
     def sample_keys(self, layout: OnlineLayout, count: int, seed: int, interval: Interval | None = None) -> list[Key]:
         """Return some of the stored keys, chosen as if by chance; the same ones for the same keys and seed.
 
-        It looks at every stored key of the generation; `KeySample` makes the choice and says the order.
+        Of some thousand records all keys are looked at, and `KeySample` makes the choice; of more those that
+        `KeyProbe` finds, which may then be fewer than asked for. So it takes about as long however large the store is.
 
         Args:
             layout: Layout of a generation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurekit_dagster.intervals import Interval, from_us
+from featurekit_dagster.stores import record_keys
 from featurekit_dagster.stores.online import Key, OnlineStore
 from tests.support.online_records import HOUR_US, ROWS, TILES, WILDCARD, Tiles, records, tile_records, write
 from tests.support.online_servers import OPENERS
 
+OTHERS = replace(TILES, generation=TILES.generation + 1)
 NAMES = ("a", "b", "a" * 399, "a" * 500, "b" * 1000, "with \0 inside", "", None)
 
 
@@ -91,3 +94,42 @@ def test_rows_and_wildcard_keys_are_sampled_too_and_a_seed_makes_another_choice(
     chosen = [store.sample_keys(ROWS, 10, seed) for seed in range(4)]
     assert len({tuple(keys) for keys in chosen}) == 4
     assert all(len(set(keys)) == 10 for keys in chosen)
+
+
+class TestOfManyRecords:
+    """A generation of more records than a sample looks at; its users have tiles of up to three chunks."""
+
+    COUNT = 120
+
+    @pytest.fixture
+    def stored(self, store: OnlineStore, monkeypatch: pytest.MonkeyPatch) -> OnlineStore:
+        monkeypatch.setattr(record_keys, "FEW_RECORDS", 50)
+        long = "of a shop with a very long name " * 15
+        tiles = {((f"user {n} {long if n % 10 == 0 else ''}",), 64 * (n % 3)): (1, 1.0) for n in range(self.COUNT)}
+        tiles |= {((f"user {n} ",), 200): (1, 1.0) for n in range(self.COUNT) if n % 10}
+        write(store, TILES, tile_records(TILES, tiles))
+        write(store, OTHERS, tile_records(OTHERS, {((f"user {n}",), 0): (1, 1.0) for n in range(self.COUNT)}))
+        self.users = {key for key, _ in tiles}
+        return store
+
+    def test_a_sample_has_distinct_keys_and_is_the_same_again(self, stored: OnlineStore) -> None:
+        chosen = stored.sample_keys(TILES, 10, seed=1)
+        assert len(set(chosen)) == 10
+        assert set(chosen) <= self.users
+        assert stored.sample_keys(TILES, 10, seed=1) == chosen != stored.sample_keys(TILES, 10, seed=2)
+
+    def test_hashed_keys_and_others_are_chosen(self, stored: OnlineStore) -> None:
+        found = {name for seed in range(4) for (name,) in stored.sample_keys(TILES, 20, seed) if isinstance(name, str)}
+        assert len(found) > 40
+        assert {len(name) > 400 for name in found} == {True, False}
+
+    def test_only_keys_with_a_tile_in_the_interval_are_chosen(self, stored: OnlineStore) -> None:
+        found = stored.sample_keys(TILES, 20, seed=3, interval=hours(200, 201))
+        assert len(found) == 20
+        assert {name.endswith(" ") for (name,) in found if isinstance(name, str)} == {True}
+
+    def test_few_keys_of_many_records_are_all_found(self, stored: OnlineStore) -> None:
+        lonely = {(("one",), 64 * n): (1, 1.0) for n in range(60)} | {(("other",), 64 * n): (1, 1.0) for n in range(60)}
+        stored.drop(TILES.workspace, TILES.view, None, epoch=1)
+        write(stored, TILES, tile_records(TILES, lonely))
+        assert set(stored.sample_keys(TILES, 5, seed=1)) == {("one",), ("other",)}
