@@ -5,7 +5,8 @@ import re
 from tests.architecture.python_files import PACKAGE, ROOT
 
 PAGE = ROOT / "ARCHITECTURE.md"
-MODULES = re.compile(r"^  (\w+)/ .*: (\w+(?: · \w+)*)$", re.MULTILINE)
+LAYER = re.compile(r"^  (\w+)/ (.*\n(?:^ {22}.*\n)*)", re.MULTILINE)
+NAMES = re.compile(r": (\w+(?: · \w+)+)$", re.MULTILINE)
 FOLDER = re.compile(r"(?<![\w./-])((?:\w+/)+)(?=[\s`|)]|$)", re.MULTILINE)
 
 
@@ -25,7 +26,13 @@ def test_every_folder_of_the_package_is_on_the_architecture_page() -> None:
 
 
 def test_every_module_named_beside_a_folder_is_in_it() -> None:
-    lines = MODULES.findall(PAGE.read_text(encoding="utf-8"))
-    pairs = [(folder, name) for folder, names in lines for name in names.split(" · ")]
-    assert pairs
+    layers = {folder: NAMES.findall(text) for folder, text in LAYER.findall(PAGE.read_text(encoding="utf-8"))}
+    pairs = [(folder, name) for folder, lines in layers.items() for names in lines for name in names.split(" · ")]
+    assert {("domain", "windows"), ("stores", "lmdb"), ("execution", "publish")} <= set(pairs)
     assert [f"{folder}/{name}" for folder, name in pairs if not (PACKAGE / folder / f"{name}.py").is_file()] == []
+
+
+def test_every_module_beside_the_folders_is_on_the_architecture_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    modules = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in sorted(modules) if not re.search(rf"\b{re.escape(name)}", text)] == []
