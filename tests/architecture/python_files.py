@@ -1,4 +1,4 @@
-"""The project's own Python files, parsed: what the architecture tests look at."""
+"""The project's own Python files: what the architecture tests look at."""
 
 from __future__ import annotations
 
@@ -12,14 +12,37 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "featurekit_dagster"
 
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+
+
+@dataclass(frozen=True)
+class Import:
+    """Something that is imported, at any depth; `from a import b` gives `a.b`."""
+
+    name: str
+    line: int
+    at_run_time: bool
+
+
+@dataclass(frozen=True)
+class Body:
+    """How long a function's or method's body is."""
+
+    name: str
+    line: int
+    lines: int
+
+
 @dataclass(frozen=True)
 class PythonFile:
-    """One parsed file; `name` is its path below the project root."""
+    """What one file holds; `name` is its path below the project root. Syntax trees of all files would fill memory."""
 
     name: str
     module: str
     text: str
-    tree: ast.Module
+    imports: tuple[Import, ...]
+    bodies: tuple[Body, ...]
 
     @property
     def lines(self) -> int:
@@ -41,30 +64,37 @@ def own_files() -> tuple[PythonFile, ...]:
     return (*package_files(), *(_parse(path) for path in paths))
 
 
-def imported_modules(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield the full name and line of everything that is imported, at any depth; `from a import b` gives `a.b`."""
-    for node in ast.walk(tree):
+def statements(tree: ast.Module) -> Iterator[tuple[ast.stmt, bool]]:
+    """Yield every statement, at any depth, and whether it is one of run time: not under `if TYPE_CHECKING`."""
+    left: list[tuple[ast.AST, bool]] = [(tree, True)]
+    while left:
+        node, at_run_time = left.pop()
+        if isinstance(node, ast.stmt):
+            yield node, at_run_time
+        is_check = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for block in _BLOCKS:
+            inside = at_run_time and not (is_check and block == "body")
+            left += [(child, inside) for child in getattr(node, block, ())]
+
+
+def imports(tree: ast.Module) -> Iterator[Import]:
+    """Yield all imports of a file."""
+    for node, at_run_time in statements(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            yield from (Import(alias.name, node.lineno, at_run_time) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from ((f"{node.module or ''}.{alias.name}", node.lineno) for alias in node.names)
+            names = (f"{node.module or ''}.{alias.name}" for alias in node.names)
+            yield from (Import(name, node.lineno, at_run_time) for name in names)
 
 
-def imported_at_run_time(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield what `imported_modules` does, but not what is under `if TYPE_CHECKING`."""
-    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    hidden = {line for check in checks for statement in check.body for _, line in imported_modules(statement)}
-    yield from ((name, line) for name, line in imported_modules(tree) if line not in hidden)
-
-
-def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+def functions(tree: ast.Module) -> Iterator[Function]:
     """Yield every function and method, at any depth."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    for node, _ in statements(tree):
+        if isinstance(node, Function):
             yield node
 
 
-def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+def body_lines(function: Function) -> int:
     """Return the number of lines of a function's body, its docstring apart."""
     body = function.body
     if (
@@ -79,4 +109,6 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def _parse(path: Path) -> PythonFile:
     text = path.read_text(encoding="utf-8")
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    return PythonFile(str(path.relative_to(ROOT)), module, text, ast.parse(text, filename=str(path)))
+    tree = ast.parse(text, filename=str(path))
+    bodies = tuple(Body(function.name, function.lineno, body_lines(function)) for function in functions(tree))
+    return PythonFile(str(path.relative_to(ROOT)), module, text, tuple(imports(tree)), bodies)

@@ -10,8 +10,6 @@ import pytest
 from tests.architecture.python_files import (
     ROOT,
     PythonFile,
-    imported_at_run_time,
-    imported_modules,
     own_files,
     package_files,
 )
@@ -35,21 +33,21 @@ def _is_pure(file: PythonFile) -> bool:
 
 def test_nothing_private_of_dagster_is_imported() -> None:
     private = [
-        f"{file.name}:{line}: {name}"
+        f"{file.name}:{each.line}: {each.name}"
         for file in own_files()
-        for name, line in imported_modules(file.tree)
-        if name.split(".")[0] in DAGSTER and _is_private(name)
+        for each in file.imports
+        if each.name.split(".")[0] in DAGSTER and _is_private(each.name)
     ]
     assert not private, "use public names only:\n" + "\n".join(private)
 
 
 def test_only_orchestration_imports_dagster() -> None:
     elsewhere = [
-        f"{file.name}:{line}: {name}"
+        f"{file.name}:{each.line}: {each.name}"
         for file in package_files()
         if not file.module.startswith("featurekit_dagster.orchestration")
-        for name, line in imported_at_run_time(file.tree)
-        if name.split(".")[0] in DAGSTER
+        for each in file.imports
+        if each.at_run_time and each.name.split(".")[0] in DAGSTER
     ]
     assert not elsewhere, "\n".join(elsewhere)
 
@@ -57,23 +55,23 @@ def test_only_orchestration_imports_dagster() -> None:
 def test_declarations_and_plans_import_the_standard_library_only() -> None:
     allowed = sys.stdlib_module_names | {"featurekit_dagster"}
     foreign = [
-        f"{file.name}:{line}: {name}"
+        f"{file.name}:{each.line}: {each.name}"
         for file in package_files()
         if _is_pure(file)
-        for name, line in imported_modules(file.tree)
-        if name.split(".")[0] not in allowed
+        for each in file.imports
+        if each.name.split(".")[0] not in allowed
     ]
     assert not foreign, "\n".join(foreign)
 
 
 def test_engine_and_stores_do_not_import_each_other() -> None:
     crossed = [
-        f"{file.name}:{line}: {name}"
+        f"{file.name}:{each.line}: {each.name}"
         for file in package_files()
         for own, other in (("engine", "stores"), ("stores", "engine"))
         if file.module.startswith(f"featurekit_dagster.{own}")
-        for name, line in imported_modules(file.tree)
-        if name.startswith(f"featurekit_dagster.{other}")
+        for each in file.imports
+        if each.name.startswith(f"featurekit_dagster.{other}")
     ]
     assert not crossed, "\n".join(crossed)
 

@@ -20,10 +20,10 @@ def test_no_module_is_longer_than_400_lines() -> None:
 
 def test_no_function_body_is_longer_than_40_lines() -> None:
     long = [
-        f"{file.name}:{function.lineno} {function.name}: {body_lines(function)} lines"
+        f"{file.name}:{body.line} {body.name}: {body.lines} lines"
         for file in own_files()
-        for function in functions(file.tree)
-        if body_lines(function) > BODY_LINES
+        for body in file.bodies
+        if body.lines > BODY_LINES
     ]
     assert not long, "give the steps names:\n" + "\n".join(long)
 
