@@ -23,7 +23,15 @@ from featurekit_dagster.intervals import Interval, as_utc
 from featurekit_dagster.orchestration.chores import Chore, ChoreRun, carry_out_job, run_chore
 from featurekit_dagster.orchestration.partitions import interval_of_keys, key_of, partitions_of
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
-from featurekit_dagster.orchestration.translator import KIND, TRIGGER, VIEW, feature_schema, view_group, view_key
+from featurekit_dagster.orchestration.translator import (
+    KIND,
+    TRIGGER,
+    VIEW,
+    feature_schema,
+    owners_of,
+    view_group,
+    view_key,
+)
 from featurekit_dagster.planning.job_state import ONCE
 from featurekit_dagster.serving.published import changes_in
 from featurekit_dagster.serving.stored import StoredRows
@@ -190,8 +198,10 @@ def _spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None) -> d
         deps=[view_key(view, prefix)],
         partitions_def=partitions_of(view, workspace.fixed_now),
         skippable=True,
-        description=f"Full features of {view.name} in the warehouse, with the times from and to which they held.",
+        description=f"Full features of {view.name} in the warehouse, with the times from and to which they held. "
+        f"The job {FEATURE_PUBLISH.name(prefix)} writes them whenever {view.name} was materialized.",
         group_name=view_group(view),
+        owners=owners_of(view.owner),
         kinds={"duckdb" if file is not None else "postgres"},
         metadata={
             "dagster/column_schema": _schema(view),

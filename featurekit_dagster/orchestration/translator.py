@@ -69,7 +69,7 @@ def view_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None =
         skippable=True,
         description=view.description,
         group_name=view_group(view),
-        owners=_owners(view.owner),
+        owners=owners_of(view.owner),
         tags=_tags(view),
         kinds={"deltalake", "duckdb"} if view.offline else {"duckdb"},
         code_version=fingerprint(view),
@@ -86,7 +86,7 @@ def table_spec(view: FeatureView, workspace: BoundWorkspace, prefix: str | None 
         view_key(view, prefix),
         description=view.description,
         group_name=view_group(view),
-        owners=_owners(view.owner),
+        owners=owners_of(view.owner),
         tags=_tags(view),
         kinds={"deltalake", "duckdb"} if view.offline else {"duckdb"},
         code_version=fingerprint(view),
@@ -106,7 +106,7 @@ def source_spec(source: BatchSource, prefix: str | None = None) -> dg.AssetSpec:
         source_key(source, prefix),
         description=source.description,
         group_name=SOURCES,
-        owners=_owners(source.owner),
+        owners=owners_of(source.owner),
         tags=_valid_tags(source.tags),
         kinds={kind},
         metadata={name: value for name, value in metadata.items() if value is not None},
@@ -216,7 +216,8 @@ def view_group(view: FeatureView) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "_", "_".join(entity.name for entity in view.entities)) or "features"
 
 
-def _owners(owner: str | None) -> list[str]:
+def owners_of(owner: str | None) -> list[str]:
+    """Return the owner, if Dagster takes it: an e-mail address or `team:` and a name."""
     return [owner] if owner and _OWNER.fullmatch(owner) else []
 
 
