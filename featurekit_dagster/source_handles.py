@@ -14,6 +14,8 @@ from featurekit_dagster.errors import EventsRefused
 from featurekit_dagster.execution.ingest import IngestResult, PushSource, event_payloads
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from featurekit_dagster.execution.ingest_drain import DrainReport
     from featurekit_dagster.sdk import Workspace
 
@@ -43,7 +45,7 @@ class StreamSourceHandle:
         applied them, or else this process has. Other views have them at their next commit.
 
         Args:
-            records: A mapping, a list of mappings, or a pandas, polars or Arrow frame; fields as in the source's schema.
+            records: A mapping, a list of them, or a pandas, polars or Arrow frame; fields as in the source's schema.
                 Times without a zone are UTC.
             dry_run: Only check; what does not fit is in the result.
             wait: How long to wait until CONTINUOUS views have the events online; zero only logs them.
@@ -77,6 +79,16 @@ class StreamSourceHandle:
 
         workspace = self._workspace
         return drain_push_log(self.declaration, workspace.repo.views, workspace.stores, keep=keep)
+
+    def dead_letters(self) -> pd.DataFrame:
+        """Return the events that were accepted, but did not fit the changed schema any more when they were drained.
+
+        Returns:
+            Columns as those of a view's `dead_letters`.
+        """
+        from featurekit_dagster.execution.ingest_drain import dead_letters_of
+
+        return dead_letters_of(self.declaration, self._workspace.stores).read().to_pandas()
 
     @cached_property
     def _push(self) -> PushSource:

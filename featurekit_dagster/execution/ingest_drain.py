@@ -71,7 +71,7 @@ def drain_push_log(
     """
     push, uri = PushSource(source, views, stores), _table_uri(source)
     log = push.log
-    letters = DeadLetters(f"{stores.lake.rstrip('/')}/{stores.workspace}/dead_letters_of_sources/{source.name}")
+    letters = dead_letters_of(source, stores)
     identity = log.identity()
     app = f"featurekit.push_log.{identity}"
     schema = pa.schema([(f.name, arrow_type(f.dtype)) for f in push.fields])
@@ -93,6 +93,11 @@ def drain_push_log(
     needed += [applied for view in push.views if (applied := _applied(stores, view, log)) is not None]
     log.trim(min(needed), identity)
     return DrainReport(source.name, rows, refused, drained, log.oldest())
+
+
+def dead_letters_of(source: StreamSource, stores: WorkspaceStores) -> DeadLetters:
+    """Return where the logged events of a push source go that do not fit its schema any more when they are drained."""
+    return DeadLetters(f"{stores.lake.rstrip('/')}/{stores.workspace}/dead_letters_of_sources/{source.name}")
 
 
 def _table_uri(source: StreamSource) -> str:

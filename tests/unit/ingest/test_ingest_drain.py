@@ -9,7 +9,6 @@ from deltalake import DeltaTable
 
 from featurekit_dagster import Field, StreamSource, String, Workspace
 from featurekit_dagster.execution import ingest_drain
-from featurekit_dagster.stores.dead_letters import DeadLetters
 from tests.support.push import NOW, SCHEMA, log_of, payment, payments_workspace
 
 
@@ -112,6 +111,6 @@ def test_events_that_do_not_fit_the_schema_any_more_become_dead_letters(workspac
     later = Workspace("prod", [changed], home=workspace.home)
     report = later.get_stream_source("payments").drain()
     assert (report.rows, report.refused, report.drained) == (0, 2, 2)
-    letters = DeadLetters(str(workspace.home / "lake" / "prod" / "dead_letters_of_sources" / "payments")).read()
-    assert letters["reason"].to_pylist() == ["city is missing; give null where there is no value"] * 2
+    letters = later.get_stream_source("payments").dead_letters()
+    assert letters["reason"].tolist() == ["city is missing; give null where there is no value"] * 2
     assert later.get_stream_source("payments").drain().refused == 0
