@@ -18,13 +18,13 @@ from featurekit_dagster.execution.deletion_request import (
     DeletionRequest,
     folder_of,
     forget_keys,
-    generations_of,
     hide,
     kept_keys,
     remove_online,
     removed_before,
 )
 from featurekit_dagster.execution.publish import unpublish_keys
+from featurekit_dagster.execution.stored_generations import generations_of
 from featurekit_dagster.execution.turns import PATIENCE, Turns
 from featurekit_dagster.stores.hidden_rows import with_cutoffs
 from featurekit_dagster.stores.ledger_records import JobRecord

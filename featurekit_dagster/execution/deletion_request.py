@@ -21,6 +21,7 @@ from featurekit_dagster.arrow_types import arrow_type, record_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.errors import KeysRefused, SourceError
+from featurekit_dagster.execution.stored_generations import generations_of, generations_of_other_keys
 from featurekit_dagster.intervals import Interval, from_us, to_us
 from featurekit_dagster.planning.grid import ceil_us
 from featurekit_dagster.planning.job_state import JobState
@@ -115,12 +116,18 @@ def request_deletion(
         The job; None where nothing was ever materialized, so that there is nothing to do.
 
     Raises:
-        KeysRefused: Neither store is named, or the frame does not fit; all faults are listed.
+        KeysRefused: Neither store is named, the frame does not fit, or what is stored was written with other join keys;
+            all faults are listed.
         TectonValidationError: It is no frame.
     """
     keys = checked_keys(view, frame, [] if online or offline else ["online and offline are both False; name a store"])
     wanted = {ONLINE: online, OFFLINE: offline}
     there = [store for store in wanted if wanted[store] and is_materialized(view, store, stores)]
+    for generation, names in generations_of_other_keys(view, stores) if stores.has_ledger else ():
+        stored = f"generation {generation} is stored by the join keys {names}, so these keys are not looked for there"
+        if not there:
+            raise KeysRefused(view=view.name, faults=[f"{stored}; delete by those, with the declaration that wrote it"])
+        tell(f"{view.name}: {stored}; it is removed as a whole when the rebuild has taken its place")
     for store in (store for store in wanted if wanted[store] and store not in there):
         tell(f"{view.name}: nothing was ever materialized {store}, so there is nothing to delete there")
     if not there:
@@ -224,12 +231,6 @@ def is_materialized(view: FeatureView, store: str, stores: WorkspaceStores) -> b
     return store == ONLINE and view.is_stream and any(start is not None for start in starts)
 
 
-def generations_of(view: FeatureView, stores: WorkspaceStores) -> list[int]:
-    """Return the generations of a view that the record knows, the one that reads use first."""
-    known = [record.generation for record in stores.ledger.generations(stores.workspace, view.name)]
-    return list(dict.fromkeys([stores.generation(view, ONLINE), stores.generation(view, OFFLINE), *known]))
-
-
 def hashes_of(view: FeatureView, keys: pa.Table, stores: WorkspaceStores) -> list[bytes]:
     """Return the hashes under which tombstones of join keys are kept."""
     columns = [keys[key.name].cast(record_type(key.dtype)).combine_chunks() for key in view.join_keys]
@@ -308,20 +309,27 @@ def _keep(keys: pa.Table, asked: DeletionRequest, stores: WorkspaceStores) -> No
 def kept_keys(asked: DeletionRequest, stores: WorkspaceStores) -> pa.Table | None:
     """Return the keys of a request; None where they wait no more."""
     path = folder_of(stores) / f"{asked.request}.parquet"
-    return parquet.read_table(path) if path.exists() else None
+    try:
+        return parquet.read_table(path)
+    except FileNotFoundError:
+        return None
 
 
 def _note(asked: DeletionRequest, stores: WorkspaceStores, removed: OnlineRemoval) -> None:
     """Keep how much was removed online beside the keys, for the job to tell."""
     path = folder_of(stores) / f"{asked.request}.parquet"
     if path.exists():  # the job may have been quicker
-        path.with_suffix(".removed").write_text(f"{removed.keys} {removed.rows}", "utf-8")
+        hidden = path.with_name(f".{asked.request}.removed")  # the job must not read a part of it
+        hidden.write_text(f"{removed.keys} {removed.rows}", "utf-8")
+        hidden.rename(path.with_suffix(".removed"))
 
 
 def removed_before(asked: DeletionRequest, stores: WorkspaceStores) -> OnlineRemoval:
     """Return how much was removed online when the request was made."""
-    path = folder_of(stores) / f"{asked.request}.removed"
-    keys, rows = map(int, path.read_text("utf-8").split()) if path.exists() else (0, 0)
+    try:
+        keys, rows = map(int, (folder_of(stores) / f"{asked.request}.removed").read_text("utf-8").split())
+    except FileNotFoundError:
+        return OnlineRemoval(keys=0, rows=0)
     return OnlineRemoval(keys=keys, rows=rows)
 
 

@@ -1,4 +1,4 @@
-"""Deletion of keys of several columns, NULL among them, however they are ordered online; and beside a rebuild."""
+"""Deletion of keys of several columns, NULL among them, however they are ordered online; and beside rebuilds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from featurekit_dagster import (
     Workspace,
     batch_feature_view,
 )
+from featurekit_dagster.errors import KeysRefused
 from featurekit_dagster.execution.compaction import clean_up_view, compact_view
 from featurekit_dagster.execution.delete_keys import KeyRemoval
 from featurekit_dagster.execution.maintenance import maintain_view
 from featurekit_dagster.execution.repair import repair_coverage
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.serving.consistency import check_consistency
+from tests.support.clock import Clock
 from tests.support.visits import DAY, HOUR, NOW, day, materialize, totals, visit, workspace_of, write_visits
+from tests.support.visits import USER as BY_USER
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +166,31 @@ def test_keys_that_are_deleted_while_a_view_is_rebuilt_are_in_neither_generation
     upkeep(new, "totals")
     assert answers() == [(None, None), (None, None), *doubled_left[2:]]
     assert check_consistency(view, stores).is_consistent
+
+
+def test_keys_are_found_only_in_what_was_written_with_the_same_join_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(NOW)
+    source = write_visits(tmp_path, [visit(u, 1 + n / 4, 1.0, u) for u in (1, 2) for n in range(40)])
+    window: dict[str, Any] = {"aggregations": [Aggregation("visits", "sum", TimeWindow(3 * DAY), name="visits")]}
+    materialize(workspace_of(tmp_path, [totals(source, **window)], clock), "totals")
+    keys = [BY_USER, Entity(name="page", join_keys=[Field("page", String)])]
+    new = workspace_of(tmp_path, [totals(source, entities=keys, **window)], clock)
+    view, stores, handle = new.repo.view("totals"), new.stores, new.get_feature_view("totals")
+    asked = pa.table({"user": [1], "page": ["home"]})
+    with pytest.raises(KeysRefused, match="generation 1 is stored by the join keys user, .* delete by those"):
+        handle.delete_keys(asked)
+    stores.ledger.rebuild("world", "totals", StoredShape.of(view))
+    materialize(new, "totals")
+    before = [handle.get_online_features({"user": user, "page": "home"}).to_dict()["visits"] for user in (1, 2)]
+    (job_id,) = handle.delete_keys(asked)
+    assert "not looked for there; it is removed as a whole when the rebuild has" in capsys.readouterr().out
+    finish(new, "totals", job_id)
+    list(repair_coverage([view], stores))
+    after = [handle.get_online_features({"user": user, "page": "home"}).to_dict()["visits"] for user in (1, 2)]
+    assert (stores.generation(view), before, after) == (2, [12, 24], [None, 24])
+    assert stores.offline.generations("totals") == (1, 2)
+    clock.now = NOW + 30 * DAY
+    list(maintain_view(view, stores, trigger="test"))
+    assert stores.offline.generations("totals") == (2,)
