@@ -213,6 +213,23 @@ class LedgerOnOtherHost(Unsupported):
         )
 
 
+class LedgerUnavailable(StoreError):
+    """The PostgreSQL server of the ledger cannot be reached, or lets nobody in.
+
+    Args:
+        place: Host, port and database; never a password.
+    """
+
+    retryable = True
+
+    def __init__(self, *, place: str) -> None:
+        self.place = place
+        super().__init__(
+            f"the ledger in PostgreSQL at {place} cannot be opened: the server does not answer, or it refuses the user "
+            "or the database; look at the server, and at FEATUREKIT_LEDGER"
+        )
+
+
 class LedgerVersionMismatch(StoreError):
     """A ledger was written by a version of the package with another schema."""
 
