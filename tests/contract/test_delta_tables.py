@@ -130,7 +130,7 @@ def contested(tmp_path_factory: pytest.TempPathFactory) -> DeltaOfflineStore:
         writer.stdin.write("go\n")
         writer.stdin.flush()
     for writer in writers:
-        writer.communicate(timeout=120)
+        writer.communicate(timeout=600)
         assert writer.returncode == 0
     return DeltaOfflineStore(root)
 

@@ -27,6 +27,7 @@ DEFINITIONS = ROOT / "tests" / "flow" / "rides_definitions.py"
 OF_FILE = ("-f", str(DEFINITIONS))
 TERMINATE = "mutation($runs: [String!]!) { terminateRuns(runIds: $runs) { __typename } }"
 VIEW, TRIGGER = "featurekit/view", "featurekit/trigger"
+PATIENCE = timedelta(minutes=10)
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +145,11 @@ def test_job_triggered_by_the_sdk_is_started_by_the_daemon(
     view = workspace.get_feature_view("distance")
     first, end = rides.day(50), rides.day(54)
     offline = view.trigger_materialization_job(first, end, online=False, offline=True)
-    assert view.wait_for_materialization_job(offline, timeout=timedelta(minutes=3)).state == "SUCCESS"
+    assert view.wait_for_materialization_job(offline, timeout=PATIENCE).state == "SUCCESS"
     wait_until_idle(instance)
     assert not assert_agreement(workspace, "distance", instance, len(RIDERS)).covers(Interval(first, end))
     online = view.trigger_materialization_job(first, end, online=True, offline=False)
-    assert view.wait_for_materialization_job(online, timeout=timedelta(minutes=3)).state == "SUCCESS"
+    assert view.wait_for_materialization_job(online, timeout=PATIENCE).state == "SUCCESS"
     wait_until_idle(instance)
     assert assert_agreement(workspace, "distance", instance, len(RIDERS)).covers(Interval(first, end))
 
@@ -166,7 +167,7 @@ def test_runs_of_one_view_wait_for_each_other_in_the_queue(
         wait_for("one of them runs", lambda: "STARTED" in statuses(workspace, instance, asked))
         assert sorted(statuses(workspace, instance, asked)) == ["QUEUED", "STARTED"]
     for job_id in asked:
-        assert view.wait_for_materialization_job(job_id, timeout=timedelta(minutes=3)).state == "SUCCESS"
+        assert view.wait_for_materialization_job(job_id, timeout=PATIENCE).state == "SUCCESS"
     wait_until_idle(instance)
     records = runs_of(workspace, instance, asked)
     first, second = sorted((record.start_time or 0, record.end_time or 0) for record in records)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,10 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(folder: Path, name: str) -> subprocess.Popen[str]:
-    """Start a process that carries out the job of a dataset."""
+def start(folder: Path, name: str, buckets: int = 0) -> subprocess.Popen[str]:
+    """Start a process that carries out the job of a dataset, and stops itself after so many buckets."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEATUREKIT_MEMORY": BUDGET}
-    command = [sys.executable, "-m", "tests.support.large_dataset", str(folder), name]
+    command = [sys.executable, "-m", "tests.support.large_dataset", str(folder), name, str(buckets)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -53,13 +52,14 @@ def finish(folder: Path, name: str) -> int:
 
 def interrupt(folder: Path, workspace: Workspace, buckets: int, end: Callable[[subprocess.Popen[str]], None]) -> int:
     """Let a process make some buckets of a dataset, end it, and return its exit code."""
-    job, process = job_of(workspace, "interrupted"), start(folder, "interrupted")
-    while job.progress[0] < buckets:
-        assert process.poll() is None
-        time.sleep(0.05)
+    job, process = job_of(workspace, "interrupted"), start(folder, "interrupted", buckets)
+    seen = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert seen is not None
+    assert seen.si_code == os.CLD_STOPPED
     end(process)
+    process.send_signal(signal.SIGCONT)
     process.communicate(timeout=600)
-    assert buckets <= job.progress[0] < BUCKETS
+    assert job.progress[0] == buckets
     assert job.get_dataset() is None
     return process.returncode
 

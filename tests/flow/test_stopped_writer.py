@@ -95,7 +95,7 @@ class Stopped:
     def go_on(self) -> dict[str, Any]:
         """Let it go on, and return what came of its run."""
         self.process.send_signal(signal.SIGCONT)
-        told, errors = self.process.communicate(timeout=60)
+        told, errors = self.process.communicate(timeout=300)
         assert self.process.returncode == 0, errors
         return json.loads(told)
 
@@ -186,7 +186,7 @@ def test_a_writer_stopped_inside_a_transaction_is_waited_for_and_commits_that_on
         second.join(1.5)
         assert second.is_alive()
         assert stopped.go_on() == {"done": [1], "errors": [[2, "LeaseLost"]]}
-        second.join(60)
+        second.join(300)
     assert results == [{"done": [2, 3], "errors": []}]
     assert killed_run.stored(tmp_path, world.view) == world.left[1]
 

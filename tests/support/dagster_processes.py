@@ -82,7 +82,7 @@ def graphql(url: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any
     """Return the `data` of a webserver's GraphQL answer; errors of the query are raised."""
     body = json.dumps({"query": query, "variables": dict(variables)}).encode()
     request = urllib.request.Request(f"{url}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=300) as response:
         answer = json.load(response)
     if "errors" in answer:
         raise AssertionError(answer["errors"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +29,7 @@ from featurekit_dagster import (
 )
 from featurekit_dagster.dataset_handles import DatasetJob
 from featurekit_dagster.execution.materialize import run_tasks
+from tests.support.datasets import after_buckets
 
 DAY, FIRST, DAYS = timedelta(days=1), datetime(2024, 1, 1, tzinfo=UTC), 60
 WINDOWS = [TimeWindow(window_size=days * DAY) for days in (1, 7, 30)]
@@ -97,9 +100,13 @@ def job_of(workspace: Workspace, name: str) -> DatasetJob:
     return DatasetJob(workspace, record["job_id"], name)
 
 
-def main(folder: str, name: str) -> None:
-    """Carry out the job of a dataset and print the most memory that this process has had, in bytes."""
-    job_of(large_workspace(Path(folder)), name).complete()
+def main(folder: str, name: str, buckets: str) -> None:
+    """Carry out the job of a dataset and print the most memory that this process has had, in bytes.
+
+    Once so many buckets are stored the process stops itself, until it is continued.
+    """
+    with after_buckets(int(buckets), lambda: os.kill(os.getpid(), signal.SIGSTOP)):
+        job_of(large_workspace(Path(folder)), name).complete()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
