@@ -36,6 +36,9 @@ _LOADED = "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus 
 _LOADED += "... on PythonError { message causes { message } } } } } } }"
 _HEALTH = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy lastHeartbeatTime } } } }"
 
+# Dagster gives up a run whose process needs longer to import its code.
+_PATIENT = {"DAGSTER_GRPC_TIMEOUT_SECONDS": "600"}
+
 # A shell that starts tests in the background makes them ignore SIGINT; Dagster copies that to SIGTERM and never ends.
 _WITH_SIGNALS = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
@@ -49,7 +52,7 @@ def script(name: str) -> str:
 
 def start_process(command: list[str], environment: Mapping[str, str], log: Path) -> Process:
     """Start a command at the project's root as leader of a process group; what it prints is added to `log`."""
-    settings = {"DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    settings = {"DAGSTER_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **_PATIENT}
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-c", _WITH_SIGNALS, *command],
@@ -187,7 +190,7 @@ class DagsterDeployment:
         done = subprocess.run(
             [script(command[0]), *command[1:]],
             cwd=ROOT,
-            env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", **self._variables()},
+            env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1", **_PATIENT, **self._variables()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
