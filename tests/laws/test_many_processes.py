@@ -36,7 +36,7 @@ from tests.support.random_writers import (
 )
 
 WORKERS = 3
-ROUNDS, STEPS = (100, 30) if SOAK else (6, 12)
+ROUNDS, STEPS = (100, 30) if SOAK else (15, 12)
 WAITS, DONE, CANCELLED, LOST = "waits", "done", "cancelled", "lost"
 STEPS_OF_DEATH = (CLAIMED, COMPUTED, WRITTEN_OFFLINE, WRITTEN_ONLINE)
 CHANCES = st.integers(0, 99)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from featurekit_dagster.errors import JobStateError, OverlappingMaterialization
@@ -23,16 +24,36 @@ from tests.support.dagster_processes import dagster_deployment, wait_for
 from tests.support.random_writers import DAYS, STORES, WorkerProcess, make_source, make_views, open_stores, span, stamps
 
 DEFINITIONS = ROOT / "tests" / "support" / "random_writers_definitions.py"
-ROUNDS = range(10 if SOAK else 1)
+ROUNDS = range(100 if SOAK else 2)
 STEPS = 10
 PATIENCE_SECONDS = 600
 
 
-def running_pid(root: Path) -> int | None:
-    """Return the process of an attempt under way, as the ledger's table has it."""
+def running(root: Path) -> tuple[str, int] | None:
+    """Return the job of an attempt under way and its process, as the ledger's table has them."""
     with closing(sqlite3.connect(root / "home" / "ledger.db")) as ledger:
-        found = ledger.execute("SELECT process FROM jobs WHERE process != '' AND state = 'RUNNING'").fetchall()
-    return int(found[0][0].split("|")[3]) if found else None
+        found = ledger.execute("SELECT id, process FROM jobs WHERE process != '' AND state = 'RUNNING'").fetchall()
+    return (found[0][0], int(found[0][1].split("|")[3])) if found else None
+
+
+def kill(root: Path) -> bool:
+    """Kill the process of an attempt, and tell whether that was before its job was done."""
+    wait_for("something runs", lambda: running(root) is not None or not unfinished(root), PATIENCE_SECONDS)
+    if (found := running(root)) is None:
+        return False
+    job_id, pid = found
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    wait_for("the process is gone", lambda: not is_alive(pid))
+    return job_id in unfinished(root)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process can do anything more."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def jobs_of(root: Path) -> list[JobRecord]:
@@ -44,7 +65,7 @@ def jobs_of(root: Path) -> list[JobRecord]:
 
 @contextmanager
 def started(root: Path) -> Iterator[list[WorkerProcess]]:
-    """Run a Dagster over a fresh folder, and three processes beside it."""
+    """Run a Dagster over a fresh folder, and three processes beside it; the rounds follow one another there."""
     root.mkdir()
     make_source(root)
     environment = {"RANDOM_WRITERS_FOLDER": str(root)}
@@ -59,11 +80,8 @@ def act(root: Path, workers: list[WorkerProcess], chance: random.Random) -> str:
     worker, jobs = chance.choice(workers), jobs_of(root)
     what = chance.choices(["trigger", "cancel", "retry", "kill"], [6, 2, 2, 3])[0]
     if what == "kill":
-        wait_for("something runs", lambda: running_pid(root) is not None or not unfinished(root), PATIENCE_SECONDS)
-        if (pid := running_pid(root)) is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    elif what == "trigger" or not jobs:
+        return what if kill(root) else "kill too late"
+    if what == "trigger" or not jobs:
         view = chance.choice(list(STORES))
         first = chance.randrange(DAYS - 2)
         stores = chance.choice([STORES[view], STORES[view], (OFFLINE,)])
@@ -110,18 +128,23 @@ def check(root: Path) -> None:
     stores.ledger.close()
 
 
+def further_attempts(root: Path) -> int:
+    """Return how often jobs were tried again, as those are whose process was killed."""
+    return sum(len(job.attempts[1:]) for job in jobs_of(root))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", ROUNDS)
 def test_whatever_happens_beside_a_daemon_coverage_equals_contents_and_no_window_is_doubled_or_lost(
-    tmp_path: Path, seed: int
+    tmp_path: Path,
 ) -> None:
-    root, chance = tmp_path / "round", random.Random(seed)
+    root = tmp_path / "rounds"
     with started(root) as workers:
-        happened = []
-        while len(happened) < STEPS or "kill" not in happened:
-            happened.append(act(root, workers, chance))
-            time.sleep(chance.uniform(0, 2))
-        settle(root)
-        check(root)
+        for seed in ROUNDS:
+            happened, chance, before = [], random.Random(seed), further_attempts(root)
+            while len(happened) < STEPS or "kill" not in happened:
+                happened.append(act(root, workers, chance))
+                time.sleep(chance.uniform(0, 2))
+            settle(root)
+            check(root)
+            assert further_attempts(root) > before, happened
     assert ONLINE in {store for job in jobs_of(root) for store in job.stores}
-    assert any(len(job.attempts) > 1 for job in jobs_of(root)), happened
