@@ -71,6 +71,10 @@ class WarehouseSession(Protocol):
         """Return the SQL type that holds a declared one."""
         ...
 
+    def lock(self, name: str) -> None:
+        """Let nobody else who locks that name go on until the transaction has ended."""
+        ...
+
 
 class Warehouse(ABC):
     """Where full features are published.
@@ -133,6 +137,7 @@ class Warehouse(ABC):
         self.check(table)
         span = table.shown(windows)
         with self.session() as session:
+            _lock(session, table)
             if _identity(session, table) != table.identity:
                 _drop(session, table)
                 _create(session, table, fields, has_index=self.has_index)
@@ -153,6 +158,7 @@ class Warehouse(ABC):
         if not self.exists():
             return 0
         with self.session() as session:
+            _lock(session, table)
             if _identity(session, table) is None:
                 return 0
             columns = ", ".join(f"{quote(key.name)} {session.type_of(key)}" for key in table.keys)
@@ -170,6 +176,7 @@ class Warehouse(ABC):
         if not self.exists():
             return
         with self.session() as session:
+            _lock(session, table)
             if _identity(session, table) is not None:
                 _drop(session, table)
 
@@ -203,6 +210,7 @@ def _record(session: WarehouseSession, table: WarehouseTable, runs: IntervalSet)
 
 
 def _create(session: WarehouseSession, table: WarehouseTable, fields: Sequence[Field], *, has_index: bool) -> None:
+    session.lock(table.schema)  # of those who make it at once PostgreSQL lets all but one fail, IF NOT EXISTS or not
     session.run(f"CREATE SCHEMA IF NOT EXISTS {quote(table.schema)}")
     session.run(
         f"CREATE TABLE IF NOT EXISTS {_of(table, _RECORD)} (name VARCHAR NOT NULL, identity VARCHAR NOT NULL, start_us "
@@ -215,6 +223,11 @@ def _create(session: WarehouseSession, table: WarehouseTable, fields: Sequence[F
         session.run(f"CREATE INDEX ON {_changes(table)} ({VALID_FROM})")
     session.run(f"CREATE VIEW {_of(table, table.name)} AS {_view(table)}")
     _record(session, table, IntervalSet())
+
+
+def _lock(session: WarehouseSession, table: WarehouseTable) -> None:
+    """Let one writer of a table go on at a time: what is published is read, extended and written again."""
+    session.lock(f"{table.schema}.{table.name}")
 
 
 def _drop(session: WarehouseSession, table: WarehouseTable) -> None:

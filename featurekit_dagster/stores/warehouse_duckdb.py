@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,12 +14,13 @@ import pyarrow as pa
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from featurekit_dagster.domain.schema import DataType, Field
-from featurekit_dagster.errors import WarehouseBusy
+from featurekit_dagster.errors import Unsupported, WarehouseBusy
 from featurekit_dagster.stores.parquet_scan import quote
-from featurekit_dagster.stores.warehouse import Warehouse, WarehouseSession
+from featurekit_dagster.stores.warehouse import Warehouse, WarehouseSession, WarehouseTable
 
 PATIENCE_SECONDS = 60.0
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+_turns: dict[str, threading.Lock] = {}
 _LOCKED = (duckdb.IOException, duckdb.ConnectionException)
 _TYPES = {
     "String": "VARCHAR",
@@ -51,9 +54,34 @@ class DuckDBWarehouse(Warehouse):
         """Tell whether there is a file; see `Warehouse.exists`."""
         return self._path.exists()
 
+    def check(self, table: WarehouseTable) -> None:
+        """Refuse a table that the file cannot hold; see `Warehouse.check`.
+
+        Raises:
+            Unsupported: The file is named as the workspace, so that DuckDB cannot tell one from the other.
+        """
+        super().check(table)
+        if table.schema.lower() == self._path.stem.lower():
+            raise Unsupported(
+                f"{table.name}: in {self.place} a query cannot tell the file from the schema, as both are named "
+                f"{table.schema}; name another file in FEATUREKIT_WAREHOUSE"
+            )
+
     @contextmanager
     def session(self) -> Iterator[WarehouseSession]:
         """Open a transaction; see `Warehouse.session`."""
+        # the file's lock is the process's: threads would get into each other's transactions
+        turn = _turns.setdefault(os.path.realpath(self._path), threading.Lock())
+        if not turn.acquire(timeout=self._patience):
+            raise WarehouseBusy(place=self.place)
+        try:
+            with self._transaction() as session:
+                yield session
+        finally:
+            turn.release()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[WarehouseSession]:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         opened = self._connect()
         con = self._patiently(opened)
@@ -106,6 +134,9 @@ class _Session:
     def type_of(self, field: Field) -> str:
         """Return the SQL type that holds a declared one."""
         return _sql_type(field.dtype)
+
+    def lock(self, name: str) -> None:
+        """Do nothing: whoever has the file open for writing is alone."""
 
 
 def _sql_type(dtype: DataType) -> str:

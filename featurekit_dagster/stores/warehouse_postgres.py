@@ -115,6 +115,10 @@ class _Session:
         """Return the SQL type that holds a declared one."""
         return _sql_type(field.dtype)
 
+    def lock(self, name: str) -> None:
+        """Wait for others who have locked the name, and let others wait."""
+        self._connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"featurekit {name}",))
+
 
 def _sql_type(dtype: DataType) -> str:
     if dtype.name == "Array" and not dtype.children[0].is_nested:
