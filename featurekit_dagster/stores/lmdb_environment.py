@@ -6,11 +6,15 @@ is kept from happening here, so that `lmdb.py` can think about records only.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -56,24 +60,33 @@ class LmdbEnvironment:
         if self._environment is not None:
             return self._environment
         with self._open_lock:
-            if self._environment is None:
-                if not create and not (self.path / "data.mdb").exists():
+            while self._environment is None:
+                if create:
+                    self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                elif not (self.path / "data.mdb").exists():
                     return None
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # A commit syncs data, not its meta page: a power cut can undo the newest transactions, never tear one.
-                environment = lmdb.open(
-                    str(self.path),
-                    map_size=self._map_bytes,
-                    max_readers=_MAX_READERS,
-                    max_spare_txns=_SPARE_READ_TRANSACTIONS,
-                    metasync=False,
-                    readahead=False,
-                    mode=0o600,
-                )
-                environment.reader_check()
-                self._file_number = self._file_on_disk()
-                self._environment = environment
+                try:
+                    self._open()
+                except lmdb.Error as error:
+                    if os.strerror(errno.ENOENT) not in str(error):
+                        raise  # else another process has removed the directory since: look again
             return self._environment
+
+    def _open(self) -> None:
+        # A commit syncs data, not its meta page: a power cut can undo the newest transactions, never tear one.
+        environment = lmdb.open(
+            str(self.path),
+            map_size=self._map_bytes,
+            max_readers=_MAX_READERS,
+            max_spare_txns=_SPARE_READ_TRANSACTIONS,
+            metasync=False,
+            readahead=False,
+            mode=0o600,
+            create=False,
+        )
+        environment.reader_check()
+        self._file_number = self._file_on_disk()
+        self._environment = environment
 
     def close(self) -> None:
         """Close the handle; the next use opens it again."""
@@ -92,7 +105,11 @@ class LmdbEnvironment:
                 self._environment.close()
                 self._environment = None
                 self._resizing = False
-            shutil.rmtree(self.path, ignore_errors=not self.path.exists())
+            # at one stroke, so that nobody finds half of it, and nobody's new directory is removed with it
+            with suppress(FileNotFoundError):
+                self.path.rename(self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}"))
+            for removed in self.path.parent.glob(f".{escape(self.path.name)}.*"):
+                shutil.rmtree(removed, ignore_errors=True)  # another process may be removing it, too
 
     def _file_on_disk(self) -> int:
         """Return the number of the file that lies in the directory now; 0 for none."""
