@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -56,7 +57,9 @@ def dagster_home(workspace: BoundWorkspace) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / SETTINGS
     if not settings.exists():
-        settings.write_text(files(__package__).joinpath(SETTINGS).read_text(encoding="utf-8"), encoding="utf-8")
+        whole = folder / f".{SETTINGS}.{uuid.uuid4().hex}"  # another process must not read a part of it
+        whole.write_text(files(__package__).joinpath(SETTINGS).read_text(encoding="utf-8"), encoding="utf-8")
+        whole.replace(settings)
     return folder
 
 

@@ -80,8 +80,11 @@ class LakeFiles:
         files = self._files()
         if files is None or not self.exists(path):
             return None
-        with files.open_input_stream(path) as stream:
-            found: dict[str, Any] = json.loads(stream.read())
+        try:
+            with files.open_input_stream(path) as stream:
+                found: dict[str, Any] = json.loads(stream.read())
+        except FileNotFoundError:  # somebody has removed it since
+            return None
         return found
 
     def write_json(self, path: str, contents: Mapping[str, Any]) -> None:
@@ -126,7 +129,8 @@ class LakeFiles:
         """Remove a file; one that is not there is left at that."""
         files = self._files()
         if files is not None and self.exists(path):
-            files.delete_file(path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else has removed it since
+                files.delete_file(path)
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder with everything in it; one that is not there is left at that."""

@@ -15,6 +15,7 @@ import pytest
 from featurekit_dagster.stores.datasets import ROW, Datasets
 from featurekit_dagster.stores.dead_letters import DeadLetters
 from featurekit_dagster.stores.delta_commits import created, opened
+from featurekit_dagster.stores.lake_files import LakeFiles
 from featurekit_dagster.stores.stream_state import DeadLetter
 from featurekit_dagster.stores.tombstone_registry import Deletion, TombstoneRegistry
 
@@ -92,3 +93,18 @@ def test_the_first_bucket_of_a_dataset_that_several_write_is_there_once(tmp_path
     at_once(lambda number: Datasets(str(tmp_path)).append("training", 0, rows, epoch=1, job_id=str(number)))
 
     assert Datasets(str(tmp_path)).row_count("training") == 2
+
+
+def test_files_that_several_remove_at_once_are_gone(tmp_path: Path) -> None:
+    files = LakeFiles(str(tmp_path))
+    for number in range(150):
+        files.write_json(f"{number}/archived.json", {})
+
+    def remove(_: int) -> None:
+        for number in range(150):
+            files.read_json(f"{number}/archived.json")
+            files.remove_file(f"{number}/archived.json")
+
+    at_once(remove)
+
+    assert all(files.read_json(f"{number}/archived.json") is None for number in range(150))
