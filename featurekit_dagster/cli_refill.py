@@ -8,10 +8,11 @@ import typer
 
 from featurekit_dagster.cli_options import AsJson, WorkspaceName, open_workspace
 from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table
+from featurekit_dagster.planning.job_state import JobState
 
 
 def refill_online(
-    views: Annotated[list[str], typer.Argument(help="Names of feature views.", show_default=False)],
+    views: Annotated[list[str], typer.Argument(help="Names of feature views and tables.", show_default=False)],
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the jobs, or only ask for them.")] = True,
     workspace: WorkspaceName = None,
     json: AsJson = False,
@@ -19,13 +20,15 @@ def refill_online(
     """Fill online stores with what they lack of the offline store.
 
     For a store that was emptied, or that a view was moved to. The ledger is told first what the store really has; then
-    batch jobs write online what lies offline. The source is not read.
+    batch jobs write online what lies offline. The source is not read. A feature table is filled at once, without a run.
     """
     bound = open_workspace(workspace)
     handles = [bound.get_feature_view(name) for name in dict.fromkeys(views)]
     jobs = [(handle, job) for handle in handles for job in handle.refill_online()]
     if wait:
-        jobs = [(handle, handle.wait_for_materialization_job(job.id)) for handle, job in jobs]
+        jobs = [
+            (h, job if job.state == JobState.SUCCESS else h.wait_for_materialization_job(job.id)) for h, job in jobs
+        ]
     rows = [(h.name, j.id, j.state, j.start_time, j.end_time, j.stats.get("rows_online")) for h, j in jobs]
     if json:
         print_json([dict(zip(("view", "job", "state", "start", "end", "rows_online"), r, strict=True)) for r in rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from featurekit_dagster.execution.table_ingest import PATIENCE, finish_ingests, ingest_rows
+from featurekit_dagster.execution.table_ingest import PATIENCE, finish_ingests, ingest_rows, refill_table
 from featurekit_dagster.handles import FeatureViewHandle
 from featurekit_dagster.materialization_data import MaterializationJobData
 
@@ -47,3 +47,15 @@ class FeatureTableHandle(FeatureViewHandle):
             LeaseHeld: As for `ingest`.
         """
         return [self._shown(job) for job in finish_ingests(self.declaration, self._workspace.stores)]
+
+    def refill_online(self) -> list[MaterializationJobData]:
+        """Bring online what is offline only, as after the online store was emptied; return the jobs, which have ended.
+
+        The next ingest does it, too.
+
+        Raises:
+            NothingToRefillFrom: The table does not write both stores.
+            ChangedDeclaration: As for `ingest`.
+            LeaseHeld: As for `ingest`.
+        """
+        return [self._shown(job) for job in refill_table(self.declaration, self._workspace.stores)]

@@ -74,11 +74,11 @@ class OnlineStoreContended(StoreError):
 
 
 class NothingToRefillFrom(Unsupported):
-    """A view was to be refilled online that has no history offline, or is no view that jobs write."""
+    """A view was to be refilled online that has no history offline."""
 
     def __init__(self, *, view: str) -> None:
         self.view = view
         super().__init__(
-            f"{view}: an online store is refilled from the offline store, so a view is needed that writes both; ingest "
-            "the rows of a feature table again, and materialize a view without history anew"
+            f"{view}: an online store is refilled from the offline store, so a view is needed that writes both; "
+            "materialize a view without history anew, and ingest the rows of a feature table without history again"
         )

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import NothingToRefillFrom
 from featurekit_dagster.execution.repair import repair_coverage
+from featurekit_dagster.execution.table_ingest import REFILL
 from featurekit_dagster.intervals import Interval, IntervalSet, floor_time, from_us
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 from featurekit_dagster.stores.ledger_records import JobRecord
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
-
-REFILL = "refill"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,8 @@ def look_for_gaps(view: FeatureView, stores: WorkspaceStores) -> Refill:
     Of a stream view that is only what was before the stream began to write the store.
 
     Raises:
-        NothingToRefillFrom: The view has no online store, no history in the offline store, or no jobs.
+        NothingToRefillFrom: The view has no online store, no history in the offline store, or no jobs (a feature table
+            is refilled by `refill_table`).
         LeaseHeld: A job is writing the view.
     """
     if view.is_table or not (view.online and view.offline):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.local import stored_schema
-from featurekit_dagster.errors import JobStateError, NotAFeatureTable, safe_reason
+from featurekit_dagster.errors import JobStateError, NotAFeatureTable, NothingToRefillFrom, safe_reason
 from featurekit_dagster.execution.held_online import held_online
 from featurekit_dagster.execution.online_rows import online_rows
 from featurekit_dagster.execution.table_rows import checked_rows
@@ -33,6 +33,7 @@ from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 PATIENCE = timedelta(seconds=60)
 CLAIMED, WRITTEN_OFFLINE, WRITTEN_ONLINE = "claimed", "written_offline", "written_online"
+REFILL = "refill"
 _NOT_KEPT = "it ended before its rows were in the offline store; ingest them again"
 OnStep = Callable[[str], None]
 
@@ -65,7 +66,7 @@ def ingest_rows(
 
     Offline a row takes the place of the one with the same keys and time; online that of the one it is newer than, or as
     new as. So the same rows may be ingested again, and rows in any order. What earlier ingests have left unfinished is
-    finished first.
+    finished first, and what the online store has lost is brought there from offline.
 
     Args:
         view: A feature table.
@@ -90,23 +91,37 @@ def ingest_rows(
     with stores.ledger.lease(_lease_name(view, stores), holder=run_id or "ingest", wait=wait) as lease:
         writer = _writer(view, stores)
         _finish_left(view, writer, lease, run_id)
-        job = stores.ledger.claim(
-            workspace=stores.workspace,
-            view=view.name,
-            interval=_span(view, rows),
-            online=view.online,
-            offline=view.offline,
-            overwrite=True,
-            trigger=trigger,
-            run_id=run_id,
-            policy=MANAGED,
-            generation=writer.generation(view),
-            code_version=fingerprint(view),
-            kind=INGEST,
-            lease=lease,
-        )
+        _refill(view, writer, lease, run_id)
+        job = _claim(view, writer, lease, _span(view, rows), trigger=trigger, run_id=run_id, offline=view.offline)
         _carry_out(_Ingest(view, writer, job, lease), rows, on_step)
     return stores.ledger.job(job.id)
+
+
+def refill_table(
+    view: FeatureView, stores: WorkspaceStores, *, run_id: str | None = None, wait: timedelta = PATIENCE
+) -> tuple[JobRecord, ...]:
+    """Bring online what of a feature table is offline only, as after its online store was emptied; return the jobs.
+
+    There is one for each contiguous stretch of time. An ingest does it first, too, since it covers whole days.
+
+    Args:
+        view: A feature table.
+        stores: Where rows and record are kept.
+        run_id: The Dagster run that does it.
+        wait: How long to wait for a process that ingests.
+
+    Raises:
+        NotAFeatureTable: The view is another one.
+        NothingToRefillFrom: It does not write both stores.
+        ChangedDeclaration: As for `ingest_rows`.
+        LeaseHeld: As for `ingest_rows`.
+    """
+    _check_table(view)
+    if not (view.online and view.offline):
+        raise NothingToRefillFrom(view=view.name)
+    with stores.ledger.lease(_lease_name(view, stores), holder="refill", wait=wait) as lease:
+        writer = _writer(view, stores)
+        return (*_finish_left(view, writer, lease, run_id), *_refill(view, writer, lease, run_id))
 
 
 def finish_ingests(
@@ -169,6 +184,45 @@ def _span(view: FeatureView, rows: pa.Table) -> Interval:
     return Interval(from_us(ends["min"]), from_us(ends["max"] + 1)).aligned_outward(view.batch_schedule)
 
 
+def _refill(view: FeatureView, stores: WorkspaceStores, lease: Lease, run_id: str | None) -> tuple[JobRecord, ...]:
+    """Write online what is offline and not there; each ingest writes both, so that is what was lost."""
+    if not (view.online and view.offline):
+        return ()
+    held, done = held_online(view, stores), []
+    for interval in stores.coverage(view, OFFLINE).subtract(held):
+        job = _claim(view, stores, lease, interval, trigger=REFILL, run_id=run_id, offline=False)
+        _carry_out(_Ingest(view, stores, job, lease), None, _ignore)
+        done.append(stores.ledger.job(job.id))
+    return tuple(done)
+
+
+def _claim(
+    view: FeatureView,
+    stores: WorkspaceStores,
+    lease: Lease,
+    interval: Interval,
+    *,
+    trigger: str,
+    run_id: str | None,
+    offline: bool,
+) -> JobRecord:
+    return stores.ledger.claim(
+        workspace=stores.workspace,
+        view=view.name,
+        interval=interval,
+        online=view.online,
+        offline=offline,
+        overwrite=True,
+        trigger=trigger,
+        run_id=run_id,
+        policy=MANAGED,
+        generation=stores.generation(view),
+        code_version=fingerprint(view),
+        kind=INGEST,
+        lease=lease,
+    )
+
+
 def _finish_left(view: FeatureView, stores: WorkspaceStores, lease: Lease, run_id: str | None) -> tuple[JobRecord, ...]:
     """Finish, or give up, every ingest before: under the lease none of them can be under way."""
     ledger, left = stores.ledger, unfinished_ingests(view, stores)
@@ -196,7 +250,7 @@ def _carry_out(ingest: _Ingest, rows: pa.Table | None, on_step: OnStep) -> None:
                 stats["rows_deleted"] = rows.num_rows - left.num_rows
             rows = left
         if rows is None:
-            is_kept = view.offline and stores.offline.upserts(view.name, job.generation).has_commit_of(job.id)
+            is_kept = view.offline and (not job.offline or _is_committed(ingest))
             if not is_kept:
                 stores.ledger.fail(job.id, reason=_NOT_KEPT, permanent=True)
                 return
@@ -214,6 +268,10 @@ def _carry_out(ingest: _Ingest, rows: pa.Table | None, on_step: OnStep) -> None:
             again = is_kept and getattr(error, "retryable", True)
             stores.ledger.fail(job.id, reason=safe_reason(error), permanent=not again)
         raise
+
+
+def _is_committed(ingest: _Ingest) -> bool:
+    return ingest.stores.offline.upserts(ingest.view.name, ingest.job.generation).has_commit_of(ingest.job.id)
 
 
 def _write_offline(ingest: _Ingest, rows: pa.Table) -> dict[str, int]:

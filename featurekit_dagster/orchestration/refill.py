@@ -2,19 +2,23 @@
 
 # No `from __future__ import annotations`: Dagster wants the type of `context` as an object, not as text.
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import dagster as dg
 
 from featurekit_dagster.errors import FeatureKitError
-from featurekit_dagster.execution.refill import REFILL, Refill, look_for_gaps
+from featurekit_dagster.execution.refill import look_for_gaps
+from featurekit_dagster.execution.table_ingest import REFILL, refill_table
 from featurekit_dagster.orchestration.assets import AssetRun
 from featurekit_dagster.orchestration.launchpad import some_of
 from featurekit_dagster.orchestration.materializations import MaterializationRequest
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
+from featurekit_dagster.orchestration.tables import ingest_event, tables_of
 from featurekit_dagster.orchestration.translator import BATCH, KIND, TRIGGER, VIEW, view_key
-from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
+P = ParamSpec("P")
+T = TypeVar("T")
 JOB_NAME = "refill_online"
 _TAGS = {KIND: BATCH, "dagster/max_retries": "0"}
 _DESCRIPTION = "Fill the online store of a feature view with what it lacks of the offline store."
@@ -23,14 +27,21 @@ _DESCRIPTION = "Fill the online store of a feature view with what it lacks of th
 def refill_job(workspace: BoundWorkspace, prefix: str | None = None) -> dg.JobDefinition:
     """Return the job that refills the online store of the view in its configuration."""
     name, resource = f"{prefix}_{JOB_NAME}" if prefix else JOB_NAME, resource_key(prefix)
-    names = some_of(v.name for v in workspace.repo.views if v.online and v.offline and not v.is_table)
+    names = some_of(v.name for v in workspace.repo.views if v.online and v.offline)
     schema = {"view": dg.Field(str, description=f"Name of the feature view: {names}.")}
 
     @dg.op(name=f"{name}_view", config_schema=schema, required_resource_keys={resource}, description=_DESCRIPTION)
     def refill(context: dg.OpExecutionContext) -> None:
         opened: FeatureStores = getattr(context.resources, resource)
         stores = opened.open(workspace)
-        found = _gaps(workspace, stores, context.op_config["view"])
+        name = context.op_config["view"]
+        table = next((each for each in tables_of(workspace) if each.name == name), None)
+        if table is not None:
+            context.instance.add_run_tags(context.run_id, {VIEW: name, TRIGGER: REFILL})
+            for job in _allowed(refill_table, table, stores, run_id=context.run_id):
+                context.log_event(ingest_event(table, job, prefix))
+            return
+        found = _allowed(lambda: look_for_gaps(workspace.repo.view(name), stores))
         view = workspace.repo.view(found.view)
         context.instance.add_run_tags(context.run_id, {VIEW: view.name, TRIGGER: REFILL})
         key = view_key(view, prefix)
@@ -52,14 +63,14 @@ def refill_job(workspace: BoundWorkspace, prefix: str | None = None) -> dg.JobDe
     return job
 
 
-def _gaps(workspace: BoundWorkspace, stores: WorkspaceStores, name: str) -> Refill:
-    """Return what the online store of a view lacks.
+def _allowed(look: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """Return what a call does.
 
     Raises:
         dagster.Failure: The view is not known, is written by a job now, or has no history to be refilled from.
     """
     try:
-        return look_for_gaps(workspace.repo.view(name), stores)
+        return look(*given, **named)
     except FeatureKitError as error:
         refusal = str(error)
     raise dg.Failure(description=refusal, allow_retries=False)
