@@ -48,6 +48,7 @@ class RedisReader:
         self._patience = Patience(source)
         self._last: bytes | None = None
         self._count: int | None = None
+        self._lag = PartitionLag(ONLY_PARTITION, None)
         self._is_new = False
 
     def partitions(self) -> tuple[str, ...]:
@@ -101,12 +102,22 @@ class RedisReader:
         return [StreamBatch(partition=ONLY_PARTITION, payloads=payloads, position=self._position)]
 
     def lag(self) -> tuple[PartitionLag, ...]:
-        """Return how many entries were added behind the last one read; None from servers that do not count them."""
+        """Return how many entries were added behind the last one read; None from servers that do not count them.
+
+        While the server is out of reach it is what was told last, for as long as `poll` waits for the server, too.
+        """
         if self._last is None:
             return ()
-        facts = self._facts()
+        try:
+            facts = self._told_facts()
+        except _AWAY as error:
+            self._patience.failed(error, 0.0)
+            return (self._lag,)
+        except redis.RedisError as error:
+            raise StreamUnavailable(source=self._source, reason=type(error).__name__) from error
         is_counted = facts["added"] is not None and self._count is not None
-        return (PartitionLag(ONLY_PARTITION, max(facts["added"] - self._count, 0) if is_counted else None),)
+        self._lag = PartitionLag(ONLY_PARTITION, max(facts["added"] - self._count, 0) if is_counted else None)
+        return (self._lag,)
 
     def parents(self) -> Mapping[str, Collection[str]]:
         """Return nothing: there is one partition."""
@@ -137,12 +148,16 @@ class RedisReader:
     def _facts(self) -> Mapping[str, Any]:
         """Return length, last id, first id and number of entries ever added of the stream as it is now."""
         try:
-            info = self._client.xinfo_stream(self._key)
-        except redis.ResponseError as error:
-            return self._facts_of(error)
+            return self._told_facts()
         except redis.RedisError as error:
             raise StreamUnavailable(source=self._source, reason=type(error).__name__) from error
-        return self._facts_of(info)
+
+    def _told_facts(self) -> Mapping[str, Any]:
+        """Return the same, or raise what the client raises where the server is out of reach."""
+        try:
+            return self._facts_of(self._client.xinfo_stream(self._key))
+        except redis.ResponseError as error:
+            return self._facts_of(error)
 
     def _read(self, most: int) -> tuple[Mapping[str, Any], list[tuple[bytes, Mapping[bytes, bytes]]]]:
         """Return the facts of the stream and its next entries, both of one moment."""

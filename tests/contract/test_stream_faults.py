@@ -131,8 +131,11 @@ def test_redis_goes_on_after_its_server_was_killed(tmp_path: Path) -> None:
         reader = stream.open()
         reader.seek({ONLY_PARTITION: None})
         drain(reader, 10, 10, seen)
+        lag = reader.lag()
+        assert lag[0].events
         time.sleep(1.1)  # the server syncs its log of writes every second
     assert reader.poll(10, timedelta(milliseconds=300)) == []
+    assert reader.lag() == lag
     with valkey_server(tmp_path, port):
         stream.append(_events(30, 30))
         drain(reader, 10, 50, seen)
