@@ -23,7 +23,7 @@ from featurekit_dagster.execution.deletion_request import (
     remove_online,
     removed_before,
 )
-from featurekit_dagster.execution.publish import unpublish_keys
+from featurekit_dagster.execution.publish import is_in_warehouse, unpublish_keys
 from featurekit_dagster.execution.stored_generations import generations_of
 from featurekit_dagster.execution.turns import PATIENCE, Turns
 from featurekit_dagster.stores.hidden_rows import with_cutoffs
@@ -114,7 +114,7 @@ class KeyRemoval:
                 self._rewrite(generation, hidden, asked)
         self.stores.tombstones.finish(self.view.name, asked.request)
         self.on_step(FINISHED)
-        if hidden.num_rows and self.view.publish is not None:
+        if hidden.num_rows and is_in_warehouse(self.view, self.stores):
             self.check()
             published = unpublish_keys(self.view, self.stores, hidden.select(list(self.view.key_names)), self.wait)
             self._add(rows_published=published)

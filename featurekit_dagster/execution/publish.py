@@ -261,7 +261,7 @@ def unpublish_keys(view: FeatureView, stores: WorkspaceStores, keys: pa.Table, w
     A job that is publishing the view is waited for, so that it cannot bring back what it has read before.
 
     Args:
-        view: Any feature view; one that is not published, or not yet, has no rows.
+        view: Any feature view; one that was never published has no rows.
         stores: Where rows and record are kept.
         keys: The join keys, typed as declared.
         wait: How long to wait for a job that publishes the view.
@@ -270,11 +270,15 @@ def unpublish_keys(view: FeatureView, stores: WorkspaceStores, keys: pa.Table, w
         LeaseHeld: Such a job has gone on all the time.
         WarehouseBusy: The warehouse cannot be opened.
     """
-    if view.publish is None:
+    if not is_in_warehouse(view, stores):
         return 0
-    published = Published.of(view, stores)
-    with stores.ledger.lease(published.lease, holder="deletion", wait=wait):
-        return published.warehouse.delete_keys(published.table, keys)
+    with stores.ledger.lease(_lease(stores, view.name), holder="deletion", wait=wait):
+        return open_warehouse(stores.home).delete_keys(_table(view.name, stores, view.join_keys), keys)
+
+
+def is_in_warehouse(view: FeatureView, stores: WorkspaceStores) -> bool:
+    """Tell whether a view is published, or was before its declaration left that out, which leaves what is there."""
+    return view.publish is not None or stores.ledger.was_published(stores.workspace, view.name)
 
 
 def drop_published(view_name: str, stores: WorkspaceStores, wait: timedelta = PATIENCE) -> None:
@@ -286,9 +290,15 @@ def drop_published(view_name: str, stores: WorkspaceStores, wait: timedelta = PA
     """
     if not stores.ledger.was_published(stores.workspace, view_name):
         return
-    name = WarehouseTable(schema=stores.workspace, name=view_name, keys=(), features=(), identity="", shown_after_us=0)
     with stores.ledger.lease(_lease(stores, view_name), holder="removal", wait=wait):
-        open_warehouse(stores.home).drop(name)
+        open_warehouse(stores.home).drop(_table(view_name, stores))
+
+
+def _table(view_name: str, stores: WorkspaceStores, keys: tuple[Field, ...] = ()) -> WarehouseTable:
+    """Return the table of a view, which need not be declared to be published, to take rows out of it."""
+    return WarehouseTable(
+        schema=stores.workspace, name=view_name, keys=keys, features=(), identity="", shown_after_us=0
+    )
 
 
 def _lease(stores: WorkspaceStores, view_name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from featurekit_dagster import Array, Bool, Bytes, Float32, Float64, Int32, Int64, Map, String, Struct
 from featurekit_dagster.domain.schema import Field, Timestamp
 from featurekit_dagster.errors import Unsupported, WarehouseBusy
+from featurekit_dagster.execution.delete_keys import KeyRemoval
 from featurekit_dagster.execution.publish import Published, queue_range, unpublish_keys
 from featurekit_dagster.execution.removal import remove_view
 from featurekit_dagster.intervals import Interval, IntervalSet
@@ -114,6 +116,24 @@ def test_deleted_keys_are_gone_and_the_others_stay(warehouse: Warehouse, tmp_pat
     left = [row for row in before if row[0] != "a"]
     assert rows_published(workspace) == left != before
     assert unpublish_keys(view, workspace.stores, keys) == 0
+
+
+def test_deleted_keys_are_gone_from_what_a_view_has_published_before_it_was_declared_without(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    file = tmp_path / "events.parquet"
+    write_events(file, EVENTS)
+    workspace = workspace_of(tmp_path, published_view("rows", file))
+    materialize(workspace, 0, 10)
+    export(workspace)
+    left = [row for row in rows_published(workspace) if row[0] != "a"]
+    assert left
+    unpublished = workspace_of(tmp_path, replace(workspace.repo.view("seen"), publish=None))
+    (job_id,) = unpublished.get_feature_view("seen").delete_keys(pa.table({"user": ["a"]}))
+    job = unpublished.stores.ledger.begin(job_id, run_id=None)
+    done = KeyRemoval(unpublished.repo.view("seen"), unpublished.stores, job, lambda: None).carry_out()
+    assert done["rows_published"] > 0
+    assert rows_published(workspace) == left
 
 
 def test_what_is_published_of_a_removed_view_goes_with_it(warehouse: Warehouse, tmp_path: Path) -> None:
