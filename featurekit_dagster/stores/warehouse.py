@@ -18,7 +18,7 @@ import pyarrow as pa
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import Unsupported
 from featurekit_dagster.intervals import Interval, IntervalSet, as_utc, from_us
-from featurekit_dagster.stores.parquet_scan import quote
+from featurekit_dagster.sql_text import quoted
 
 VALID_FROM, VALID_TO, ENDED = "_valid_from", "_valid_to", "_ended"
 _RECORD = "_featurekit_published"
@@ -152,19 +152,19 @@ class Warehouse(ABC):
         """Remove all rows of join keys, in one transaction; return their number.
 
         Args:
-            table: The table, which need not be there.
+            table: The table, which need not be there; one that was published by other join keys is left as it is.
             keys: The join keys, columns in any order, distinct.
         """
         if not self.exists():
             return 0
         with self.session() as session:
             _lock(session, table)
-            if _identity(session, table) is None:
+            if _identity(session, table) is None or not _has_keys(session, table):
                 return 0
-            columns = ", ".join(f"{quote(key.name)} {session.type_of(key)}" for key in table.keys)
+            columns = ", ".join(f"{quoted(key.name)} {session.type_of(key)}" for key in table.keys)
             session.run(f"CREATE TEMPORARY TABLE _featurekit_keys ({columns})")
             session.insert("_featurekit_keys", table.keys, keys.select([key.name for key in table.keys]))
-            same = " AND ".join(f"k.{quote(key.name)} IS NOT DISTINCT FROM c.{quote(key.name)}" for key in table.keys)
+            same = " AND ".join(f"k.{quoted(key.name)} IS NOT DISTINCT FROM c.{quoted(key.name)}" for key in table.keys)
             doomed = f"EXISTS (SELECT 1 FROM _featurekit_keys AS k WHERE {same})"
             ((found,),) = session.run(f"SELECT count(*) FROM {_changes(table)} AS c WHERE {doomed}")
             session.run(f"DELETE FROM {_changes(table)} AS c WHERE {doomed}")
@@ -190,6 +190,13 @@ def _identity(session: WarehouseSession, table: WarehouseTable) -> str | None:
     return None if not found else str(found[0][0])
 
 
+def _has_keys(session: WarehouseSession, table: WarehouseTable) -> bool:
+    """Tell whether the stored changes have the join keys, which they have not between a rebuild and the next job."""
+    own = f"table_schema = {_text(table.schema)} AND table_name = {_text(f'{_CHANGES}{table.name}')}"
+    stored = session.run(f"SELECT column_name FROM information_schema.columns WHERE {own}")
+    return {key.name for key in table.keys} <= {name for (name,) in stored}
+
+
 def _runs(session: WarehouseSession, table: WarehouseTable) -> IntervalSet:
     """Return the windows that are published."""
     own = f"name = {_text(table.name)} AND start_us < end_us"
@@ -211,13 +218,13 @@ def _record(session: WarehouseSession, table: WarehouseTable, runs: IntervalSet)
 
 def _create(session: WarehouseSession, table: WarehouseTable, fields: Sequence[Field], *, has_index: bool) -> None:
     session.lock(table.schema)  # of those who make it at once PostgreSQL lets all but one fail, IF NOT EXISTS or not
-    session.run(f"CREATE SCHEMA IF NOT EXISTS {quote(table.schema)}")
+    session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.schema)}")
     session.run(
         f"CREATE TABLE IF NOT EXISTS {_of(table, _RECORD)} (name VARCHAR NOT NULL, identity VARCHAR NOT NULL, start_us "
         "BIGINT NOT NULL, end_us BIGINT NOT NULL, start_time TIMESTAMP WITH TIME ZONE, end_time TIMESTAMP WITH TIME "
         "ZONE)"
     )
-    columns = ", ".join(f"{quote(field.name)} {session.type_of(field)}" for field in fields)
+    columns = ", ".join(f"{quoted(field.name)} {session.type_of(field)}" for field in fields)
     session.run(f"CREATE TABLE {_changes(table)} ({columns})")
     if has_index:  # by which the changes of a window are found
         session.run(f"CREATE INDEX ON {_changes(table)} ({VALID_FROM})")
@@ -242,8 +249,8 @@ def _view(table: WarehouseTable) -> str:
 
     A change that repeats what was there is none.
     """
-    keys = ", ".join(quote(key.name) for key in table.keys)
-    features = [quote(feature.name) for feature in table.features]
+    keys = ", ".join(quoted(key.name) for key in table.keys)
+    features = [quoted(feature.name) for feature in table.features]
     window = f"WINDOW w AS (PARTITION BY {keys}, _run ORDER BY {VALID_FROM})"
     same = " AND ".join(f"lag({name}) OVER w IS NOT DISTINCT FROM {name}" for name in features)
     shown = ", ".join([keys, *features, VALID_FROM, VALID_TO])
@@ -264,7 +271,7 @@ def _changes(table: WarehouseTable) -> str:
 
 
 def _of(table: WarehouseTable, name: str) -> str:
-    return f"{quote(table.schema)}.{quote(name)}"
+    return f"{quoted(table.schema)}.{quoted(name)}"
 
 
 def _text(text: str) -> str:

@@ -118,6 +118,14 @@ def test_deleted_keys_are_gone_and_the_others_stay(warehouse: Warehouse, tmp_pat
     assert unpublish_keys(view, workspace.stores, keys) == 0
 
 
+def test_keys_are_not_looked_for_in_what_was_published_by_other_ones(warehouse: Warehouse) -> None:
+    table = table_of(Field("v", Int64))
+    put(warehouse, table, 0, 1, "a")
+    other = replace(table, keys=(KEY, Field("page", String)))
+    assert warehouse.delete_keys(other, pa.table({"user": ["a"], "page": ["home"]})) == 0
+    assert warehouse.delete_keys(table, pa.table({"user": ["a"]})) == 1
+
+
 def test_deleted_keys_are_gone_from_what_a_view_has_published_before_it_was_declared_without(
     warehouse: Warehouse, tmp_path: Path
 ) -> None:
