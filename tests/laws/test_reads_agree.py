@@ -20,7 +20,7 @@ from tests.laws.worlds import MICROSECOND, SCHEMA, World, build, worlds
 from tests.support import oracle, oracle_ranges
 from tests.support.oracle import utc
 
-EXAMPLES = 2_000 if SOAK else 30
+EXAMPLES = 2_000 if SOAK else 20
 
 
 def materialize(workspace: Workspace) -> None:

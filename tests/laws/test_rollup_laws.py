@@ -33,7 +33,7 @@ from tests.support import oracle
 
 SOAK = bool(os.environ.get("FEATUREKIT_SOAK"))
 # Four variants of one law: 2,000 examples by default, 100,000 in a soak.
-EXAMPLES = 25_000 if SOAK else 120
+EXAMPLES = 25_000 if SOAK else 80
 
 HOUR = timedelta(hours=1)
 HOUR_US = 3_600_000_000
