@@ -10,11 +10,14 @@ STAMP := $(VENV)/.installed
 # The first interpreter that is new enough; give PYTHON=... to choose another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$python" && break; done)
-WORKERS ?= 2
+# One more than two cores: tests wait for disks and servers now and then.
+WORKERS ?= 3
 
 export FEATUREKIT_HOME ?= $(CURDIR)/.featurekit
 export DAGSTER_HOME ?= $(FEATUREKIT_HOME)/dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
+# Every process that a test starts would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo dev check format test test-ui soak clean
 
@@ -52,7 +55,7 @@ format: setup ## Apply the formatter and the safe fixes
 	$(BIN)/ruff format .
 
 test: setup ## All quick tests (about eight minutes on two cores)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-ui: setup ## Tests that look at the Dagster UI in headless Chromium
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
@@ -60,7 +63,7 @@ test-ui: setup ## Tests that look at the Dagster UI in headless Chromium
 	$(BIN)/python -m pytest -m ui tests/ui
 
 soak: setup ## Every test with full counts, the slow ones included (hours)
-	FEATUREKIT_SOAK=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not ui"
+	FEATUREKIT_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not ui"
 
 clean: ## Remove what the example wrote (.featurekit), not the environment
 	rm -rf .featurekit
