@@ -13,6 +13,7 @@ from featurekit_dagster.errors import FeatureKitError, TectonValidationError, sa
 from featurekit_dagster.execution.maintenance import RETENTION, maintain_view
 from featurekit_dagster.orchestration.chores import counts_in_words
 from featurekit_dagster.orchestration.due_jobs import newest_views
+from featurekit_dagster.orchestration.launchpad import with_names
 from featurekit_dagster.orchestration.materializations import MANUAL, SCHEDULE
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
 from featurekit_dagster.orchestration.translator import KIND, TRIGGER, view_key
@@ -33,7 +34,8 @@ _SCHEMA = {
     ),
 }
 _DESCRIPTION = (
-    "Sort what was written in parts since the last time, delete old files, and remove what nothing uses any more."
+    "Tidy the offline tables: sort what was written in parts since the last time, delete old files, and remove what "
+    "nothing uses any more."
 )
 OnJob = Callable[[JobRecord], None]
 
@@ -43,7 +45,7 @@ def maintenance_job(workspace: BoundWorkspace, prefix: str | None = None) -> dg.
     name = _name(prefix)
     maintain = _maintenance_op(workspace, prefix, None)
 
-    @dg.config_mapping(config_schema=_SCHEMA)
+    @dg.config_mapping(config_schema=_schema(workspace))
     def of_op(given: dict[str, Any]) -> dict[str, Any]:
         return {"ops": {maintain.name: {"config": dict(given)}}}
 
@@ -115,7 +117,7 @@ def _maintenance_op(workspace: BoundWorkspace, prefix: str | None, on_job: OnJob
 
     @dg.op(
         name=f"{_name(prefix)}_tables",
-        config_schema=_SCHEMA,
+        config_schema=_schema(workspace),
         required_resource_keys={resource},
         description=_DESCRIPTION,
     )
@@ -156,6 +158,11 @@ def _tell(context: dg.OpExecutionContext, view: FeatureView, job: JobRecord, pre
     metadata: dict[str, Any] = {f"featurekit/{name}": count for name, count in job.stats.items()}
     metadata |= {"featurekit/job": job.id, "featurekit/kind": job.kind, "featurekit/generation": job.generation}
     context.log_event(dg.AssetObservation(asset_key=view_key(view, prefix), metadata=metadata))
+
+
+def _schema(workspace: BoundWorkspace) -> dict[str, dg.Field]:
+    names = (view.name for view in workspace.repo.views if stores_of(view))
+    return _SCHEMA | {"views": with_names(_SCHEMA["views"], names)}
 
 
 def _chosen(workspace: BoundWorkspace, names: Sequence[str]) -> list[FeatureView]:
