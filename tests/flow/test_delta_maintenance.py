@@ -286,7 +286,7 @@ def test_a_maintenance_that_is_killed_is_gone_on_with(root: Path) -> None:
 
 @pytest.mark.slow
 def test_it_is_so_wherever_it_is_killed(tmp_path: Path) -> None:
-    days = 8
+    days = 4
     make_source(tmp_path, days=days, rows=days * 480)
     materialize(declared(tmp_path, days))
     for number in range(ROUNDS):
@@ -294,5 +294,5 @@ def test_it_is_so_wherever_it_is_killed(tmp_path: Path) -> None:
         copy.mkdir()
         shutil.copytree(tmp_path / "home", copy / "home")
         shutil.copy(tmp_path / "events.parquet", copy)
-        kill_and_go_on(copy, days, seconds=random.uniform(0, 0.8))
+        kill_and_go_on(copy, days, seconds=random.uniform(0, 0.4))
         shutil.rmtree(copy)
