@@ -6,6 +6,7 @@ Every command imports what it needs when it runs, so that `--help` and `plan` st
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,6 @@ from featurekit_dagster.cli_stream import stream
 from featurekit_dagster.cli_table import ingest_table
 from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import FeatureKitError, NotFoundError
-from featurekit_dagster.intervals import format_time
 
 if TYPE_CHECKING:
     from featurekit_dagster.domain.feature_view import FeatureView
@@ -45,11 +45,23 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
+        usual, warnings.formatwarning = warnings.formatwarning, _warning_text
         try:
             return super().invoke(ctx)
         except FeatureKitError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
+        finally:
+            warnings.formatwarning = usual
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as a sentence; with the place in the code only where it is meant for who wrote that."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 app = typer.Typer(
@@ -117,7 +129,7 @@ def materialize(
         queue_runs,
         with_failed_as_missing,
     )
-    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
+    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes, to_the_second
     from featurekit_dagster.cli_reports import outcome_record, print_outcomes, print_queued
 
     if (start is None) != (end is None) or (overwrite and start is None):
@@ -131,7 +143,7 @@ def materialize(
     else:
         work = missing_runs(chosen, snapshot, now)
     if not json:
-        print_line(open_console(), f"Materialization of workspace {bound.name} at {format_time(now)}", style="bold")
+        print_line(open_console(), f"Materialization of workspace {bound.name} at {to_the_second(now)}", style="bold")
         print_notes(open_console(), [(each.view.name, each.note) for each in work])
     print_notes(open_console(stderr=True), cautions(bound, work), title="Warnings")
     waiting = start is None and any(view.name in snapshot.changes for view in chosen)

@@ -12,7 +12,7 @@ import typer
 
 from featurekit_dagster.cli_options import WorkspaceName, open_workspace
 from featurekit_dagster.errors import ChangeNotKeepable, TectonValidationError
-from featurekit_dagster.intervals import format_time, to_us
+from featurekit_dagster.intervals import to_us
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.partition_limits import too_many_partitions
 from featurekit_dagster.planning.tasks import LedgerSnapshot
@@ -67,7 +67,7 @@ def apply(
     the old rows until the new ones cover as much. Exit code 3 when views have changed and neither --rebuild nor --keep
     is given.
     """
-    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes
+    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_notes, to_the_second
     from featurekit_dagster.cli_plan import DO_IT, PlanReview, plan_records, print_decisions, print_plan
 
     if rebuild and keep:
@@ -75,7 +75,7 @@ def apply(
     bound = open_workspace(workspace)
     review = PlanReview.of(bound, views)
     if not json:
-        title = f"Apply in workspace {bound.name} at {format_time(review.now)}"
+        title = f"Apply in workspace {bound.name} at {to_the_second(review.now)}"
         print_line(open_console(), title, style="bold")
         print_decisions(open_console(), review)
     _check(review, rebuild=rebuild, keep=keep)

@@ -54,7 +54,7 @@ def parse_keys(pairs: Sequence[str], fields: Sequence[Field]) -> dict[str, Any]:
         if not sign:
             raise typer.BadParameter(f"argument {number} has no '='; give join keys as name=value")
         if name not in types:
-            raise typer.BadParameter(f"{name!r} is no join key; there is {', '.join(map(str, fields))}")
+            raise typer.BadParameter(f"{name!r} is no join key; those are {', '.join(map(str, fields))}")
         if name in keys:
             raise typer.BadParameter(f"join key {name!r} is given twice")
         try:

@@ -13,7 +13,7 @@ from featurekit_dagster.errors import TectonValidationError
 
 if TYPE_CHECKING:
     from featurekit_dagster.sdk import Workspace
-    from featurekit_dagster.stores.ledger_records import JobRecord
+    from featurekit_dagster.stores.ledger_records import AttemptRecord, JobRecord
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job; its first characters will do.")]
 
@@ -34,13 +34,14 @@ def jobs(
     """List jobs, newest first."""
     from featurekit_dagster.cli_output import open_console, print_json, print_table, short_interval, short_time
     from featurekit_dagster.cli_reports import job_record
+    from featurekit_dagster.stores.ledger_records import BATCH
 
     bound = open_workspace(workspace)
-    names = [bound.repo.view(name).name for name in views or ()]
-    wanted = _state(state)
-    found = [
-        each for each in bound.jobs() if (not names or each.view in names) and (wanted is None or each.state == wanted)
-    ][:limit]
+    names, states = [bound.repo.view(name).name for name in views or ()], _states(state)
+    if len(names) > 1:
+        found = [each for each in bound.jobs(None, states) if each.view in names][:limit]
+    else:
+        found = bound.jobs(names[0] if names else None, states, limit)
     if json:
         print_json(job_record(each) for each in found)
         return
@@ -48,10 +49,12 @@ def jobs(
         typer.echo("There are no such jobs.")
         return
     is_due = any(each.next_attempt_at for each in found)
+    is_mixed = any(each.kind != BATCH for each in found)
     rows = [
         (
             each.id[:8],
             each.view,
+            *([each.kind] if is_mixed else ()),
             short_interval(each.interval),
             each.state,
             len(each.attempts),
@@ -59,7 +62,8 @@ def jobs(
         )
         for each in found
     ]
-    titles = ("Job", "Feature view", "Window", "State", "Attempts", *(["Next attempt"] if is_due else ()))
+    titles = ["Job", "Feature view", *(["Kind"] if is_mixed else ()), "Window", "State", "Attempts"]
+    titles += ["Next attempt"] if is_due else []
     print_table(open_console(), titles, rows)
 
 
@@ -108,23 +112,29 @@ def _change(
 def _show(workspace: Workspace, found: JobRecord, *, json: bool) -> None:
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table, short_interval
     from featurekit_dagster.cli_reports import job_record
+    from featurekit_dagster.stores.ledger_records import BATCH
 
     if json:
         print_json({**job_record(found), "attempts": [_attempt(workspace, each) for each in found.attempts]})
         return
     console = open_console()
     print_line(console, f"Job {found.id}: {found.state}", style="bold")
+    kind = "" if found.kind == BATCH else found.kind
+    window = " ".join(filter(None, (kind, found.view, short_interval(found.interval))))
     facts = [
-        ", ".join(filter(None, (f"{found.view} {short_interval(found.interval)}".strip(), " and ".join(found.stores)))),
+        ", ".join(filter(None, (window, " and ".join(found.stores)))),
         f"asked for by {found.trigger}" + (", may replace what is there" if found.overwrite else ""),
     ]
     facts += [f"reason: {found.reason}"] if found.reason else []
     facts += [f"next attempt at {found.next_attempt_at:%Y-%m-%dT%H:%M:%SZ}"] if found.next_attempt_at else []
     for fact in [*facts, *(_counts(found.stats) if found.request is None else _chore_counts(found.stats))]:
-        print_line(console, f"  {fact}")
+        print_line(console, fact, indent="  ")
     if found.attempts:
         console.print()
-        rows = [tuple(_attempt(workspace, each).values()) for each in found.attempts]
+        rows = [
+            (each.number, each.state, each.created_at, each.updated_at, _run_url(workspace, each))
+            for each in found.attempts
+        ]
         print_table(console, ("Attempt", "State", "Began", "Ended or changed", "Run"), rows)
 
 
@@ -147,7 +157,7 @@ def _chore_counts(stats: Mapping[str, int]) -> Iterator[str]:
         yield f"{name.replace('_', ' ')}: {count:,}"
 
 
-def _attempt(workspace: Workspace, attempt: Any) -> dict[str, Any]:
+def _attempt(workspace: Workspace, attempt: AttemptRecord) -> dict[str, Any]:
     from featurekit_dagster.intervals import format_time
 
     return {
@@ -155,8 +165,12 @@ def _attempt(workspace: Workspace, attempt: Any) -> dict[str, Any]:
         "state": attempt.state,
         "created_at": format_time(attempt.created_at),
         "updated_at": format_time(attempt.updated_at),
-        "run_url": None if attempt.run_id is None else f"{workspace.dagster_url}/runs/{attempt.run_id}",
+        "run_url": _run_url(workspace, attempt),
     }
+
+
+def _run_url(workspace: Workspace, attempt: AttemptRecord) -> str | None:
+    return None if attempt.run_id is None else f"{workspace.dagster_url}/runs/{attempt.run_id}"
 
 
 def _found(workspace: Workspace, job_id: str) -> JobRecord:
@@ -175,10 +189,10 @@ def _found(workspace: Workspace, job_id: str) -> JobRecord:
     raise TectonValidationError(f"{what} with {job_id!r}; featurekit jobs lists them, give one id")
 
 
-def _state(given: str | None) -> str | None:
+def _states(given: str | None) -> list[str] | None:
     from featurekit_dagster.planning.job_state import JobState
 
     states = [state.value for state in JobState]
     if given is not None and given.upper() not in states:
         raise typer.BadParameter(f"{given!r} is no state; give one of {', '.join(states)}", param_hint="--state")
-    return None if given is None else given.upper()
+    return None if given is None else [given.upper()]

@@ -94,9 +94,13 @@ def cell(value: Any) -> str:
 
 
 def short_time(time: datetime) -> str:
-    """Return the date alone for midnight UTC, else the time to the minute, second or microsecond."""
-    text = format_time(time)
-    return text.removesuffix("T00:00Z")
+    """Return the date alone for midnight UTC, else the time to the minute or second."""
+    return to_the_second(time).removesuffix("T00:00Z")
+
+
+def to_the_second(time: datetime) -> str:
+    """Return a time to the minute or second, as people read it; what is less than a second is left out."""
+    return format_time(time.replace(microsecond=0))
 
 
 def is_endless(interval: Interval) -> bool:
@@ -110,7 +114,8 @@ def short_interval(interval: Interval) -> str:
         return f"[{format_time(interval.start)}, ...)"
     if all(time == as_utc(time).replace(hour=0, minute=0, second=0, microsecond=0) for time in _ends(interval)):
         return f"[{short_time(interval.start)}, {short_time(interval.end)})"
-    return str(interval)
+    ends = [to_the_second(time) for time in _ends(interval)]
+    return str(interval) if ends[0] == ends[1] else f"[{ends[0]}, {ends[1]})"
 
 
 def short_intervals(intervals: IntervalSet) -> str:
@@ -207,9 +212,17 @@ def print_notes(
         console.print(paragraph, no_wrap=True, overflow="ignore", crop=False)
 
 
-def print_line(console: Console, text: str, *, style: str = "") -> None:
-    """Print a sentence, wrapped at words."""
-    for line in textwrap.wrap(text, max(console.width - 1, 40), break_long_words=False, break_on_hyphens=False) or [""]:
+def print_line(console: Console, text: str, *, style: str = "", indent: str = "") -> None:
+    """Print a sentence, wrapped at words, every line after `indent`, later ones twice as far."""
+    lines = textwrap.wrap(
+        text,
+        max(console.width - 1, 40),
+        initial_indent=indent,
+        subsequent_indent=2 * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for line in lines or [""]:
         console.print(line, style=style, no_wrap=True, overflow="ignore", crop=False)
 
 

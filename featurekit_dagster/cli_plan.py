@@ -15,10 +15,11 @@ from featurekit_dagster.cli_output import (
     print_table,
     short_interval,
     short_intervals,
+    to_the_second,
 )
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.errors import NotFoundError
-from featurekit_dagster.intervals import IntervalSet, format_time
+from featurekit_dagster.intervals import IntervalSet
 from featurekit_dagster.planning.generations import GenerationRecord
 from featurekit_dagster.planning.planner import plan_removed, stores_of
 from featurekit_dagster.planning.review import (
@@ -204,7 +205,7 @@ def _limits_record(limits: PartitionLimits) -> dict[str, Any]:
 
 def print_plan(console: Console, review: PlanReview, advice: str = DO_IT) -> None:
     """Print one row per view, totals, the reasons, what needs a decision, the warnings, and what to do."""
-    print_line(console, f"Plan of workspace {review.workspace} at {format_time(review.now)}", style="bold")
+    print_line(console, f"Plan of workspace {review.workspace} at {to_the_second(review.now)}", style="bold")
     console.print()
     _print_table(console, review)
     reasons = [(each.view, each.reason + _replaces(each, review)) for each in review.plans if not each.needs_decision]
@@ -272,7 +273,7 @@ def _removed_text(each: RemovedView, review: PlanReview) -> str:
 
 def _retired_text(each: RetiredGeneration, review: PlanReview) -> str:
     rows = _rows(review, each.view, [each.generation])
-    when = "" if each.removable_at <= review.now else f" from {format_time(each.removable_at)} on"
+    when = "" if each.removable_at <= review.now else f" from {to_the_second(each.removable_at)} on"
     return f"generation {each.generation} ({rows}) is not read any more; featurekit apply removes it{when}"
 
 

@@ -19,10 +19,11 @@ from featurekit_dagster.cli_output import (
     short_interval,
     short_intervals,
     short_time,
+    to_the_second,
     value_text,
 )
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.intervals import Interval, IntervalSet, format_time
+from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.planning.job_state import JobState
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
 from featurekit_dagster.planning.tasks import OFFLINE, ONLINE, LedgerSnapshot
@@ -143,7 +144,7 @@ def job_record(job: JobRecord) -> dict[str, Any]:
 
 def print_status(console: Console, workspace: str, statuses: Sequence[ViewStatus], now: datetime, limit: int) -> None:
     """Print how far each view is, holes, and the jobs that run or failed."""
-    print_line(console, f"Status of workspace {workspace} at {format_time(now)}", style="bold")
+    print_line(console, f"Status of workspace {workspace} at {to_the_second(now)}", style="bold")
     console.print()
     titles = ("Feature view", "Offline to", "Online to", "Wanted to", "Missing", "Last job")
     print_table(console, titles, [_status_row(status) for status in statuses])
@@ -257,7 +258,7 @@ def _advice(failed: Sequence[JobRecord]) -> str:
     times = [job.next_attempt_at for job in failed if job.next_attempt_at is not None]
     if times:
         many = count_of(len(times), "failed job")
-        return f"The daemon tries {many} again, first at {format_time(min(times))}; featurekit jobs shows them."
+        return f"The daemon tries {many} again, first at {to_the_second(min(times))}; featurekit jobs shows them."
     if all(job.max_attempts == 1 for job in failed):
         return "No Dagster daemon is there to try again; run the same command once the cause is repaired."
     return "Trying again does not help before the cause is repaired; then run the same command."

@@ -156,7 +156,7 @@ def status_frame(
     Raises:
         TectonValidationError: A column to sort by does not exist.
     """
-    import pandas as pd
+    from featurekit_dagster.status_frame import StatusFrame
 
     columns = [*_COLUMNS, *(_VERBOSE if verbose else ()), *_LAST_COLUMNS]
     wanted = [name.strip().upper() for name in (sort_columns or "").split(",") if name.strip()]
@@ -166,7 +166,7 @@ def status_frame(
     rows = [_planned_row(window) for window in planned]
     rows += [row for job in jobs for row in _job_rows(job, dagster_url)]
     shown = [row for row in rows[:limit] if not errors_only or row["STATUS"] == "ERROR"]
-    frame = pd.DataFrame([[row[name] for name in columns] for row in shown], columns=columns)
+    frame = StatusFrame([[row[name] for name in columns] for row in shown], columns=columns)
     return frame.sort_values(wanted, key=_as_text, ignore_index=True) if wanted else frame
 
 

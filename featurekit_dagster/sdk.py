@@ -284,11 +284,24 @@ def _declared_workspaces() -> tuple[dict[str, str], Path]:
     for folder in _upwards(Path.cwd()):
         file = folder / "pyproject.toml"
         if file.is_file():
-            tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
-            targets = tool.get("featurekit", {}).get("workspaces")
+            targets = _workspaces_in(file)
             if targets:
-                return dict(targets), folder
+                return targets, folder
     return {}, Path.cwd()
+
+
+def _workspaces_in(file: Path) -> dict[str, str]:
+    try:
+        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    except tomllib.TOMLDecodeError as error:
+        raise TectonValidationError(f"{file} is no TOML: {error}; correct it") from error
+    targets = tool.get("featurekit", {}).get("workspaces", {})
+    if not isinstance(targets, dict) or not all(isinstance(target, str) for target in targets.values()):
+        raise TectonValidationError(
+            f"{file}: tool.featurekit.workspaces is no table of names and 'module:attribute' texts; write dev = "
+            "'features:workspace' under [tool.featurekit.workspaces]"
+        )
+    return targets
 
 
 def _upwards(folder: Path) -> Iterator[Path]:

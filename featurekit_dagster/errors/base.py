@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+
+_NAMES_SHOWN, _ALIKE = 20, 0.75
 
 
 class FeatureKitError(Exception):
@@ -26,7 +29,12 @@ class NotFoundError(TectonValidationError):
 
     def __init__(self, *, kind: str, name: str, known: Sequence[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        super().__init__(f"no {kind} named {name!r}; there is {', '.join(sorted(known)) or 'none'}")
+        like = difflib.get_close_matches(name, self.known, n=1, cutoff=_ALIKE)
+        shown = sorted(self.known)[:_NAMES_SHOWN]
+        more = len(self.known) - len(shown)
+        names = ", ".join(shown) + (f" and {more:,} more" if more else "")
+        there = f"there {'is' if len(self.known) < 2 else 'are'} {names or 'none'}"  # noqa: PLR2004 - grammar
+        super().__init__(f"no {kind} named {name!r}; {there}" + (f"; did you mean {like[0]!r}?" if like else ""))
 
 
 def safe_reason(error: BaseException) -> str:

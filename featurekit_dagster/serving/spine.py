@@ -141,8 +141,14 @@ def _only_timestamp(frame: Any, names: Sequence[str]) -> str:
         if pa.types.is_timestamp(kind):
             found.append(name)
     if len(found) != 1:
-        what = f"has {len(found)} time columns ({', '.join(found)})" if found else "has no time column"
-        raise SpineError(f"the spine {what}; name the one to use as timestamp_key")
+        if found:
+            raise SpineError(
+                f"the spine has {len(found)} time columns ({', '.join(found)}); name the one to use as timestamp_key"
+            )
+        raise SpineError(
+            f"the spine has no time column; besides join keys it has {', '.join(names) or 'nothing'}; add one, or "
+            "convert one to timestamps"
+        )
     return found[0]
 
 

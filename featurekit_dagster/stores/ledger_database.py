@@ -11,8 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, inspect, select
 from sqlalchemy.engine import Row
+from sqlalchemy.exc import OperationalError
 
-from featurekit_dagster.errors import LedgerOnOtherHost, LedgerVersionMismatch, NotFoundError
+from featurekit_dagster.errors import LedgerOnOtherHost, LedgerUnavailable, LedgerVersionMismatch, NotFoundError
 from featurekit_dagster.stores.ledger_migrations import migrate
 from featurekit_dagster.stores.ledger_processes import host_id
 from featurekit_dagster.stores.ledger_tables import (
@@ -46,6 +47,7 @@ class LedgerDatabase:
 
     Raises:
         LedgerOnOtherHost: Another host made the SQLite ledger.
+        LedgerUnavailable: The PostgreSQL server does not answer, or lets nobody in.
         LedgerVersionMismatch: The ledger has a schema version from which no migration leads here.
         Unsupported: The URL is of another database, or a driver is not installed.
     """
@@ -61,7 +63,13 @@ class LedgerDatabase:
         self._location = str(url)
         self._clock, self._new_id = clock, new_id
         self._engine = open_engine(url)
-        self._prepare(host or host_id())
+        try:
+            self._prepare(host or host_id())
+        except OperationalError as error:
+            if not is_shared(self._engine):
+                raise
+            at = self._engine.url
+            raise LedgerUnavailable(place=f"{at.host}:{at.port or 5432}/{at.database}") from error
 
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""

@@ -82,7 +82,7 @@ def test_failed_jobs_leave_their_partitions_as_they_were(
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"view": "outgoings"}, "no feature view named 'outgoings'; there is last_payment, spending"),
+        ({"view": "outgoings"}, "no feature view named 'outgoings'; there are last_payment, spending"),
         ({"view": "spending", "start": "soon"}, "Invalid isoformat string: 'soon'"),
         ({"view": "spending", "start": "2023-01-05", "end": "2023-01-05"}, "the range is empty"),
         ({"view": "spending", "end": "2024-01-05"}, "is after the last complete interval"),

@@ -261,6 +261,9 @@ def test_status_has_a_row_per_attempt_and_one_for_all_that_waits(workspace: Work
     assert (3, "SCHEDULED", "N/A") in rows
     assert rows[-3:] == [(2, "SCHEDULED", 1), (1, "SCHEDULED", 2), (1, "ERROR", 1)]
     errors = handle.materialization_status(verbose=True, errors_only=True)
+    text = str(errors).splitlines()
+    assert (len(text), "..." in text[1], len(errors.columns)) == (2, False, 12)
+    assert errors["TERMINATION_REASON"][0] in text[1]
     assert list(errors["TERMINATION_REASON"]) != ["N/A"]
     assert len(errors) == 1
     assert len(handle.materialization_status(limit=1, errors_only=True)) == 0

@@ -97,7 +97,7 @@ def test_get_of_an_unknown_entity_says_missing_data() -> None:
         (["user_id=seven-eleven"], "the value of 'user_id' is no Int64; give a whole number of 64 bits"),
         (["user_id=99999999999999999999"], "the value of 'user_id' is no Int64; give a whole number of 64 bits"),
         (["user_id"], "argument 1 has no '='; give join keys as name=value"),
-        (["user=7"], "'user' is no join key; there is user_id: Int64"),
+        (["user=7"], "'user' is no join key; those are user_id: Int64"),
         (["user_id=7", "user_id=8"], "join key 'user_id' is given twice"),
     ],
 )
@@ -113,7 +113,8 @@ def test_join_keys_are_parsed_by_their_type_and_never_shown(pairs: list[str], me
 def test_get_of_an_unknown_name_lists_views_and_services() -> None:
     answer = refused("get", "spent", "user_id=7", exit_code=1)
     names = f"last_purchase, offers, spend, {LATEST}"
-    assert answer == f"error: no feature view or feature service named 'spent'; there is {names}\n"
+    known = f"there are {names}; did you mean 'spend'?"
+    assert answer == f"error: no feature view or feature service named 'spent'; {known}\n"
 
 
 @pytest.mark.usefixtures("shop")

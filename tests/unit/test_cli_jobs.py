@@ -41,6 +41,30 @@ def test_jobs_are_listed_newest_first_and_by_state(shop: Workspace) -> None:
     assert [each["id"] for each in json.loads(output("jobs", "spend", "--limit", "1", "--json"))] == [second.id]
 
 
+def test_jobs_of_several_views_and_kinds_are_told_apart(shop: Workspace) -> None:
+    first = queued(shop, 3, 4)
+    span = Interval(FIRST_DAY, FIRST_DAY + 3 * DAY)
+    chore = shop.stores.ledger.queue_chore(
+        workspace=shop.name, view="last_purchase", kind="COMPACTION", interval=span, trigger="manual", request={}
+    )
+    assert "Kind" not in output("jobs", "spend", width=120)
+    (row,) = [line for line in output("jobs", "spend", "last_purchase", width=120).splitlines() if "COMP" in line]
+    assert row.split()[:3] == [chore.id[:8], "last_purchase", "COMPACTION"]
+    assert "\n  COMPACTION last_purchase [2024-01-01, 2024-01-04)\n" in output("job", chore.id)
+    listed = json.loads(output("jobs", "last_purchase", "spend", "--limit", "2", "--json"))
+    assert [each["id"] for each in listed] == [chore.id, first.id]
+
+
+def test_a_long_reason_is_indented_below_its_job(shop: Workspace) -> None:
+    job = queued(shop, 3, 4)
+    shop.stores.ledger.begin(job.id)
+    shop.stores.ledger.fail(job.id, reason="many words " * 20, permanent=True)
+    _, _, reason = output("job", job.id).split("\n\n")[0].partition("\n  reason: ")
+    later = reason.splitlines()[1:]
+    assert len(later) == 3
+    assert all(line.startswith("    ") and not line.startswith("     ") for line in later)
+
+
 def test_a_job_is_found_by_the_beginning_of_its_id(shop: Workspace) -> None:
     job = queued(shop, 3, 4)
     assert output("job", job.id[:8]) == (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from featurekit_dagster.cli import app
+from featurekit_dagster.errors import TectonValidationError
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.sdk import Workspace
 from featurekit_dagster.stores.ledger import Ledger
@@ -147,7 +150,7 @@ def test_an_unknown_view_is_refused_with_one_line_and_exit_code_1() -> None:
     known = "last_purchase, spend, user_most_recent_purchase_with_everything"
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr == f"error: no feature view named 'spent'; there is {known}\n"
+    assert result.stderr == f"error: no feature view named 'spent'; there are {known}; did you mean 'spend'?\n"
 
 
 def test_without_a_workspace_the_ways_to_name_one_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +162,40 @@ def test_without_a_workspace_the_ways_to_name_one_are_given(tmp_path: Path, monk
     (tmp_path / "pyproject.toml").write_text(tables)
     result = CliRunner().invoke(app, ["plan"])
     assert (result.exit_code, result.stderr) == (1, "error: there are several workspaces; name one of dev, test\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("import json\njson.loads('[')\n", "shop_of_a_person.py"),
+        ("def broken(\n", "    def broken("),
+        ("import nowhere_at_all\n", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_shown_from_its_own_line_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, shown: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "shop_of_a_person.py").write_text(code)
+    (tmp_path / "pyproject.toml").write_text('[tool.featurekit.workspaces]\ndev = "shop_of_a_person"\n')
+    result = CliRunner().invoke(app, ["plan"])
+    assert result.exit_code == 1
+    first, *rest = result.stderr.splitlines()
+    assert first == "error: the module of the workspace cannot be imported"
+    assert "shop_of_a_person.py" in "".join(rest[:2])
+    assert any(shown in line for line in rest)
+    assert "featurekit_dagster" not in result.stderr
+
+
+def test_a_warning_is_a_sentence(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> None:
+        texts = [warnings.formatwarning("it rains", kind, "here.py", 7) for kind in (UserWarning, FutureWarning)]
+        raise TectonValidationError("".join(texts))
+
+    monkeypatch.setattr(shop, "snapshot", told)
+    result = CliRunner().invoke(app, ["status"])
+    assert result.stderr == "error: warning: it rains\nhere.py:7: FutureWarning: it rains\n\n"
 
 
 @pytest.mark.parametrize("arguments", [["plan", "--bad"], ["status", "--limit", "-1"], ["nothing"]])

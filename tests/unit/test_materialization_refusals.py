@@ -175,7 +175,7 @@ def test_a_job_that_is_not_known_or_is_another_views_lists_some_that_are(
     )
     for method in methods:
         assert refusal(NotFoundError, method, other) == (
-            f"no job of spending named {other!r}; there is {own[0]}, {own[1]}"
+            f"no job of spending named {other!r}; there are {own[0]}, {own[1]}"
         )
 
 

@@ -175,8 +175,18 @@ def test_a_project_without_a_table_is_told_what_to_add(project: Path) -> None:
 
 
 def test_an_unknown_workspace_is_told_with_those_that_exist(project: Path) -> None:
-    with pytest.raises(NotFoundError, match="no workspace named 'test'; there is bad, dev, lost, prod"):
+    with pytest.raises(NotFoundError, match="no workspace named 'test'; there are bad, dev, lost, prod"):
         get_workspace("test")
+
+
+def test_a_table_that_cannot_be_read_is_told_with_its_file(project: Path) -> None:
+    file = project / "pyproject.toml"
+    file.write_text("[tool")
+    with pytest.raises(TectonValidationError, match=r"pyproject.toml is no TOML: Expected .*; correct it"):
+        get_workspace("dev")
+    file.write_text("[tool.featurekit]\nworkspaces = 'features:workspace'\n")
+    with pytest.raises(TectonValidationError, match=r"workspaces is no table of names and 'module:attribute' texts"):
+        get_workspace("dev")
 
 
 def test_something_that_is_no_workspace_is_told(project: Path) -> None:

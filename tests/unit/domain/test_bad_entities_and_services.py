@@ -155,7 +155,9 @@ def test_a_workspace_is_made_of_declarations(given: Any, what: str) -> None:
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     repo = Repository.gather([plain(), plain(name="other")])
-    with pytest.raises(NotFoundError, match="no feature view named 'spendings'; there is other, spending"):
+    with pytest.raises(
+        NotFoundError, match="no feature view named 'spendings'; there are other, spending; did you mean 'spending'"
+    ):
         repo.view("spendings")
     with pytest.raises(NotFoundError, match="no feature service named 'fraud'; there is none"):
         repo.service("fraud")

@@ -122,5 +122,5 @@ def test_a_source_that_is_read_or_has_no_schema_takes_no_events(tmp_path: Path) 
             workspace.get_stream_source(name).ingest([])
     with pytest.raises(NotAPushSource, match="its batch side is no Delta table"):
         workspace.get_stream_source("loose").drain()
-    with pytest.raises(NotFoundError, match="no stream source named 'none'; there is free, loose, read"):
+    with pytest.raises(NotFoundError, match="no stream source named 'none'; there are free, loose, read"):
         workspace.get_stream_source("none")

@@ -248,7 +248,7 @@ def test_integers_of_an_aggregate_stay_exact_integers(workspace: Workspace) -> N
         ({"ts": [NOON]}, "join key 'user' is not in the spine; it has ts"),
         ({"user": ["secret"], "ts": [NOON]}, "column 'user' is (large_)?string, but the join key is Int64"),
         ({"user": [True], "ts": [NOON]}, "column 'user' is bool, but the join key is Int64"),
-        ({"user": [1], "x": [1.5]}, "the spine has no time column; name the one to use as timestamp_key"),
+        ({"user": [1], "x": [1.5]}, "the spine has no time column; besides join keys it has x; add one"),
         ({"user": [1], "a": [NOON], "b": [NOON]}, r"the spine has 2 time columns \(a, b\); name the one to use"),
         ({"user": [1], "ts": [NOON], "newest__page": [1]}, "columns with the names of features: newest__page"),
         ({"user": [1], "ts": ["2024-01-05"]}, "the spine has no time column"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from featurekit_dagster.errors import (
     JobStateError,
     LedgerOnOtherHost,
+    LedgerUnavailable,
     LedgerVersionMismatch,
     NotFoundError,
     OverlappingMaterialization,
@@ -349,6 +351,18 @@ def test_a_ledger_of_another_schema_version_is_refused(tmp_path: Path) -> None:
 def test_a_ledger_on_another_database_is_refused() -> None:
     with pytest.raises(Unsupported, match="it is kept in SQLite or PostgreSQL"):
         Ledger("mysql://host/ledger", clock=lambda: NOW)
+
+
+def test_a_server_that_does_not_answer_is_named_without_a_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(LedgerUnavailable) as refused:
+        Ledger(f"postgresql://someone:secret@127.0.0.1:{port}/ledger", clock=lambda: NOW)
+    assert str(refused.value).startswith(
+        f"the ledger in PostgreSQL at 127.0.0.1:{port}/ledger cannot be opened: the server does not answer"
+    )
+    assert "secret" not in str(refused.value)
+    assert refused.value.retryable
 
 
 def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
