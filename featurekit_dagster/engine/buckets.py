@@ -24,10 +24,10 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.aggregation import AggregateFeature
 from featurekit_dagster.engine.columns import Int64Array, numbers, rows_at, to_column
-from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.engine.keys import ABSENT, KeyEncoder
 from featurekit_dagster.engine.memory import Limits
 from featurekit_dagster.engine.rollup import roll_up
+from featurekit_dagster.sql_text import quoted
 
 Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 Compute = Callable[[pa.Table, pa.Table, tuple[str, ...]], pa.Table]

@@ -10,20 +10,10 @@ from featurekit_dagster.arrow_types import TIMESTAMP, arrow_schema, arrow_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.engine.arrow import floored_to_microseconds
-from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.errors import OutputSchemaMismatch
+from featurekit_dagster.sql_text import duckdb_type, quoted
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
-_SQL_TYPES = {
-    "String": "VARCHAR",
-    "Int32": "INTEGER",
-    "Int64": "BIGINT",
-    "Float32": "FLOAT",
-    "Float64": "DOUBLE",
-    "Bool": "BOOLEAN",
-    "Bytes": "BLOB",
-    "Timestamp": "TIMESTAMPTZ",
-}
 
 
 def column_faults(view: FeatureView, names: Sequence[str]) -> list[str]:
@@ -134,7 +124,7 @@ def conform_query(view: FeatureView, query: str, types: Mapping[str, str]) -> st
         if given is not None and not _fits(given, field.dtype):
             faults.append(
                 f"column {field.name!r} is {given}, declared {field.dtype}; "
-                f"write CAST({field.name} AS {_sql_type(field.dtype)})"
+                f"write CAST({field.name} AS {duckdb_type(field.dtype)})"
             )
     if faults:
         raise OutputSchemaMismatch(view=view.name, faults=faults)
@@ -146,7 +136,7 @@ def _cast(field: Field, given: str) -> str:
     if field.dtype.name == "Timestamp" and given == "TIMESTAMP":
         # the same as a cast in UTC, at a quarter of its cost
         return f"make_timestamptz(epoch_us({quoted(field.name)}))"
-    return f"{quoted(field.name)}::{_sql_type(field.dtype)}"
+    return f"{quoted(field.name)}::{duckdb_type(field.dtype)}"
 
 
 def _fits(given: str, dtype: DataType) -> bool:
@@ -159,15 +149,4 @@ def _fits(given: str, dtype: DataType) -> bool:
         return given.startswith("TIMESTAMP")
     if dtype.is_nested:
         return given.endswith("]") or given.startswith(("STRUCT", "MAP"))
-    return given in (_sql_type(dtype), '"NULL"')
-
-
-def _sql_type(dtype: DataType) -> str:
-    """Return the DuckDB type of a declared type."""
-    if dtype.name == "Array":
-        return f"{_sql_type(dtype.children[0])}[]"
-    if dtype.name == "Map":
-        return f"MAP({_sql_type(dtype.children[0])}, {_sql_type(dtype.children[1])})"
-    if dtype.name == "Struct":
-        return f"STRUCT({', '.join(f'{quoted(m.name)} {_sql_type(m.dtype)}' for m in dtype.fields)})"
-    return _SQL_TYPES[dtype.name]
+    return given in (duckdb_type(dtype), '"NULL"')

@@ -21,6 +21,7 @@ import duckdb
 
 from featurekit_dagster.engine.memory import memory_budget
 from featurekit_dagster.intervals import as_utc
+from featurekit_dagster.sql_text import literal
 
 
 class Interruptible:
@@ -107,16 +108,6 @@ def connect() -> duckdb.DuckDBPyConnection:
     if work is not None:
         work.add(con)
     return con
-
-
-def quoted(name: str) -> str:
-    """Return a column or relation name as a SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return a text as a SQL string."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def naive_literal(time: datetime) -> str:

@@ -26,10 +26,11 @@ from featurekit_dagster.domain.sources import (
     SqlConfig,
 )
 from featurekit_dagster.engine.arrow import to_arrow
-from featurekit_dagster.engine.duck import literal, naive_literal, quoted
+from featurekit_dagster.engine.duck import naive_literal
 from featurekit_dagster.engine.hive_files import files_of_span
 from featurekit_dagster.errors import FeatureKitError, SourceError, safe_reason
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.sql_text import literal, quoted
 
 Bounds = tuple[datetime | None, datetime | None]
 # What nanoseconds can hold; all rows of such a column lie in between.

@@ -28,11 +28,12 @@ from featurekit_dagster.domain.schema import (
 )
 from featurekit_dagster.domain.sources import BatchSource, SourceRange, pandas_batch_config
 from featurekit_dagster.engine.conform import conform_table
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.engine.transform import transform, transform_frame
 from featurekit_dagster.errors import TransformError
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.sql_text import quoted
 
 _ALWAYS = Interval(datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -17,11 +17,11 @@ from featurekit_dagster.arrow_types import TIMESTAMP, arrow_type
 from featurekit_dagster.domain.aggregation import LIST_FUNCTIONS, PartialColumn
 from featurekit_dagster.domain.schema import Int64
 from featurekit_dagster.engine.columns import as_type, present
-from featurekit_dagster.engine.duck import literal, quoted
 from featurekit_dagster.engine.rollup import ANCHOR_TIME
 from featurekit_dagster.engine.rollup_lists import Lists, distinct_of
 from featurekit_dagster.engine.sketches import finish_digest, finish_hll, hll_code_sql
 from featurekit_dagster.errors import TileOverflow
+from featurekit_dagster.sql_text import literal, quoted
 
 _OVERFLOW = "featurekit-tile-overflow"
 _INT64_BITS = 63

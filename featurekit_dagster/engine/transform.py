@@ -16,10 +16,11 @@ from featurekit_dagster.domain.feature_view import PASS_THROUGH, FeatureView
 from featurekit_dagster.domain.sources import BatchSource
 from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.conform import conform_query, conform_table
-from featurekit_dagster.engine.duck import naive_literal, quoted
+from featurekit_dagster.engine.duck import naive_literal
 from featurekit_dagster.engine.scan import readable, register_inputs
 from featurekit_dagster.errors import OutputSchemaMismatch, QueryRefused, TectonValidationError, TransformError
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.sql_text import quoted
 
 RESULT = "transformed"
 _NO_TIMESTAMP = "featurekit: a row has no timestamp"

@@ -12,9 +12,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.storable import type_text
 from featurekit_dagster.intervals import format_time
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.datasets import Datasets
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

@@ -21,13 +21,14 @@ from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import FunctionConfig, SourceRange
 from featurekit_dagster.domain.stream_sources import PushConfig
 from featurekit_dagster.engine.arrow import to_arrow
-from featurekit_dagster.engine.duck import connect, literal, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.engine.transform import with_utc_timestamps
 from featurekit_dagster.errors import EventsNotUsable, SourceError
 from featurekit_dagster.execution.ingest import event_payloads
 from featurekit_dagster.execution.stream_post_processing import PostProcessor
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.sql_text import literal, quoted
 
 GIVEN, GENERATED, OWN = "given", "generated", "source"
 EVENTS, KEYS = 400, 12

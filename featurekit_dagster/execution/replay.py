@@ -20,11 +20,12 @@ import pyarrow as pa
 
 from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.errors import EventsRefused, LeaseHeld, NotAPushSource
 from featurekit_dagster.execution.ingest import PushSource, event_payloads
 from featurekit_dagster.execution.stream import run_stream_loop
 from featurekit_dagster.intervals import as_utc
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 from featurekit_dagster.streams.readers import open_reader
 

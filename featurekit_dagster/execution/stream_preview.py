@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from featurekit_dagster.arrow_types import arrow_schema
 from featurekit_dagster.domain.feature_view import FeatureView
-from featurekit_dagster.engine.duck import quoted
 from featurekit_dagster.errors import ReadError
 from featurekit_dagster.execution.stream_events import EventProcessor
 from featurekit_dagster.intervals import to_us
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.streams.readers import open_reader
 from featurekit_dagster.streams.watermark import Watermark
 

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.engine.arrow import UNCONVERTIBLE, to_arrow
 from featurekit_dagster.engine.conform import conform_table
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.errors import OutputSchemaMismatch, RowsRefused
 from featurekit_dagster.intervals import to_us
+from featurekit_dagster.sql_text import quoted
 
 _FIRST, _LAST = datetime(1000, 1, 1), datetime(9999, 1, 1)  # noqa: DTZ001 - read as UTC; what reads look at
 _PLACE = "_place"

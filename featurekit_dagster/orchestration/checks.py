@@ -15,12 +15,13 @@ import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.windows import format_duration
-from featurekit_dagster.engine.duck import connect, naive_literal, quoted
+from featurekit_dagster.engine.duck import connect, naive_literal
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.errors import TableMissing
 from featurekit_dagster.intervals import Interval, IntervalSet, floor_time, format_time, from_us
 from featurekit_dagster.planning.planner import stores_of, wanted_interval
 from featurekit_dagster.planning.tasks import OFFLINE
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores
 
 SCHEMA, INSIDE_COVERAGE, UNIQUE_ROWS, UP_TO_DATE = "schema", "inside_coverage", "unique_rows", "up_to_date"

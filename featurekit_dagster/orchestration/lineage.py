@@ -12,11 +12,12 @@ import dagster as dg
 
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import BatchSource, DeltaTableConfig, FileConfig
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.errors import SourceError
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.orchestration.translator import source_key
+from featurekit_dagster.sql_text import quoted
 
 
 def column_lineage(view: FeatureView, interval: Interval, prefix: str | None = None) -> dg.TableColumnLineage | None:

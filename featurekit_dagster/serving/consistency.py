@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from featurekit_dagster.arrow_types import arrow_schema, arrow_type
 from featurekit_dagster.domain.feature_view import AggregationLeadingEdge, FeatureReference, FeatureView
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.local import stored_schema
 from featurekit_dagster.engine.sameness import FeatureDifference, compare_feature
 from featurekit_dagster.errors import NotMaterialized, ReadError, UnsettledView
@@ -28,6 +28,7 @@ from featurekit_dagster.serving.historical import features_for_spine
 from featurekit_dagster.serving.online import OnlineReader
 from featurekit_dagster.serving.stored import FIRST_US, StoredRows
 from featurekit_dagster.serving.vector import UNKNOWN, FeatureVector
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.ledger_records import STREAM
 from featurekit_dagster.stores.online import Key, OnlineLayout
 from featurekit_dagster.stores.workspace_stores import WorkspaceStores

@@ -18,11 +18,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from pyarrow import NativeFile, dataset
 
 from featurekit_dagster.errors import LeaseLost, NotFoundError
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.delta_commits import TRIES, create_table, opened, redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import OURS, lease_epoch_of
 from featurekit_dagster.stores.lake_files import LakeFiles
-from featurekit_dagster.stores.parquet_scan import quote
 
 ROW = "_featurekit_row"
 """The column that says which row of the dataset a row is; readers are not shown it."""
@@ -203,7 +203,7 @@ class Datasets:
         """
         registered = f"featurekit_dataset_{id(con)}_{name}"
         con.register(registered, self._scan(name))
-        return quote(registered)
+        return quoted(registered)
 
     def with_keys(self, view: str, keys: pa.Table) -> tuple[str, ...]:
         """Return the datasets, begun ones among them, that have a row of some join keys of a view.
@@ -233,7 +233,7 @@ class Datasets:
             if not stored.issuperset(columns.values()) or columns.keys() != set(key_names):
                 continue
             same = " AND ".join(
-                f"d.{quote(column)} IS NOT DISTINCT FROM a.{quote(key)}" for key, column in columns.items()
+                f"d.{quoted(column)} IS NOT DISTINCT FROM a.{quoted(key)}" for key, column in columns.items()
             )
             query = f"SELECT count(*) FROM (FROM {self.relation(con, name)} d SEMI JOIN asked a ON {same} LIMIT 1)"
             if con.sql(query).fetchall()[0][0]:

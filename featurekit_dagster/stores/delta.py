@@ -24,6 +24,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, VersionGone
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.delta_commits import TRIES, create_table, redone
 from featurekit_dagster.stores.delta_deletion import DeltaDeletion
 from featurekit_dagster.stores.delta_files import remove_table, rows_of_files, writer_properties
@@ -42,7 +43,7 @@ from featurekit_dagster.stores.delta_upsert import DeltaUpserts
 from featurekit_dagster.stores.lake_files import local_path
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed, partition_span
-from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, quote, rows_of
+from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan, rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class _Replacement:
     @property
     def predicate(self) -> str:
         """The predicate of the rows replaced, as the Delta library reads it."""
-        column = quote(self.time_column)
+        column = quoted(self.time_column)
         start, end = (_delta_time(time) for time in (self.interval.start, self.interval.end))
         return f"{self.partitions} AND {column} >= '{start}' AND {column} < '{end}'"
 
@@ -208,18 +209,18 @@ class DeltaOfflineStore:
         table = self._open(view, generation, version)
         types = duckdb_types(con, schema)
         names = schema.names if columns is None else list(columns)
-        nulls = {name: f"CAST(NULL AS {types[name]}) AS {quote(name)}" for name in names}
+        nulls = {name: f"CAST(NULL AS {types[name]}) AS {quoted(name)}" for name in names}
         where = f" WHERE {rows_of(interval, time_column)}" if interval else ""
         pruning = _partitions(interval, partition_size_of(table)) if interval else None
         if not self._direct:
             stored = {field.name for field in table.schema().fields}
-            cells = ", ".join(quote(name) if name in stored else nulls[name] for name in names)
+            cells = ", ".join(quoted(name) if name in stored else nulls[name] for name in names)
             return f"(SELECT {cells} FROM {self._registered(con, table, pruning)}{where})"
         files = sorted(unquote(uri) for uri in table.file_uris(file_pruning_predicate=pruning))
         if not files:
             return f"(SELECT {', '.join(nulls.values())} WHERE false)"
         read = {name: types[name] for name in dict.fromkeys([*names, time_column])}
-        return f"(SELECT {', '.join(map(quote, names))} FROM {parquet_scan(files, read)}{where})"
+        return f"(SELECT {', '.join(map(quoted, names))} FROM {parquet_scan(files, read)}{where})"
 
     def row_count(
         self, view: str, generation: int = 1, *, interval: Interval | None = None, time_column: str | None = None
@@ -267,7 +268,7 @@ class DeltaOfflineStore:
         """Register a scan that can be read more than once, and return its quoted name."""
         name = f"featurekit_offline_{id(self)}_{next(self._scans)}"
         con.register(name, table.to_pyarrow_dataset(file_pruning_predicate=pruning))
-        return quote(name)
+        return quoted(name)
 
     def _commit_with_retries(self, replacement: _Replacement) -> OfflineWrite:
         try:

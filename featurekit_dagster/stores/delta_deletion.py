@@ -26,6 +26,7 @@ from pyarrow import ipc
 from pyarrow.fs import LocalFileSystem
 
 from featurekit_dagster.errors import CommitConflict
+from featurekit_dagster.sql_text import literal, quoted
 from featurekit_dagster.stores.delta_commits import redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
@@ -43,7 +44,6 @@ from featurekit_dagster.stores.hidden_rows import CUTOFF
 from featurekit_dagster.stores.offline import RowsRemoved
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, partition_interval
 from featurekit_dagster.stores.packing import IntArray
-from featurekit_dagster.stores.parquet_scan import literal, quote
 from featurekit_dagster.stores.record_runs import dense_codes
 from featurekit_dagster.stores.tombstones import NOT_DELETED_US
 
@@ -316,7 +316,7 @@ def _files(table: DeltaTable, time_column: str) -> dict[str, _File]:
 def _in_span(column: str, span: _Span) -> str:
     """Return the condition that a time is in a span, as the Delta library reads it."""
     first, end = (time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z" for time in span)
-    return f"({quote(column)} >= '{first}' AND {quote(column)} < '{end}')"
+    return f"({quoted(column)} >= '{first}' AND {quoted(column)} < '{end}')"
 
 
 def _only(partition: str) -> str:

@@ -20,6 +20,7 @@ from deltalake.exceptions import CommitFailedError
 
 from featurekit_dagster.errors import CommitConflict
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.sql_text import literal, quoted
 from featurekit_dagster.stores.delta_commits import redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
@@ -37,7 +38,7 @@ from featurekit_dagster.stores.delta_record import (
 )
 from featurekit_dagster.stores.offline import TableSize
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, partition_interval, partitions_of
-from featurekit_dagster.stores.parquet_scan import duckdb_types, literal, parquet_scan, quote
+from featurekit_dagster.stores.parquet_scan import duckdb_types, parquet_scan
 
 SORT, COLUMNS, SORTED, VACUUM = "sort", "columns", "sorted", "vacuum"
 _SORTED_UP_TO = f"{OURS}sorted_up_to"
@@ -170,9 +171,9 @@ def _sorted_rows(
         else:
             con.register("stored", table.to_pyarrow_dataset(file_pruning_predicate=_only(partition)))
             relation = "stored"
-        columns = ", ".join(map(quote, schema.names))
-        order = ", ".join(map(quote, sort_by))
-        query = f"SELECT {columns}, {literal(partition)} AS {quote(PARTITION_COLUMN)} FROM {relation} ORDER BY {order}"
+        columns = ", ".join(map(quoted, schema.names))
+        order = ", ".join(map(quoted, sort_by))
+        query = f"SELECT {columns}, {literal(partition)} AS {quoted(PARTITION_COLUMN)} FROM {relation} ORDER BY {order}"
         reader = con.sql(query).to_arrow_reader(_BATCH_ROWS)
         yield reader.cast(pa.schema([*schema, stored.field(PARTITION_COLUMN)]))
 

@@ -17,6 +17,7 @@ from deltalake.exceptions import CommitFailedError
 
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch
 from featurekit_dagster.intervals import Interval, IntervalSet
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.delta_commits import create_table, redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
@@ -29,7 +30,6 @@ from featurekit_dagster.stores.delta_record import (
 )
 from featurekit_dagster.stores.offline import OfflineWrite
 from featurekit_dagster.stores.offline_rows import PARTITION_COLUMN, arranged, check_times, conformed
-from featurekit_dagster.stores.parquet_scan import quote
 
 JOB = f"{OURS}job_id"
 _COMMITS_READ = 16
@@ -168,8 +168,8 @@ def _same_row(rows: pa.Table, time_column: str, keys: Sequence[str]) -> str:
     Each part is an equation, by which the library joins; it cannot do so by IS NOT DISTINCT FROM, and fails where that
     stands beside other keys.
     """
-    always = [f"old.{quote(name)} = new.{quote(name)}" for name in (PARTITION_COLUMN, time_column)]
-    return " AND ".join([*always, *(_same_key(quote(key), rows[key]) for key in keys)])
+    always = [f"old.{quoted(name)} = new.{quoted(name)}" for name in (PARTITION_COLUMN, time_column)]
+    return " AND ".join([*always, *(_same_key(quoted(key), rows[key]) for key in keys)])
 
 
 def _same_key(name: str, column: pa.ChunkedArray) -> str:

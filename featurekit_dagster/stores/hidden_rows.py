@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from featurekit_dagster.arrow_types import record_type
 from featurekit_dagster.domain.schema import Field
-from featurekit_dagster.stores.parquet_scan import quote
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.tombstones import KeyHasher, Tombstones
 
 CUTOFF = "featurekit_cutoff"
@@ -29,7 +29,7 @@ def deleted_keys(con: duckdb.DuckDBPyConnection, relation: str, fields: Sequence
         fields: The join keys, which are among its columns.
         found: The tombstones.
     """
-    listed = ", ".join(quote(field.name) for field in fields)
+    listed = ", ".join(quoted(field.name) for field in fields)
     return with_cutoffs(con.sql(f"SELECT DISTINCT {listed} FROM {relation}").to_arrow_table(), fields, found)
 
 
@@ -71,13 +71,13 @@ def visible_relation(
         tombstones: Those of the view.
     """
     hidden = deleted_keys(con, relation, fields, tombstones)
-    listed = ", ".join(f"r.{quote(name)}" for name in columns)
+    listed = ", ".join(f"r.{quoted(name)}" for name in columns)
     if not hidden.num_rows:
         return f"(SELECT {listed} FROM {relation} AS r)"
     name = f"featurekit_deleted_{next(_names)}"
     con.register(name, hidden)
-    same = " AND ".join(f"d.{quote(each.name)} IS NOT DISTINCT FROM r.{quote(each.name)}" for each in fields)
-    before = f"epoch_us(r.{quote(time_column)}) < d.{CUTOFF}"
+    same = " AND ".join(f"d.{quoted(each.name)} IS NOT DISTINCT FROM r.{quoted(each.name)}" for each in fields)
+    before = f"epoch_us(r.{quoted(time_column)}) < d.{CUTOFF}"
     return (
         f"(SELECT {listed} FROM {relation} AS r WHERE NOT EXISTS (SELECT 1 FROM {name} AS d WHERE {same} AND {before}))"
     )

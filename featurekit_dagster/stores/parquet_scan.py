@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.sql_text import literal, quoted
 
 
 def duckdb_types(con: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
@@ -29,16 +30,6 @@ def parquet_scan(files: Sequence[str], types: Mapping[str, str]) -> str:
 
 def rows_of(interval: Interval, time_column: str) -> str:
     """Return the condition `start <= time_column < end`, right in any session time zone."""
-    column = quote(time_column)
+    column = quoted(time_column)
     start, end = interval.start.isoformat(), interval.end.isoformat()
     return f"{column} >= TIMESTAMPTZ '{start}' AND {column} < TIMESTAMPTZ '{end}'"
-
-
-def quote(name: str) -> str:
-    """Return a name as a quoted SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(value: str) -> str:
-    """Return a value as a SQL string."""
-    return "'" + value.replace("'", "''") + "'"

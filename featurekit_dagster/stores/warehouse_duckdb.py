@@ -13,25 +13,15 @@ import duckdb
 import pyarrow as pa
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from featurekit_dagster.domain.schema import DataType, Field
+from featurekit_dagster.domain.schema import Field
 from featurekit_dagster.errors import Unsupported, WarehouseBusy
-from featurekit_dagster.stores.parquet_scan import quote
+from featurekit_dagster.sql_text import duckdb_type, quoted
 from featurekit_dagster.stores.warehouse import Warehouse, WarehouseSession, WarehouseTable
 
 PATIENCE_SECONDS = 60.0
 Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 _turns: dict[str, threading.Lock] = {}
 _LOCKED = (duckdb.IOException, duckdb.ConnectionException)
-_TYPES = {
-    "String": "VARCHAR",
-    "Int32": "INTEGER",
-    "Int64": "BIGINT",
-    "Float32": "FLOAT",
-    "Float64": "DOUBLE",
-    "Bool": "BOOLEAN",
-    "Bytes": "BLOB",
-    "Timestamp": "TIMESTAMP WITH TIME ZONE",
-}
 
 
 class DuckDBWarehouse(Warehouse):
@@ -126,24 +116,14 @@ class _Session:
 
     def insert(self, table: str, fields: Sequence[Field], rows: pa.Table) -> None:
         """Insert rows into a table."""
-        columns = ", ".join(quote(field.name) for field in fields)
+        columns = ", ".join(quoted(field.name) for field in fields)
         self._con.register("_featurekit_rows", rows)
         self._con.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM _featurekit_rows")
         self._con.unregister("_featurekit_rows")
 
     def type_of(self, field: Field) -> str:
         """Return the SQL type that holds a declared one."""
-        return _sql_type(field.dtype)
+        return duckdb_type(field.dtype)
 
     def lock(self, name: str) -> None:
         """Do nothing: whoever has the file open for writing is alone."""
-
-
-def _sql_type(dtype: DataType) -> str:
-    if dtype.name == "Array":
-        return f"{_sql_type(dtype.children[0])}[]"
-    if dtype.name == "Map":
-        return f"MAP({', '.join(map(_sql_type, dtype.children))})"
-    if dtype.name == "Struct":
-        return f"STRUCT({', '.join(f'{quote(member.name)} {_sql_type(member.dtype)}' for member in dtype.fields)})"
-    return _TYPES[dtype.name]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from featurekit_dagster.domain.schema import DataType, Field
 from featurekit_dagster.errors import Unsupported, WarehouseBusy
-from featurekit_dagster.stores.parquet_scan import quote
+from featurekit_dagster.sql_text import quoted
 from featurekit_dagster.stores.warehouse import Warehouse, WarehouseSession
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class PostgresWarehouse(Warehouse):
         try:
             connection = psycopg.connect(self._url, connect_timeout=_CONNECT_SECONDS)
         except psycopg.OperationalError:
-            raise WarehouseBusy(place=self.place) from None  # its text may quote the user
+            raise WarehouseBusy(place=self.place) from None  # its text may quoted the user
         with connection:
             connection.execute("SET TIME ZONE 'UTC'")
             yield _Session(connection)
@@ -94,7 +94,7 @@ class _Session:
         """
         import psycopg
 
-        columns = ", ".join(quote(field.name) for field in fields)
+        columns = ", ".join(quoted(field.name) for field in fields)
         names = [field.name for field in fields]
         is_json = [_sql_type(field.dtype) == "jsonb" for field in fields]
         with self._connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as copy:

@@ -26,10 +26,11 @@ from featurekit_dagster import (
     pandas_batch_config,
 )
 from featurekit_dagster.domain.sources import FilterContext, SourceRange
-from featurekit_dagster.engine.duck import connect, quoted
+from featurekit_dagster.engine.duck import connect
 from featurekit_dagster.engine.scan import register_inputs
 from featurekit_dagster.errors import DeclarationError, SourceError
 from featurekit_dagster.intervals import Interval
+from featurekit_dagster.sql_text import quoted
 
 DAY, HOUR, MICROSECOND = timedelta(days=1), timedelta(hours=1), timedelta(microseconds=1)
 FIRST = datetime(2024, 3, 1)  # noqa: DTZ001 - sources hold naive UTC as well
