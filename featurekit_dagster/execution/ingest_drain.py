@@ -17,7 +17,7 @@ from featurekit_dagster.arrow_types import arrow_type
 from featurekit_dagster.domain.feature_view import FeatureView
 from featurekit_dagster.domain.sources import DeltaTableConfig
 from featurekit_dagster.domain.stream_sources import StreamSource
-from featurekit_dagster.errors import NotAPushSource
+from featurekit_dagster.errors import NotAPushSource, StreamPositionLost
 from featurekit_dagster.execution.ingest import PushSource, applied_sequence
 from featurekit_dagster.stores.dead_letters import DeadLetters
 from featurekit_dagster.stores.delta_commits import TRIES, created, redone
@@ -78,15 +78,23 @@ def drain_push_log(
     created(uri, schema)
     drained, rows, refused = _drained(uri, app), 0, 0
     for _ in itertools.count() if most_commits is None else range(most_commits):
-        found = log.read(drained, EVENTS_AT_ONCE, identity)
+        try:
+            found = log.read(drained, EVENTS_AT_ONCE, identity)
+        except StreamPositionLost:
+            before, drained = drained, _drained(uri, app)
+            if drained > before:  # another drain has taken what was to be read here, and trimmed the log
+                continue
+            raise
         if not found.records or found.log != identity:  # one that was begun anew meanwhile is the next drain's
             break
         decoded = decode(found.records, push.fields, never_null=push.never_null, time_field=push.time_field)
         reasons = {each.index: f"{each.field} {each.rule}".strip() for each in reversed(decoded.refused)}
         if reasons:
             letters.append(_letters(identity, found, reasons), stores.clock())
-        _append(uri, decoded.rows, app, found.last)
-        drained, rows, refused = found.last, rows + decoded.rows.num_rows, refused + len(reasons)
+        if _append(uri, decoded.rows, app, drained, found.last):
+            drained, rows, refused = found.last, rows + decoded.rows.num_rows, refused + len(reasons)
+        else:
+            drained = _drained(uri, app)
     schedules = [view.batch_schedule for view in push.views]
     kept = keep if keep is not None else 2 * max(schedules, default=timedelta(days=1))
     needed = [drained, log.newest_before(stores.clock() - kept)]
@@ -116,17 +124,19 @@ def _drained(uri: str, app: str) -> int:
     return DeltaTable(uri).transaction_version(app) or 0
 
 
-def _append(uri: str, rows: pa.Table, app: str, last: int) -> None:
-    """Commit rows and the number of the last event, once, whoever else drains or writes."""
-    redone(TRIES, _append_once, uri, rows, app, last)
+def _append(uri: str, rows: pa.Table, app: str, after: int, last: int) -> bool:
+    """Commit the rows of the events behind number `after` up to `last`, and that number; False if they are not next."""
+    return redone(TRIES, _append_once, uri, rows, app, after, last)
 
 
-def _append_once(uri: str, rows: pa.Table, app: str, last: int) -> None:
+def _append_once(uri: str, rows: pa.Table, app: str, after: int, last: int) -> bool:
     # The handle that is looked at is the one that writes, so another drain's commit in between makes this one fail.
     table = DeltaTable(uri)
-    if (table.transaction_version(app) or 0) < last:
-        properties = CommitProperties(app_transactions=[Transaction(app, last)])
-        write_deltalake(table, rows, mode="append", commit_properties=properties)
+    if (table.transaction_version(app) or 0) != after:
+        return False  # another drain was quicker, and may have found less or more in the log
+    properties = CommitProperties(app_transactions=[Transaction(app, last)])
+    write_deltalake(table, rows, mode="append", commit_properties=properties)
+    return True
 
 
 def _letters(log: str, found: LogSlice, reasons: dict[int, str]) -> list[DeadLetter]:

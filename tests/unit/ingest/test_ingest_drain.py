@@ -3,6 +3,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deltalake import DeltaTable
@@ -63,11 +64,11 @@ def test_a_drain_that_dies_between_commits_is_done_again(
     source.ingest([payment(number) for number in range(10)])
     append, calls = ingest_drain._append, []
 
-    def dies(*arguments: object) -> None:
+    def dies(*arguments: Any) -> bool:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        append(*arguments)  # type: ignore[arg-type]
+        return append(*arguments)
 
     monkeypatch.setattr(ingest_drain, "_append", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -85,6 +86,29 @@ def test_drains_at_the_same_time_write_each_event_once(workspace: Workspace, tmp
             for drain in [threads.submit(workspace.get_stream_source("payments").drain) for _ in range(3)]:
                 drain.result()
     assert _items(tmp_path) == list(range(15))
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_drain_goes_on_behind_what_another_one_has_taken_and_trimmed(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_before: bool
+) -> None:
+    source, append = workspace.get_stream_source("payments"), ingest_drain._append
+    source.ingest([payment(number) for number in range(7)])
+    workspace._clock.now += timedelta(seconds=1)  # type: ignore[attr-defined]
+    monkeypatch.setattr(ingest_drain, "EVENTS_AT_ONCE", 5)
+
+    def overtaken(*arguments: Any) -> bool:
+        monkeypatch.setattr(ingest_drain, "_append", append)
+        monkeypatch.setattr(ingest_drain, "EVENTS_AT_ONCE", 3)  # the other one began when the log had less
+        done = False if is_before else append(*arguments)
+        ingest_drain.drain_push_log(
+            source.declaration, [], workspace.stores, keep=timedelta(0), most_commits=1 if is_before else None
+        )
+        return append(*arguments) if is_before else done
+
+    monkeypatch.setattr(ingest_drain, "_append", overtaken)
+    source.drain()
+    assert _items(tmp_path) == list(range(7))
 
 
 def test_a_log_that_was_lost_and_begun_anew_is_drained_from_its_first_event(
