@@ -109,11 +109,12 @@ def ingest_server(
     key = keys.create(key_name)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = ingest_app(workspace, keys, limits, applies=applies)
-        config = uvicorn.Config(app, access_log=False, log_config=None, ws="none")
+        config = uvicorn.Config(app, access_log=False, log_config=None, ws="none", timeout_keep_alive=300)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         while not server.started:
+            assert thread.is_alive()
             time.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
@@ -121,4 +122,4 @@ def ingest_server(
                 yield IngestServer(workspace, url, key, client)
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(300)
