@@ -84,10 +84,10 @@ End = Annotated[
 
 @app.command()
 def plan(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Say what is missing up to now, what has changed, and what would go; change nothing.
+    """Say what has to be done, and what has changed.
 
-    Exit code 3 when something waits for featurekit apply: a view whose declaration has changed, or one that is declared
-    no more and of which something is stored.
+    It says, too, what would go, and changes nothing. Exit code 3 when something waits for featurekit apply: a view
+    whose declaration has changed, or one that is declared no more and of which something is stored.
     """
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_plan import PlanReview, plan_records, print_plan
@@ -168,9 +168,9 @@ def status(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Say how far views are materialized and which jobs failed.
+    """Say how far views are materialized.
 
-    Jobs that still run are listed too.
+    Jobs that run or failed are listed, too.
     """
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_reports import ViewStatus, print_status, status_jobs, status_record
@@ -191,7 +191,7 @@ def get(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Read the newest features of one entity from the online store."""
+    """Read the newest features of one entity, from online."""
     from featurekit_dagster.cli_input import parse_keys
     from featurekit_dagster.cli_output import open_console, print_json
     from featurekit_dagster.cli_reports import print_vector, vector_records
@@ -224,7 +224,7 @@ def historical(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Read features as of the times of a spine, or of a time range."""
+    """Read features as of a spine's times, or of a range."""
     from featurekit_dagster.cli_input import read_spine, write_frame
     from featurekit_dagster.cli_reports import print_frame_head
 
@@ -264,9 +264,9 @@ app.add_typer(stream)
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def dev(context: typer.Context, workspace: WorkspaceName = None) -> None:
-    """Open the Dagster UI of this project, on this machine only.
+    """Open the Dagster UI of this project.
 
-    Other options, such as --port, go to `dagster dev`.
+    It can be reached from this machine only. Other options, such as --port, go to `dagster dev`.
     """
     from featurekit_dagster.cli_dagster import dev_command
 
@@ -275,7 +275,7 @@ def dev(context: typer.Context, workspace: WorkspaceName = None) -> None:
 
 @app.command()
 def demo() -> None:
-    """Run the example: flights, features, a model, online vectors."""
+    """Run the example of the repository, from end to end."""
     from featurekit_dagster.cli_dagster import run_demo
 
     raise typer.Exit(run_demo())

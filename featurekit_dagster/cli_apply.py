@@ -61,7 +61,9 @@ def apply(
     workspace: WorkspaceName = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text; needs --yes.")] = False,
 ) -> None:
-    """Decide about what featurekit plan shows as changed, and remove what is declared or used no more.
+    """Decide about changed views, and remove what is unused.
+
+    What has changed is what featurekit plan shows; removed is what is declared or used no more.
 
     Nothing is computed here: a rebuild is carried out by the schedules or featurekit materialize, and reads answer from
     the old rows until the new ones cover as much. Exit code 3 when views have changed and neither --rebuild nor --keep

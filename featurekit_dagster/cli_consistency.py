@@ -21,10 +21,10 @@ def check_consistency(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Compare what online reads answer with what is stored offline, for a sample of join keys.
+    """Compare online answers with offline ones.
 
-    The Dagster job online_offline_consistency does the same every week; this is one run of it, in this process. The
-    exit code is 1 where an answer differs.
+    This is done for a sample of join keys. The Dagster job online_offline_consistency does the same every week; this is
+    one run of it, in this process. The exit code is 1 where an answer differs.
     """
     from featurekit_dagster.cli_output import open_console, print_json, print_line
     from featurekit_dagster.orchestration.consistency import compare_in_process

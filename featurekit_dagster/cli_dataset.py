@@ -39,10 +39,10 @@ def create(
     ] = True,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Join features with a spine, as of the time of each row, and keep the result.
+    """Join features with a spine, and keep the result.
 
-    The rows are made and stored bucket by bucket. A job that was cancelled or has failed goes on at the next bucket:
-    featurekit retry.
+    Each row gets them as of its own time. The rows are made and stored bucket by bucket. A job that was cancelled or
+    has failed goes on at the next bucket: featurekit retry.
     """
     if (service is None) == (view is None):
         raise typer.BadParameter("give either --service or --view")
@@ -105,9 +105,10 @@ def show(name: DatasetName, workspace: WorkspaceName = None, json: AsJson = Fals
 
 @dataset.command()
 def verify(name: DatasetName, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Make a dataset again from the versions that it was made of, and compare contents; nothing is stored.
+    """Make a dataset again, and compare contents.
 
-    The exit code is 1 where they differ, or where the versions are gone.
+    It is made from the versions that it was made of, and not stored. The exit code is 1 where they differ, or where the
+    versions are gone.
     """
     from featurekit_dagster.cli_output import print_json
 
@@ -135,7 +136,10 @@ def archive(
     undo: Annotated[bool, typer.Option("--undo", help="Show it in lists again.")] = False,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Leave a dataset out of lists; its rows stay, and its name stays taken."""
+    """Leave a dataset out of lists.
+
+    Its rows stay, and its name stays taken.
+    """
     found = open_workspace(workspace).get_dataset(name)
     if undo:
         found.unarchive()
@@ -146,7 +150,10 @@ def archive(
 
 @dataset.command()
 def delete(name: DatasetName, workspace: WorkspaceName = None) -> None:
-    """Delete a dataset, or what a job that ended without success has left of one."""
+    """Delete a dataset.
+
+    Deleted is also what a job has left of one that ended without success.
+    """
     from featurekit_dagster.execution.dataset import remove_dataset
 
     remove_dataset(open_workspace(workspace).stores, name)

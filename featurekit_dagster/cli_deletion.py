@@ -43,9 +43,10 @@ def delete_keys(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job has succeeded.")] = True,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Delete join keys from the stores, so that no job, stream or ingest brings them back.
+    """Delete join keys from the stores.
 
-    Reads do not find them from the first moment on. The job then writes the files again that hold a row of them.
+    No job, stream or ingest brings them back. Reads do not find them from the first moment on. The job then writes the
+    files again that hold a row of them.
     """
     from featurekit_dagster.execution.deletion_request import keys_of_file, request_deletion
     from featurekit_dagster.job_waiting import wait_for_job
@@ -85,7 +86,7 @@ def delete_keys(
 
 
 def allow_keys(view: ViewName, keys: KeysFile, workspace: WorkspaceName = None) -> None:
-    """Let deleted join keys be stored again when they are next written."""
+    """Let deleted join keys be stored again from now on."""
     from featurekit_dagster.execution.deletion_request import allow, keys_of_file
 
     bound = open_workspace(workspace)
@@ -100,7 +101,10 @@ def deletion_status(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """List the deletions of a view, newest first, with what each has done and the datasets that have such keys."""
+    """List the deletions of a view, newest first.
+
+    With each is said what it has done, and which datasets have such keys.
+    """
     from featurekit_dagster.cli_output import open_console, print_json, print_table, short_time
     from featurekit_dagster.cli_reports import job_record
     from featurekit_dagster.stores.ledger_records import DELETION

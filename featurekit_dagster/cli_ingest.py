@@ -33,7 +33,10 @@ def serve(
     ] = 1,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Serve the Stream Ingest API until interrupted, and apply what is sent to the views of push sources."""
+    """Serve the Stream Ingest API until interrupted.
+
+    What is sent is applied to the views of push sources.
+    """
     try:
         import uvicorn
 
@@ -85,7 +88,10 @@ def revoke_key(
 
 @ingest.command()
 def drain(workspace: WorkspaceName = None) -> None:
-    """Take what was sent to the Delta tables of the push sources, each event once."""
+    """Take what was sent to the sources' Delta tables.
+
+    Each event reaches the table of its push source once.
+    """
     bound = open_workspace(workspace)
     drained = 0
     for source in bound.repo.stream_sources:

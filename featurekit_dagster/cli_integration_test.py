@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 integration_test = typer.Typer(
     name="integration-test",
     no_args_is_help=True,
-    help="Test a feature view end to end, in a workspace that is thrown away.",
+    help="Test a feature view end to end. The workspace for it is thrown away.",
 )
 _View = Annotated[str, typer.Argument(metavar="VIEW", help="Feature view.")]
 _Events = Annotated[
@@ -44,9 +44,10 @@ def batch(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Test the batch pipeline: sources, transformation, both stores, reads, and online beside offline.
+    """Test the batch pipeline of a view.
 
-    The exit code is 1 where a step fails. Nothing of the workspace's own stores is read or written.
+    That is sources, transformation, both stores, reads, and online beside offline. The exit code is 1 where a step
+    fails. Nothing of the workspace's own stores is read or written.
     """
     given = {"events": events, "from_source": from_source, "seed": seed}
     _tested(workspace, view, "batch", given, junit, json=json)
@@ -69,10 +70,11 @@ def stream(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Test the stream pipeline: the real loop, freshness, and what it makes beside what the batch side makes.
+    """Test the stream pipeline of a view.
 
-    The events of Kafka, Kinesis and Redis go through the log of a push source, in place of the broker. The exit code
-    is 1 where a step fails. Nothing of the workspace's own stores is read or written.
+    That is the real loop, its freshness, and what it makes beside what the batch side makes. The events of Kafka,
+    Kinesis and Redis go through the log of a push source, in place of the broker. The exit code is 1 where a step
+    fails. Nothing of the workspace's own stores is read or written.
     """
     records = None if stream_events is None else stream_events.read_bytes().splitlines()
     given = {"events": events, "stream_events": records, "seed": seed}

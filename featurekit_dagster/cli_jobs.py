@@ -79,9 +79,10 @@ def wait(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Wait until a job has succeeded; without a daemon it is carried out here.
+    """Wait until a job has succeeded.
 
-    The exit code is 1 when it will not succeed by itself or the time is over.
+    Where no daemon runs it is carried out here. The exit code is 1 when it will not succeed by itself or the time is
+    over.
     """
     from featurekit_dagster.job_waiting import wait_for_job
 
@@ -93,12 +94,15 @@ def wait(
 
 
 def cancel(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Cancel a job; nothing fills its window until somebody asks."""
+    """Cancel a job; its window is left alone until asked for."""
     _change(workspace, job_id, lambda bound, found: bound.stores.ledger.cancel(found.id), json=json)
 
 
 def retry(job_id: JobId, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Do a job that has ended again, with all its attempts."""
+    """Do a job that has ended again.
+
+    It has all its attempts again, and replaces what is there.
+    """
     _change(workspace, job_id, lambda bound, found: bound.stores.ledger.retry(found.id), json=json)
 
 

@@ -24,10 +24,11 @@ def maintain(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Tidy the offline tables: sort what was written in parts, delete what newer files have replaced.
+    """Tidy the offline tables.
 
-    The Dagster job delta_maintenance does the same every week; this is one run of it, in this process. Columns and
-    generations that nothing uses any more go, too. No row changes. Doing it again after an error does what is left.
+    What was written in parts is sorted, and files are deleted that newer ones have replaced. The Dagster job
+    delta_maintenance does the same every week; this is one run of it, in this process. Columns and generations that
+    nothing uses any more go, too. No row changes. Doing it again after an error does what is left.
     """
     from featurekit_dagster.orchestration.maintenance import maintain_in_process
     from featurekit_dagster.orchestration.run import failure_text, open_instance

@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 def compact(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Lay out online tiles as large as windows allow, and trim what no window reaches any more. No answer changes.
+    """Lay out online tiles as large as windows allow.
 
-    The Dagster job compaction does the same every day; this is one run of it, in this process.
+    What no window reaches any more is trimmed. No answer changes. The Dagster job compaction does the same every day;
+    this is one run of it, in this process.
     """
     _keep("compaction", views, workspace, json)
 
 
 def clean_up(views: ViewNames = None, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Remove expired rows and tiles that no window reaches any more from the online store. No answer changes.
+    """Remove from the online store what no read asks for.
 
-    The Dagster job online_clean_up does the same every day; this is one run of it, in this process.
+    These are expired rows, and tiles that no window reaches any more. No answer changes. The Dagster job
+    online_clean_up does the same every day; this is one run of it, in this process.
     """
     _keep("online_clean_up", views, workspace, json)
 

@@ -28,9 +28,10 @@ def publish(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Publish full features in the warehouse: what is materialized and not there yet, or a range again.
+    """Publish full features in the warehouse.
 
-    The Dagster job feature_publish does the same after each materialization; this is one run of it, in this process.
+    Published is what is materialized and not there yet, or a range again. The Dagster job feature_publish does the same
+    after each materialization; this is one run of it, in this process.
     """
     from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table, short_interval
     from featurekit_dagster.orchestration.publish import publish_in_process

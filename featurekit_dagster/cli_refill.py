@@ -12,12 +12,12 @@ from featurekit_dagster.planning.job_state import JobState
 
 
 def refill_online(
-    views: Annotated[list[str], typer.Argument(help="Names of feature views and tables.", show_default=False)],
+    views: Annotated[list[str], typer.Argument(metavar="VIEW", help="Feature views and feature tables.")],
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the jobs, or only ask for them.")] = True,
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Fill online stores with what they lack of the offline store.
+    """Fill online stores with what only the offline one has.
 
     For a store that was emptied, or that a view was moved to. The ledger is told first what the store really has; then
     batch jobs write online what lies offline. The source is not read. A feature table is filled at once, without a run.

@@ -38,7 +38,7 @@ def repair(
     workspace: WorkspaceName = None,
     json: AsJson = False,
 ) -> None:
-    """Read the coverage back from the stores into the ledger, and let Dagster show it.
+    """Tell the ledger, and Dagster, what the stores hold.
 
     For a ledger that was lost or does not agree with the stores. The history of jobs is not restored. Covered
     partitions that Dagster does not show as materialized are reported to it, as events without a run.

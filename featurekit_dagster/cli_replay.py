@@ -33,9 +33,10 @@ def run_stream(
     limit: Annotated[int | None, typer.Option(min=1, help="End after so many rows.")] = None,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Show the rows that a view makes of its stream, as they come, until interrupted.
+    """Show the rows that a view makes of its stream.
 
-    A live table on a terminal, else one JSON object per row. The features themselves are untouched.
+    They are shown as they come, until interrupted. A live table on a terminal, else one JSON object per row. The
+    features themselves are untouched.
     """
     from featurekit_dagster.cli_output import plain
     from featurekit_dagster.execution.stream_preview import StreamPreview
@@ -56,7 +57,11 @@ def replay(
     file: Annotated[
         Path,
         typer.Argument(
-            callback=frame_path, exists=True, dir_okay=False, help="Its events: .parquet or .csv, with its fields."
+            metavar="FILE",
+            callback=frame_path,
+            exists=True,
+            dir_okay=False,
+            help="Its events: .parquet or .csv, with its fields.",
         ),
     ],
     speed: Annotated[float, typer.Option(min=0.001, help="Seconds of event time in a second.")] = 1.0,
@@ -72,9 +77,10 @@ def replay(
     ] = True,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Send the events of a file to a push source in event time, and tell how soon they are online.
+    """Send the events of a file to a push source.
 
-    Views that a Dagster run follows already are left to it.
+    They are sent in event time, and it is told how soon they are online. Views that a Dagster run follows already are
+    left to it.
     """
     from contextlib import nullcontext
 

@@ -21,7 +21,7 @@ stream = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Look at the streams of feature views and at what they refused, pause and resume them.",
+    help="Look at streams, pause and resume them. Shown is also what they have refused.",
 )
 
 
@@ -57,7 +57,10 @@ def status(
 
 @stream.command()
 def pause(view: ViewName, workspace: WorkspaceName = None) -> None:
-    """Let nobody follow a view's stream; what is online stays, and ages."""
+    """Let nobody follow a view's stream.
+
+    What is online stays, and ages.
+    """
     bound = open_workspace(workspace)
     name = _view(bound, view).name
     bound.stores.ledger.pause_stream(bound.name, name)
@@ -66,7 +69,10 @@ def pause(view: ViewName, workspace: WorkspaceName = None) -> None:
 
 @stream.command()
 def resume(view: ViewName, workspace: WorkspaceName = None) -> None:
-    """Let a stream that was paused, or whose job was cancelled, be followed again."""
+    """Let a stream be followed again.
+
+    It was paused, or its job was cancelled.
+    """
     bound = open_workspace(workspace)
     name = _view(bound, view).name
     bound.stores.ledger.resume_stream(bound.name, name)
@@ -75,7 +81,10 @@ def resume(view: ViewName, workspace: WorkspaceName = None) -> None:
 
 @stream.command()
 def dead_letters(view: ViewName, workspace: WorkspaceName = None, json: AsJson = False) -> None:
-    """Say why events of a stream could not become rows, and how many for each reason; the events are not shown."""
+    """Say why events of a stream could not become rows.
+
+    With each reason is said how many there are; the events are not shown.
+    """
     from featurekit_dagster.cli_output import open_console, print_json, print_table, short_time
 
     bound = open_workspace(workspace)

@@ -26,7 +26,10 @@ def ingest_table(
     ] = None,
     workspace: WorkspaceName = None,
 ) -> None:
-    """Put the rows of a file into a feature table, all of them or none."""
+    """Put the rows of a file into a feature table.
+
+    It takes all of them or none.
+    """
     handle = open_workspace(workspace).get_feature_table(table)
     if file is None:
         finished = handle.finish_ingests()

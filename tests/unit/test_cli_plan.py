@@ -205,6 +205,14 @@ def test_wrong_usage_ends_with_exit_code_2(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("group", [[], ["dataset"], ["ingest"], ["integration-test"], ["stream"]])
+def test_what_a_command_does_fits_its_line_of_the_list(group: list[str]) -> None:
+    lines = output(*group, "--help").splitlines()
+    described = lines[lines.index("Commands:") + 1 :]
+    assert described
+    assert [line for line in described if line.endswith("...")] == []
+
+
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     result = in_subprocess(tmp_path, PRINT_LOADED, "--help")
     assert (result.returncode, result.stderr.split()) == (0, [])
