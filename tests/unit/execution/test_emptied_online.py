@@ -83,6 +83,7 @@ def test_what_was_before_the_new_start_of_a_stream_is_planned_again(tmp_path: Pa
     world = streamed(tmp_path)
     ledger, place = world.workspace.stores.ledger, ("w", "live", 1)
     first = ledger.stream_start(*place)
+    assert first is not None
     empty(world.workspace)
     if repaired_first:
         list(repair_coverage([world.view], world.workspace.stores))
@@ -106,6 +107,7 @@ def test_a_stream_that_begins_while_a_job_writes_is_told_to_the_ledger_after_it(
     world = streamed(tmp_path)
     ledger, place = world.workspace.stores.ledger, ("w", "live", 1)
     first = ledger.stream_start(*place)
+    assert first is not None
     empty(world.workspace)
     world.clock.now += DAY
     with ledger.lease("batch:w/live", "a job"):
