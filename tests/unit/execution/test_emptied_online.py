@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featurekit_dagster import Aggregation, TimeWindow, Workspace
+from featurekit_dagster import Aggregation, KafkaConfig, TimeWindow, Workspace
 from featurekit_dagster.errors import StreamStateLost
 from featurekit_dagster.execution.refill import look_for_gaps, queue_refill
 from featurekit_dagster.execution.repair import repair_coverage
@@ -61,6 +61,7 @@ def test_a_job_after_the_loss_covers_no_more_than_it_has_written(tmp_path: Path)
 def streamed(folder: Path) -> Followed:
     """Follow a stream whose history of two days is covered by batch jobs, with an event of today."""
     source = followed(folder, [visit(1, when, when) for when in (1.5, 2.5)])
+    assert isinstance(source.stream_config, KafkaConfig)
     source = replace(source, stream_config=replace(source.stream_config, initial_stream_position="trim_horizon"))
     world = Followed(folder, continuous(source, THREE_DAYS, online=True))
     world.materialize(SINCE, day(3))
