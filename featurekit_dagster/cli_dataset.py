@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,18 +87,20 @@ def list_all(
 @dataset.command()
 def show(name: DatasetName, workspace: WorkspaceName = None, json: AsJson = False) -> None:
     """Show what a dataset was made of and what its features look like."""
-    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table
+    from featurekit_dagster.cli_output import open_console, print_json, print_line, print_table, short_time
 
     found = open_workspace(workspace).get_dataset(name)
     if json:
         print_json({**found.manifest, "storage_location": found.storage_location, "is_archived": found.is_archived})
         return
     console, manifest = open_console(), found.manifest
+    made_at = short_time(datetime.fromisoformat(manifest["created_at"]))
     print_line(console, f"Dataset {name} of {_made_of(found)}", style="bold")
-    print_line(console, f"{found.row_count:,} rows, made at {manifest['created_at']} by job {manifest['job_id']}")
+    print_line(console, f"{found.row_count:,} rows, made at {made_at} by job {manifest['job_id']}")
     for view, version in manifest["versions"].items():
         shown = "nothing stored" if version["version"] is None else f"version {version['version']}"
         print_line(console, f"read from {view}: {shown} of generation {version['generation']}")
+    console.print()
     titles = ("Feature", "Type", "NULL", "Least", "Median", "Mean", "Greatest", "Distinct", "Histogram")
     features = [column for column in manifest["columns"] if column["is_feature"]]
     print_table(console, titles, [_statistics_row(column) for column in features])

@@ -183,13 +183,11 @@ def _found(workspace: Workspace, job_id: str) -> JobRecord:
     Raises:
         TectonValidationError: No job begins so, or several do.
     """
-    found = [each for each in workspace.jobs() if each.id.startswith(job_id)]
+    stores = workspace.stores
+    found = stores.ledger.jobs(workspace.name, id_start=job_id, limit=2) if stores.has_ledger else []
     if len(found) == 1:
         return found[0]
-    exact = [each for each in found if each.id == job_id]
-    if exact:
-        return exact[0]
-    what = f"{len(found)} jobs begin" if found else "no job begins"
+    what = "several jobs begin" if found else "no job begins"
     raise TectonValidationError(f"{what} with {job_id!r}; featurekit jobs lists them, give one id")
 
 

@@ -61,6 +61,7 @@ class Ledger(StreamBook, MaintenanceBook, PublishedBook):
         states: Sequence[str] | None = None,
         limit: int | None = None,
         batch: str | None = None,
+        id_start: str | None = None,
     ) -> list[JobRecord]:
         """Return jobs of a workspace, newest first.
 
@@ -70,6 +71,7 @@ class Ledger(StreamBook, MaintenanceBook, PublishedBook):
             states: Only jobs in one of these states.
             limit: At most so many.
             batch: Only jobs of this batch.
+            id_start: Only jobs whose id begins so.
         """
         conditions = [jobs.c.workspace == workspace]
         if view is not None:
@@ -78,6 +80,8 @@ class Ledger(StreamBook, MaintenanceBook, PublishedBook):
             conditions.append(jobs.c.state.in_(states))
         if batch is not None:
             conditions.append(jobs.c.batch == batch)
+        if id_start is not None:
+            conditions.append(jobs.c.id.startswith(id_start, autoescape=True))
         with self._engine.connect() as connection:
             return read_jobs(connection, *conditions, limit=limit)
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from featurekit_dagster import Workspace
+from featurekit_dagster.cli import app
 from featurekit_dagster.intervals import Interval
 from featurekit_dagster.stores.ledger_records import JobRecord
 from tests.unit.cli_runner import bind, output
@@ -74,7 +76,9 @@ def test_a_job_is_found_by_the_beginning_of_its_id(shop: Workspace) -> None:
         "  next attempt at 2024-01-11T00:00:00Z\n"
     )
     queued(shop, 4, 5)
-    output("job", "", exit_code=1)
+    for start, said in (("", "several jobs begin with ''"), ("%", "no job begins with '%'")):
+        result = CliRunner().invoke(app, ["job", start])
+        assert (result.exit_code, result.stderr) == (1, f"error: {said}; featurekit jobs lists them, give one id\n")
 
 
 def test_waiting_carries_the_job_out_and_tells_its_attempt(shop: Workspace) -> None:
