@@ -26,7 +26,7 @@ from tests.support.random_writers import DAYS, STORES, WorkerProcess, make_sourc
 DEFINITIONS = ROOT / "tests" / "support" / "random_writers_definitions.py"
 ROUNDS = range(100 if SOAK else 2)
 STEPS = 10
-PATIENCE_SECONDS = 600
+PATIENCE_SECONDS = 1_800
 
 
 def running(root: Path) -> tuple[str, int] | None:
@@ -143,7 +143,7 @@ def test_whatever_happens_beside_a_daemon_coverage_equals_contents_and_no_window
             happened, chance, before = [], random.Random(seed), further_attempts(root)
             while len(happened) < STEPS or "kill" not in happened:
                 happened.append(act(root, workers, chance))
-                time.sleep(chance.uniform(0, 2))
+                time.sleep(chance.uniform(0, 1))
             settle(root)
             check(root)
             assert further_attempts(root) > before, happened
