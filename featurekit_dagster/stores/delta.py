@@ -25,7 +25,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch, TableMissing, VersionGone
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.sql_text import quoted
-from featurekit_dagster.stores.delta_commits import TRIES, create_table, redone
+from featurekit_dagster.stores.delta_commits import TRIES, create_table, opened, redone
 from featurekit_dagster.stores.delta_deletion import DeltaDeletion
 from featurekit_dagster.stores.delta_files import remove_table, rows_of_files, writer_properties
 from featurekit_dagster.stores.delta_listing import files_below, generations_in
@@ -130,9 +130,8 @@ class DeltaOfflineStore:
 
     def coverage(self, view: str, generation: int = 1) -> IntervalSet:
         """Return the coverage kept with the newest commit of ours; nothing when there is no table."""
-        if not self.exists(view, generation):
-            return IntervalSet()
-        return coverage_of(self._open(view, generation))
+        table = opened(self.location(view, generation), self._options)
+        return IntervalSet() if table is None else coverage_of(table)
 
     def schema_faults(self, view: str, schema: pa.Schema, generation: int = 1) -> list[str]:
         """Return how the stored columns differ from `schema`; see `OfflineStore.schema_faults`."""
@@ -226,10 +225,10 @@ class DeltaOfflineStore:
         self, view: str, generation: int = 1, *, interval: Interval | None = None, time_column: str | None = None
     ) -> int | None:
         """Return the number of stored rows, from the table's log; see `OfflineStore.row_count`."""
-        if not self.exists(view, generation):
+        table = opened(self.location(view, generation), self._options)
+        if table is None:
             return None
-        files = pa.table(self._open(view, generation).get_add_actions(flatten=True))
-        return rows_of_files(files, interval, time_column)
+        return rows_of_files(pa.table(table.get_add_actions(flatten=True)), interval, time_column)
 
     def drop(self, view: str, generation: int) -> None:
         """Remove a generation's table; see `OfflineStore.drop`."""
@@ -255,11 +254,11 @@ class DeltaOfflineStore:
 
     def _open(self, view: str, generation: int, version: int | None = None) -> DeltaTable:
         location = self.location(view, generation)
-        if not self.exists(view, generation):
-            raise TableMissing(view=view, location=location)
         try:
             return DeltaTable(location, version, storage_options=self._options)
         except DeltaError as error:
+            if not self.exists(view, generation):
+                raise TableMissing(view=view, location=location) from error
             if version is None:
                 raise
             raise VersionGone(view=view, generation=generation, version=version) from error
@@ -279,9 +278,9 @@ class DeltaOfflineStore:
     def _commit(self, replacement: _Replacement) -> OfflineWrite:
         """Try one commit on the table as it is now; a conflict raises CommitFailedError and leaves it as it was."""
         location = replacement.location
-        if not DeltaTable.is_deltatable(location, self._options):
+        table = opened(location, self._options)
+        if table is None:
             return self._create(replacement)
-        table = DeltaTable(location, storage_options=self._options)
         _check_partition_size(replacement, table)
         check_lease(table, replacement.view, replacement.epoch)
         read_version, before = table.version(), _file_list(table)

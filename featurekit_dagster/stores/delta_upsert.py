@@ -18,7 +18,7 @@ from deltalake.exceptions import CommitFailedError
 from featurekit_dagster.errors import CommitConflict, StoredSchemaMismatch
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.sql_text import quoted
-from featurekit_dagster.stores.delta_commits import create_table, redone
+from featurekit_dagster.stores.delta_commits import create_table, opened, redone
 from featurekit_dagster.stores.delta_files import writer_properties
 from featurekit_dagster.stores.delta_record import (
     INTERVAL,
@@ -92,16 +92,16 @@ class DeltaUpserts:
 
     def has_commit_of(self, job_id: str) -> bool:
         """Tell whether the table's history has a commit of a job; see `RowUpserts.has_commit_of`."""
-        if not DeltaTable.is_deltatable(self.location, self.options):
+        table = opened(self.location, self.options)
+        if table is None:
             return False
-        table = DeltaTable(self.location, storage_options=self.options)
         return any(commit.get(JOB) == job_id for limit in (_COMMITS_READ, None) for commit in table.history(limit))
 
     def _commit(self, upsert: _Upsert) -> OfflineWrite:
         """Try one commit on the table as it is now; a conflict raises CommitFailedError and leaves it as it was."""
-        if not DeltaTable.is_deltatable(self.location, self.options):
+        table = opened(self.location, self.options)
+        if table is None:
             return self._create(upsert)
-        table = DeltaTable(self.location, storage_options=self.options)
         check_lease(table, self.view, upsert.epoch)
         self._check_layout(upsert, table)
         before = _sizes(table)
