@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +47,16 @@ def test_an_interrupted_ingest_is_finished(table: Table) -> None:
     (job,) = table.handle.list_jobs()
     assert output("ingest-table", "scores") == f"scores: job {job.id} is SUCCESS\n"
     assert table.online("a") == 1.0
+
+
+def test_a_table_whose_online_store_was_emptied_is_refilled(table: Table) -> None:
+    table.handle.ingest(rows(("a", FIRST, 1.0), ("b", FIRST, 2.0)))
+    assert "Nothing is missing online" in output("refill-online", "scores")
+    table.stores.online.close()
+    shutil.rmtree(table.workspace.home / "online")
+    (done,) = json.loads(output("refill-online", "scores", "--json"))
+    assert (done["view"], done["state"], done["rows_online"]) == ("scores", "SUCCESS", 2)
+    assert table.online("b") == 2.0
 
 
 def test_what_cannot_be_ingested_is_refused(table: Table) -> None:
