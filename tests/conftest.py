@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOAK = bool(os.environ.get("FEATUREKIT_SOAK"))
 
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+# The threads of scikit-learn wait for each other in a loop, for minutes while other processes have the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell's background jobs ignore it; Dagster then ignores SIGTERM as well, and so do the processes that it ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.config
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,8 +179,13 @@ def test_a_cancelled_stream_stays_ended_until_somebody_asks(workspace: Workspace
     assert len(look(workspace, instance)[0]) == 1
 
 
-def test_a_second_run_is_refused(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+def test_a_second_run_is_refused(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running(workspace, instance):
+        # A run sets up Python's logging when it begins. While another thread of the process logs an event of Dagster,
+        # each may hold the lock that the other one wants.
+        monkeypatch.setattr(logging.config, "dictConfig", lambda _: None)
         second = Run(workspace, instance).finished
         assert not second.success
         failure = next(event for event in second.all_events if event.is_step_failure)
