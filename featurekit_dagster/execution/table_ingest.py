@@ -25,7 +25,7 @@ from featurekit_dagster.intervals import Interval, from_us
 from featurekit_dagster.planning.fingerprint import fingerprint
 from featurekit_dagster.planning.generations import StoredShape
 from featurekit_dagster.planning.job_state import MANAGED
-from featurekit_dagster.planning.tasks import OFFLINE
+from featurekit_dagster.planning.tasks import OFFLINE, ONLINE
 from featurekit_dagster.stores.key_codec import KeyCodec
 from featurekit_dagster.stores.ledger_leases import Lease
 from featurekit_dagster.stores.ledger_records import ACTIVE_STATES, INGEST, JobRecord
@@ -244,22 +244,21 @@ def _carry_out(ingest: _Ingest, rows: pa.Table | None, on_step: OnStep) -> None:
     is_kept, stats = False, {} if rows is None else {"rows": rows.num_rows}
     try:
         on_step(CLAIMED)
-        if rows is not None:
-            left = stores.without_deleted(view, rows)
-            if left.num_rows < rows.num_rows:
-                stats["rows_deleted"] = rows.num_rows - left.num_rows
-            rows = left
         if rows is None:
             is_kept = view.offline and (not job.offline or _is_committed(ingest))
             if not is_kept:
                 stores.ledger.fail(job.id, reason=_NOT_KEPT, permanent=True)
                 return
-            rows = stores.read_offline(view, stored_schema(view), job.interval)
-        elif view.offline:
-            stats |= _write_offline(ingest, rows)
-            is_kept = True
+            served = stores.read_offline(view, stored_schema(view), job.interval)
+        else:
+            kept, served = (stores.without_deleted(view, rows, store) for store in (OFFLINE, ONLINE))
+            deleted = rows.num_rows - (kept if view.offline else served).num_rows
+            stats |= {"rows_deleted": deleted} if deleted else {}
+            if view.offline:
+                stats |= _write_offline(ingest, kept)
+                is_kept = True
         on_step(WRITTEN_OFFLINE)
-        stats |= _write_online(ingest, rows) if view.online else {}
+        stats |= _write_online(ingest, served) if view.online else {}
         on_step(WRITTEN_ONLINE)
         stores.ledger.succeed(job.id, stats=stats, lease=ingest.lease)
     except Exception as error:

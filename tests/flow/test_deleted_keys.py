@@ -234,6 +234,17 @@ def test_feature_tables_refuse_rows_of_deleted_keys(tmp_path: Path) -> None:
     assert table.stored() == [("a", later, 3.0), ("b", SCORED, 2.0)]
 
 
+@pytest.mark.parametrize(("online", "offline"), [(True, False), (False, True)])
+def test_feature_tables_take_rows_of_keys_that_were_deleted_from_the_other_store(
+    tmp_path: Path, online: bool, offline: bool
+) -> None:
+    table = Table(tmp_path / "home")
+    table.handle.ingest(rows(("b", SCORED, 2.0)))
+    table.handle.delete_keys(pa.table({"user_id": ["a"]}), online=online, offline=offline)
+    table.handle.ingest(rows(("a", SCORED, 1.0)))
+    assert (table.online("a"), ("a", SCORED, 1.0) in table.stored()) == (None if online else 1.0, not offline)
+
+
 @pytest.mark.slow
 def test_launchpad_takes_a_file_and_shows_no_key(workspace: Workspace, home: Path) -> None:
     materialize(workspace, "totals")
