@@ -54,7 +54,7 @@ format: setup ## Apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## All quick tests (about eight minutes on two cores)
+test: setup ## All quick tests (six to eight minutes on two cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-ui: setup ## Tests that look at the Dagster UI in headless Chromium

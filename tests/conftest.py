@@ -34,6 +34,12 @@ settings.register_profile("soak", max_examples=2_000, **_SHARED)
 settings.load_profile("soak" if SOAK else "quick")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first, whatever the order of the others."""
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
+
+
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The folder of pyproject.toml."""

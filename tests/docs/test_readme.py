@@ -76,6 +76,7 @@ def test_the_two_commands_come_first() -> None:
     assert [line.split("#")[0].split() for line in lines] == [["make", "demo"], ["make", "test"]]
 
 
+@pytest.mark.early
 def test_the_tour_prints_what_the_page_shows(tmp_path: Path) -> None:
     environment = {"FEATUREKIT_HOME": str(tmp_path)}
     run_python("import examples.flights.features", ROOT, environment)  # makes the example's data
@@ -91,6 +92,7 @@ def test_the_tour_prints_what_the_page_shows(tmp_path: Path) -> None:
         assert same(shown, printed), f"{code}\n{printed}"
 
 
+@pytest.mark.early
 def test_the_files_of_the_page_make_a_project(tmp_path: Path) -> None:
     for name, text in files().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
