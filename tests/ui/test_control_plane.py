@@ -15,13 +15,15 @@ from featurekit_dagster.intervals import Interval
 from tests.architecture.python_files import ROOT
 from tests.flow.rides import DAYS, RIDERS, Rides
 from tests.support.agreement import assert_agreement
-from tests.support.dagster_processes import LOCATION, DagsterDeployment, dagster_deployment
-from tests.ui.support.browser import Browser
-from tests.ui.support.driven_browser import SECONDS, driven_page
+from tests.support.dagster_processes import DagsterDeployment, dagster_deployment
+from tests.ui.support.dagster_server import PATIENT
+from tests.ui.support.driven_browser import SECONDS
+from tests.ui.support.launchpad import keep as keep_picture
+from tests.ui.support.launchpad import launch, write_config
 
 pytestmark = pytest.mark.ui
 
-RUN_TIME = 300 * SECONDS
+RUN_TIME = 600 * SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def rides(tmp_path_factory: pytest.TempPathFactory) -> Rides:
 @pytest.fixture(scope="module")
 def dagster(rides: Rides, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterDeployment]:
     definitions = ROOT / "tests" / "flow" / "rides_definitions.py"
-    places = {"RIDES_FOLDER": str(rides.folder)}
+    places = {"RIDES_FOLDER": str(rides.folder), **PATIENT}
     with dagster_deployment(definitions, tmp_path_factory.mktemp("dagster"), places) as running:
         yield running
 
@@ -48,29 +50,14 @@ def instance(dagster: DagsterDeployment) -> Iterator[dg.DagsterInstance]:
         yield opened
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with driven_page(browser) as opened:
-        yield opened
-
-
 def keep(page: Page, picture: Path) -> None:
     """Keep a picture of what the page shows, which must be no join key."""
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=picture)
-    text = page.inner_text("body")
-    assert [rider for rider in RIDERS if rider in text] == []
+    keep_picture(page, picture, RIDERS)
 
 
-def launch(page: Page, dagster: DagsterDeployment, job: str, config: str, picture: Path) -> None:
-    """Type a configuration into the launchpad of a job, launch it, and wait on the run's page for its success."""
-    page.goto(f"{dagster.url}/locations/{LOCATION}/jobs/{job}/playground")
-    page.locator(".CodeMirror").first.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.insert_text(config)
-    expect(page.get_by_text("No errors")).to_be_visible()
-    keep(page, picture.with_name(f"{picture.stem}_launchpad.png"))
-    page.get_by_role("button", name="Launch Run").click()
+def carry_out(page: Page, dagster: DagsterDeployment, job: str, config: str, picture: Path) -> None:
+    """Launch a job from its launchpad, and wait on the run's page for its success."""
+    launch(page, dagster, job, config, picture.with_name(f"{picture.stem}_launchpad.png"), RIDERS)
     expect(page.get_by_text("RUN_SUCCESS")).to_be_visible(timeout=RUN_TIME)
     keep(page, picture)
 
@@ -122,8 +109,8 @@ def test_backfill_and_overwrite_are_launched_from_the_launchpad(
     pictures: Path,
 ) -> None:
     days = "view: distance\nstart: '{}'\nend: '{}'\n"
-    launch(page, dagster, "backfill", days.format("2023-01-02", "2023-01-07"), pictures / "run_backfill.png")
-    launch(page, dagster, "overwrite", days.format("2023-01-03", "2023-01-05"), pictures / "run_overwrite.png")
+    carry_out(page, dagster, "backfill", days.format("2023-01-02", "2023-01-07"), pictures / "run_backfill.png")
+    carry_out(page, dagster, "overwrite", days.format("2023-01-03", "2023-01-05"), pictures / "run_overwrite.png")
     overwritten, filled = workspace.jobs("distance")
     assert [(job.interval, job.overwrite, job.state) for job in (filled, overwritten)] == [
         (Interval(rides.day(1), rides.day(6)), False, "SUCCESS"),
@@ -144,10 +131,7 @@ def test_backfill_and_overwrite_are_launched_from_the_launchpad(
 def test_what_is_typed_wrongly_into_the_launchpad_is_said_before_the_launch(
     page: Page, dagster: DagsterDeployment, pictures: Path
 ) -> None:
-    page.goto(f"{dagster.url}/locations/{LOCATION}/jobs/overwrite/playground")
-    page.locator(".CodeMirror").first.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.insert_text("view: distance\nfrom: '2023-01-02'\n")
+    write_config(page, dagster, "overwrite", "view: distance\nfrom: '2023-01-02'\n")
     for words in ('unexpected config entry "from"', "Missing required config entries ['end', 'start']"):
         expect(page.get_by_text(words)).to_be_visible()
     expect(page.get_by_role("button", name="Launch Run")).to_be_disabled()

@@ -45,7 +45,7 @@ def test_daemon_and_code_servers_end_with_the_block(tmp_path: Path) -> None:
         processes = [leader, *leader.children(recursive=True)]
         assert running.graphql("{ version }")["version"]
     assert len(processes) >= 4
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
 
 
 def test_definitions_that_do_not_load_are_reported_with_their_reason(tmp_path: Path) -> None:

@@ -25,8 +25,7 @@ from tests.support.dagster_processes import (
     wait_for,
 )
 from tests.support.push import log_of, payment, payments_workspace
-from tests.ui.support.browser import Browser
-from tests.ui.support.driven_browser import driven_page
+from tests.ui.support.dagster_server import PATIENT
 
 pytestmark = pytest.mark.ui
 
@@ -78,14 +77,8 @@ def old_run(tmp_path: Path, definitions: Path, workspace: Workspace) -> Iterator
 def dagster(tmp_path: Path, definitions: Path, old_run: str) -> Iterator[DagsterDeployment]:
     """A deployment of newer code."""
     (tmp_path / "late").touch()
-    with dagster_deployment(definitions, tmp_path / "dagster", {}) as running:
+    with dagster_deployment(definitions, tmp_path / "dagster", PATIENT) as running:
         yield running
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with driven_page(browser) as opened:
-        yield opened
 
 
 def pay(workspace: Workspace, count: int) -> None:

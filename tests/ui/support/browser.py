@@ -41,7 +41,7 @@ class Browser:
 
     executable: str
     budget_ms: int = 45_000
-    timeout_seconds: int = 180
+    timeout_seconds: int = 300
 
     @classmethod
     def find(cls) -> Browser | None:

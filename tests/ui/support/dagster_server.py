@@ -14,13 +14,16 @@ from tests.architecture.python_files import ROOT
 from tests.support.dagster_processes import (
     Process,
     end_process,
-    free_port,
     graphql,
     is_loaded,
     script,
     start_process,
     tail,
 )
+from tests.support.stream_servers import free_port
+
+PATIENT = {"DAGSTER_GRPC_TIMEOUT_SECONDS": "600"}
+"""Environment in which Dagster's processes wait for each other as long as a busy machine needs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def dagster_server(
     *,
     daemon: bool = False,
     environment: Mapping[str, str] | None = None,
-    timeout_seconds: float = 180,
+    timeout_seconds: float = 300,
 ) -> Iterator[DagsterServer]:
     """Serve a definitions file until the block ends.
 
@@ -60,7 +63,7 @@ def dagster_server(
     port, log = free_port(), home / "server.log"
     program = [script("dagster"), "dev"] if daemon else [script("dagster-webserver")]
     command = [*program, "-h", "127.0.0.1", "-p", str(port), "-f", str(definitions)]
-    process = start_process(command, {"DAGSTER_HOME": str(home), **(environment or {})}, log)
+    process = start_process(command, {"DAGSTER_HOME": str(home), **PATIENT, **(environment or {})}, log)
     server = DagsterServer(process.pid, f"http://127.0.0.1:{port}", home, log)
     try:
         _wait_until_loaded(server, process, time.monotonic() + timeout_seconds)
