@@ -136,10 +136,10 @@ def _show(workspace: Workspace, found: JobRecord, *, json: bool) -> None:
     if found.attempts:
         console.print()
         rows = [
-            (each.number, each.state, each.created_at, each.updated_at, _run_url(workspace, each))
+            (f"Attempt {each.number}", each.state, each.created_at, each.updated_at, _run_url(workspace, each))
             for each in found.attempts
         ]
-        print_table(console, ("Attempt", "State", "Began", "Ended or changed", "Run"), rows)
+        print_table(console, ("", "State", "Began", "Ended or changed", "Run"), rows)
 
 
 def _counts(stats: Mapping[str, int]) -> Iterator[str]:

@@ -283,7 +283,7 @@ def _failure_notes(outcome: ViewOutcome) -> list[tuple[str, str]]:
         (f"{outcome.view} {short_intervals(IntervalSet(intervals))}", f"{count_of(len(intervals), 'job')}: {reason}")
         for reason, intervals in by_reason.items()
     ]
-    return notes + ([(outcome.view, outcome.error)] if outcome.error else [])
+    return notes + ([(outcome.view, outcome.error.removeprefix(f"{outcome.view}: "))] if outcome.error else [])
 
 
 def vector_records(vector: FeatureVector) -> list[dict[str, Any]]:

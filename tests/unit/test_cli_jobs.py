@@ -88,7 +88,7 @@ def test_waiting_carries_the_job_out_and_tells_its_attempt(shop: Workspace) -> N
     assert (shown["state"], len(shown["attempts"])) == ("SUCCESS", 1)
     assert shown["attempts"][0]["run_url"].startswith("http://127.0.0.1:3000/runs/")
     text = output("job", job.id, width=160)
-    assert "SUCCESS" in text
+    assert " Attempt 1 SUCCESS 2024-01-11 2024-01-11 http" in " ".join(text.split())
     assert "\n  offline: wrote 2 rows in place of 0\n  online: wrote 2 rows\n\n" in text
 
 

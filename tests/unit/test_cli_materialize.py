@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from featurekit_dagster.cli import app
 from featurekit_dagster.cli_dagster import dev_command
+from featurekit_dagster.cli_reports import ViewOutcome, print_outcomes
 from featurekit_dagster.intervals import Interval, IntervalSet
 from featurekit_dagster.sdk import Workspace
 from tests.unit.cli_runner import bind, in_subprocess, output
@@ -163,3 +166,10 @@ def test_demo_without_the_repository_says_where_the_example_is(monkeypatch: pyte
     for name in [name for name in sys.modules if name.split(".")[0] == "examples"]:
         monkeypatch.delitem(sys.modules, name)
     assert "the example is not installed with the package: it comes with the repository" in refused("demo", exit_code=1)
+
+
+def test_an_error_names_its_view_once() -> None:
+    outcome = ViewOutcome(view="spend", partitions=1, jobs=(), seconds=0.1, error="spend: it overlaps another")
+    console = Console(file=StringIO(), width=80)
+    print_outcomes(console, [outcome])
+    assert console.file.getvalue().endswith("\nFailed\n  spend: it overlaps another\n")  # type: ignore[attr-defined]
