@@ -93,7 +93,7 @@ def graphql(url: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any
 
 
 def wait_for(
-    what: str, condition: Callable[[], bool], timeout_seconds: float = 300, *, pause_seconds: float = 0.25
+    what: str, condition: Callable[[], bool], timeout_seconds: float = 900, *, pause_seconds: float = 0.25
 ) -> None:
     """Return when a condition holds.
 
