@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import uuid
@@ -28,6 +29,7 @@ from featurekit_dagster.planning.tasks import RunPlan
 from featurekit_dagster.stores.ledger_records import FEATURE_EXPORT
 
 SETTINGS = "dagster.yaml"
+_LOCK = ".featurekit.lock"
 _SILENCE_SECONDS = 180.0
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
@@ -65,7 +67,10 @@ def dagster_home(workspace: BoundWorkspace) -> Path:
 
 def open_instance(workspace: BoundWorkspace) -> dg.DagsterInstance:
     """Return the Dagster instance whose runs and events are kept in `dagster_home`; use it as a context manager."""
-    return dg.DagsterInstance.from_config(str(dagster_home(workspace)))
+    folder = dagster_home(workspace)
+    with open(folder / _LOCK, "a") as lock:  # processes that make Dagster's databases at once break them
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return dg.DagsterInstance.from_config(str(folder))
 
 
 def materialize_in_process(
