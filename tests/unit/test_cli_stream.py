@@ -37,7 +37,7 @@ def test_status_says_what_the_run_has_said_last(workspace: Workspace) -> None:
     assert printed.splitlines()[-1].split() == ["paid", "RUNNING", "1,200", "3", "2", "2024-01-10T11:30Z"]
     (found,) = json.loads(output("stream", "status", "--json"))
     assert (found["job"], found["run_id"], found["newest_event"]) == (job.id, "run", "2024-01-10T11:30Z")
-    assert output("jobs").splitlines()[-1].split()[1:3] == ["paid", "[2024-01-10T12:00Z,"]
+    assert output("jobs").splitlines()[-1].split()[1:4] == ["paid", "STREAM", "[2024-01-10T12:00Z,"]
     assert json.loads(output("job", job.id, "--json"))["interval"]["end_time"] is None
 
 
