@@ -53,6 +53,7 @@ def workspace(rides: Rides, dagster: DagsterDeployment, monkeypatch: pytest.Monk
 @pytest.fixture
 def instance(dagster: DagsterDeployment) -> Iterator[dg.DagsterInstance]:
     with dagster.instance() as opened:
+        wait_until_idle(opened)  # what another test has left is not this one's
         yield opened
 
 
