@@ -62,7 +62,7 @@ test-ui: setup ## Tests that look at the Dagster UI in headless Chromium
 	  echo "Chromium was not found; on Debian or Ubuntu: apt-get update && apt-get install -y chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest -m ui tests/ui
 
-soak: setup ## Every test with full counts, the slow ones included (hours)
+soak: setup ## Every test with full counts, the slow ones included (two to three hours on two cores)
 	FEATUREKIT_SOAK=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not ui"
 
 clean: ## Remove what the example wrote (.featurekit), not the environment
