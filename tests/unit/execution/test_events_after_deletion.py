@@ -114,6 +114,8 @@ def test_what_came_after_a_deletion_stays_when_tiles_are_laid_out_anew_or_refill
     assert handle.get_online_features(KEY).to_dict()["count_3d"] == 24
     workspace.stores.online.close()
     shutil.rmtree(workspace.home / "online")
+    workspace = workspace_of(tmp_path, [view], Clock(day(4)))  # the other remembers for a second where tiles lay
+    handle = workspace.get_feature_view("totals")
     assert look_for_gaps(view, workspace.stores).lost
     materialize(workspace, "totals")
     assert handle.get_online_features(KEY).to_dict()["count_3d"] == 24
