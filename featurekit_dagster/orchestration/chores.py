@@ -15,6 +15,7 @@ import dagster as dg
 
 from featurekit_dagster.errors import FeatureKitError, JobNotWaiting, JobStateError, JobStopped, safe_reason
 from featurekit_dagster.execution.cancellation import StopWatch, stop_watch
+from featurekit_dagster.orchestration.in_process import ONE_RUN
 from featurekit_dagster.orchestration.launchpad import with_names
 from featurekit_dagster.orchestration.materializations import MANUAL, SCHEDULE
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -196,13 +197,14 @@ def run_chore(
     def job() -> None:
         op()
 
-    return job.execute_in_process(
-        instance=instance,
-        resources={resource_key(None): FeatureStores.of(workspace)},
-        run_config={"ops": {op.name: {"config": dict(config)}}, "loggers": _QUIET},
-        tags={TRIGGER: MANUAL} | ({JOB: config[JOB_ID]} if JOB_ID in config else {}),
-        raise_on_error=False,
-    )
+    with ONE_RUN:
+        return job.execute_in_process(
+            instance=instance,
+            resources={resource_key(None): FeatureStores.of(workspace)},
+            run_config={"ops": {op.name: {"config": dict(config)}}, "loggers": _QUIET},
+            tags={TRIGGER: MANUAL} | ({JOB: config[JOB_ID]} if JOB_ID in config else {}),
+            raise_on_error=False,
+        )
 
 
 def _op(

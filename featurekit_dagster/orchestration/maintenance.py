@@ -13,6 +13,7 @@ from featurekit_dagster.errors import FeatureKitError, TectonValidationError, sa
 from featurekit_dagster.execution.maintenance import RETENTION, maintain_view
 from featurekit_dagster.orchestration.chores import counts_in_words
 from featurekit_dagster.orchestration.due_jobs import newest_views
+from featurekit_dagster.orchestration.in_process import ONE_RUN
 from featurekit_dagster.orchestration.launchpad import with_names
 from featurekit_dagster.orchestration.materializations import MANUAL, SCHEDULE
 from featurekit_dagster.orchestration.resources import BoundWorkspace, FeatureStores, resource_key
@@ -103,13 +104,14 @@ def maintain_in_process(
         maintain()
 
     given = {"views": list(views), "retention_hours": retention // _HOUR}
-    return job.execute_in_process(
-        instance=instance,
-        resources={resource_key(None): FeatureStores.of(workspace)},
-        run_config={"ops": {maintain.name: {"config": given}}, "loggers": _QUIET},
-        tags={TRIGGER: MANUAL},
-        raise_on_error=False,
-    )
+    with ONE_RUN:
+        return job.execute_in_process(
+            instance=instance,
+            resources={resource_key(None): FeatureStores.of(workspace)},
+            run_config={"ops": {maintain.name: {"config": given}}, "loggers": _QUIET},
+            tags={TRIGGER: MANUAL},
+            raise_on_error=False,
+        )
 
 
 def _maintenance_op(workspace: BoundWorkspace, prefix: str | None, on_job: OnJob | None) -> dg.OpDefinition:

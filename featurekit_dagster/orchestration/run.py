@@ -20,6 +20,7 @@ from featurekit_dagster.orchestration.assets import view_asset
 from featurekit_dagster.orchestration.chore_list import chore_of
 from featurekit_dagster.orchestration.chores import JOB_ID, run_chore
 from featurekit_dagster.orchestration.due_jobs import DueRun, due_runs, end_orphans, newest_views, run_tags_of
+from featurekit_dagster.orchestration.in_process import ONE_RUN
 from featurekit_dagster.orchestration.materializations import BACKFILL, MANUAL
 from featurekit_dagster.orchestration.partitions import RANGE_END, RANGE_START, key_range
 from featurekit_dagster.orchestration.publish import FEATURE_PUBLISH
@@ -165,14 +166,15 @@ def _execute(
     if on_progress is not None:
         on_progress(Progress(view=view.name, done=0, total=total))
     asset = view_asset(view, workspace, on_partition=count)
-    return dg.materialize(
-        [asset],
-        instance=instance,
-        resources={resource_key(None): FeatureStores.of(workspace)},
-        run_config={"ops": {asset.node_def.name: {"config": dict(config)}}, "loggers": _QUIET},
-        tags=dict(tags),
-        raise_on_error=False,
-    )
+    with ONE_RUN:
+        return dg.materialize(
+            [asset],
+            instance=instance,
+            resources={resource_key(None): FeatureStores.of(workspace)},
+            run_config={"ops": {asset.node_def.name: {"config": dict(config)}}, "loggers": _QUIET},
+            tags=dict(tags),
+            raise_on_error=False,
+        )
 
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str | None:

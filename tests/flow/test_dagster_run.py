@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def test_progress_counts_partitions(workspace: Workspace, instance: dg.DagsterIn
     (plan,) = workspace.plan(["last_payment"])
     materialize_in_process(workspace, plan.runs[0], instance, seen.append)
     assert [(p.view, p.done, p.total) for p in seen] == [("last_payment", n, 5) for n in range(6)]
+
+
+def test_runs_of_one_process_take_turns(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    plans, done = {plan.view: plan.runs[0] for plan in workspace.plan()}, []
+
+    def other() -> None:
+        assert materialize_in_process(workspace, plans["last_payment"], instance, done.append).success
+
+    def begin_the_other(progress: Progress) -> None:
+        done.append(progress)
+        if progress.done == 1:
+            second.start()
+            second.join(2)
+
+    second = threading.Thread(target=other)
+    assert materialize_in_process(workspace, plans["spending"], instance, begin_the_other).success
+    second.join(300)
+    assert [p.view for p in done if p.done] == ["spending"] * 5 + ["last_payment"] * 5
 
 
 def test_runs_carry_view_kind_trigger_and_range_and_are_not_retried(
