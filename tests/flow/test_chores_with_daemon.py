@@ -58,7 +58,10 @@ def test_a_deletion_and_a_dataset_are_started_by_the_sensor_and_a_clean_up_is_la
     with dagster.instance() as instance:
         wait_for("what was launched has succeeded", lambda: instance.get_runs_count(succeeded) == 1)
         for job_id, name in ((dataset.id, "dataset_generation"), (deletion, "delete_keys")):
-            (run,) = instance.get_runs(dg.RunsFilter(tags={JOB: job_id}))
+            of_job = dg.RunsFilter(tags={JOB: job_id})
+            # a job succeeds in the ledger a moment before its run has ended in Dagster
+            wait_for(f"the run of {name} has ended", lambda of=of_job: instance.get_runs(of)[0].is_finished)
+            (run,) = instance.get_runs(of_job)
             assert (run.job_name, run.status) == (name, dg.DagsterRunStatus.SUCCESS)
             assert [attempt.run_id for attempt in ledger.job(job_id).attempts] == [run.run_id]
             assert not any(rider in str(run.run_config) + str(run.tags) for rider in RIDERS)

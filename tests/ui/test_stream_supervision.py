@@ -120,6 +120,7 @@ def test_a_stream_is_seen_to_be_followed_whatever_happens_to_its_runs(
         assert any(lag > 0 for lag in lags(instance))
         wait_for("newer code follows", lambda: run_of(workspace) not in ("", old_run))
         killed = run_of(workspace)
+        wait_for("the old run has ended", lambda: instance.get_run_by_id(old_run).is_finished)
         assert instance.get_run_by_id(old_run).status is dg.DagsterRunStatus.SUCCESS
         os.kill(pid_of(instance, killed), signal.SIGKILL)
         pay(workspace, 1_000)
